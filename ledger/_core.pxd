@@ -1,0 +1,78 @@
+# The ledger's state and the only code that decides and applies. What it promises stands in _core.pyx.
+# cimported by ledger/_engine.pyx, ledger/_verifier.pyx, server/_local.pyx.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ledger._hash cimport Hash128
+from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, METHOD_COUNT, Outcome, WALLETS_MAX
+from ledger._rules cimport Program
+
+# How the core reads an entry that it wrote earlier (for repeats). NULL when it cannot be had.
+ctypedef const uint8_t* (*FindEntry)(void* owner, uint64_t sequence, uint32_t* size) noexcept nogil
+
+cdef enum ApplyResult:          # why an entry of the journal cannot be applied; 0 = applied
+    APPLY_OK = 0
+    APPLY_FRAMING = 1           # broken framing or an unknown kind
+    APPLY_SEQUENCE = 2          # not the next sequence, or time went back
+    APPLY_MEMBER = 3            # names an account that does not exist, or opens one out of order
+    APPLY_LOTS = 4              # takes more from a lot than it has, or the postings do not fit the lots
+    APPLY_SUM = 5               # postings do not sum to zero
+    APPLY_RESERVATION = 6       # a reservation that does not exist or is in another state
+    APPLY_DIGEST = 7            # a DIGEST entry that differs from the state
+    APPLY_PROGRAM = 8           # an image that does not load
+    APPLY_KEY = 9               # the identity key is not the one that the journal was begun with
+    APPLY_FULL = 10             # a table is too small: start with larger --members-max / --ids-max
+    APPLY_RESULT_COUNT = 11
+
+cdef struct CoreSizes:
+    uint32_t members_max        # accounts
+    uint64_t ids_max            # request ids remembered; receipt keys: the same number
+    uint32_t reservations_max
+
+cdef struct CoreStats:          # read by metrics from another thread: plain aligned words, never torn
+    uint64_t sequence           # of the last entry applied
+    int64_t time_us             # of the last entry applied
+    uint64_t members
+    uint64_t identifiers
+    uint64_t lots
+    uint64_t reservations_active
+    uint64_t request_ids
+    uint64_t receipt_keys
+    uint64_t entries_expired_lots
+    uint64_t entries_expired_reservations
+    uint64_t bytes_accounts     # memory by table, bytes in use
+    uint64_t bytes_identifiers
+    uint64_t bytes_lots
+    uint64_t bytes_reservations
+    uint64_t bytes_request_ids
+    uint64_t bytes_receipt_keys
+    int64_t issued_points[WALLETS_MAX]
+    int64_t redeemed_points[WALLETS_MAX]
+    int64_t expired_points[WALLETS_MAX]
+    int64_t adjusted_points[WALLETS_MAX]
+    int64_t reserved_points[WALLETS_MAX]    # held by ACTIVE reservations now
+    int64_t reserved_total_points[WALLETS_MAX]  # ever reserved
+
+cdef struct Core                # its fields are in _core.pyx alone
+
+cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except NULL
+    # Reserves the tables. identity_key: 16 bytes, or NULL where no identifier is looked up (verify). MemoryError.
+cdef void core_close(Core* core) noexcept
+cdef void core_set_find(Core* core, FindEntry find, void* owner) noexcept nogil
+cdef const Program* core_program(const Core* core) noexcept nogil
+    # The programme in force; NULL before the first PROGRAM entry.
+cdef const CoreStats* core_stats(const Core* core) noexcept nogil
+cdef Hash128 core_digest(const Core* core) noexcept nogil
+cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil
+    # Decides one command at server time now_us and applies its entry, if it makes one, as sequence stats.sequence + 1.
+    # entry: room for COMMAND_ENTRY_BYTES_MAX bytes; valid with outcome.written. Reads and repeats write nothing.
+    # core_program must not be NULL.
+cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil
+    # Applies an entry of the journal as the next sequence. ApplyResult. After anything but APPLY_OK the state is spoilt.
+cdef uint32_t core_tick(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil
+    # Posts the next thing that is due at now_us (an expired reservation, a member's expired lots): writes the entry, applies it,
+    # returns its size; 0: nothing is due for now. Looks at no more than TICK_ACCOUNTS_MAX accounts a call.
+cdef uint32_t core_write_digest(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil
+    # Writes and applies a DIGEST entry; returns its size.
+cdef uint32_t core_write_program(Core* core, int64_t now_us, const uint8_t* image, uint32_t image_size,
+                                 const uint8_t* source, uint32_t source_size, bint first, uint8_t* entry) noexcept nogil
+    # Writes and applies a PROGRAM entry (room for ENTRY_BYTES_MAX); first: with the key check. 0: the image does not load.

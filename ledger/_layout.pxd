@@ -1,0 +1,235 @@
+# Structs and enums that every compiled room shares; each field with its unit and bound.
+# Not for functions (leaves have their own .pxd) and not for what one room keeps to itself (its own .pxd).
+# cimported by every room; the byte form of an entry is docs/journal-format.md and ledger/_entry.pxd.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ledger._limits cimport (
+    IDENTIFIERS_PER_REQUEST_MAX, LINES_MAX, NEXT_EXPIRIES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+)
+
+# The calls. Numbers index metrics and the transport's table; append, never renumber.
+cdef enum Method:
+    METHOD_NONE = 0
+    METHOD_EARN = 1
+    METHOD_BURN = 2
+    METHOD_RESERVE = 3
+    METHOD_CAPTURE = 4
+    METHOD_RELEASE = 5
+    METHOD_COMMIT = 6
+    METHOD_ENROLL = 7
+    METHOD_GET_BALANCE = 8
+    METHOD_GET_OPERATION = 9
+    METHOD_HEALTH_CHECK = 10    # answered by the ports themselves
+    METHOD_COUNT = 11
+
+# What an entry does. 1..9 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
+cdef enum EntryKind:
+    KIND_EARN = 1
+    KIND_BURN = 2
+    KIND_RESERVE = 3
+    KIND_CAPTURE = 4
+    KIND_RELEASE = 5
+    KIND_COMMIT = 6
+    KIND_ENROLL = 7
+    KIND_EXPIRE_LOTS = 8
+    KIND_EXPIRE_RESERVATION = 9
+    KIND_PROGRAM = 20           # a programme comes into force: image and source
+    KIND_DIGEST = 21            # the state digest after all earlier entries
+
+cdef enum EntryFlag:
+    FLAG_OPENED = 1             # the entry opens the account it names
+
+cdef enum SectionType:
+    SECTION_CONTEXT = 1
+    SECTION_POSTINGS = 2
+    SECTION_LOTS = 3
+    SECTION_LINES = 4
+    SECTION_AWARDS = 5
+    SECTION_AFTER = 6
+    SECTION_RESERVATION = 7
+    SECTION_IDENTIFIERS = 8
+    SECTION_REFUSAL = 9
+    SECTION_IMAGE = 10
+    SECTION_SOURCE = 11
+    SECTION_KEY_CHECK = 12
+    SECTION_DIGEST = 13
+    SECTION_COUNT = 14          # known types are 1..13; others are kept and skipped
+
+# Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
+cdef enum ContextTag:
+    CONTEXT_SENT_TIME = 1       # sent_time - entry time, us
+    CONTEXT_BUSINESS_TIME = 2   # business time - entry time, us; absent: not given, the entry time counts
+    CONTEXT_WALLET = 3          # wallet index that the request named or defaulted to (burn, reserve, commit with burn)
+    CONTEXT_POINTS = 4          # points asked (burn, reserve, capture; commit: of its burn or capture)
+    CONTEXT_TTL = 5             # us, as decided (default filled in)
+    CONTEXT_RESERVATION = 6     # reservation id asked (capture, release, commit with capture)
+    CONTEXT_BUSINESS_DAY = 7    # receipt key: yyyymmdd
+    CONTEXT_TOTAL = 8           # receipt total, minor units
+    CONTEXT_PAYMENT = 9         # commit: 1 burn, 2 capture; absent: none
+    CONTEXT_STORE = 128
+    CONTEXT_TILL = 129
+    CONTEXT_NUMBER = 130
+
+# Whose side of a posting. The postings of an entry sum to zero per wallet.
+cdef enum PostingAccount:
+    ACCOUNT_MEMBER = 1
+    ACCOUNT_ISSUED = 2
+    ACCOUNT_REDEEMED = 3
+    ACCOUNT_EXPIRED = 4
+    ACCOUNT_ADJUSTED = 5
+    ACCOUNT_COUNT = 6
+
+cdef enum ReservationState:     # values of loyalty.ledger.v1.Reservation.State
+    RESERVATION_ACTIVE = 1
+    RESERVATION_CAPTURED = 2
+    RESERVATION_RELEASED = 3
+    RESERVATION_EXPIRED = 4
+
+cdef enum MemberKind:           # how a request names a member; 2.. are the identifier types of the journal
+    MEMBER_NONE = 0
+    MEMBER_BY_ID = 1
+    MEMBER_BY_CARD = 2
+    MEMBER_BY_PHONE = 3
+    MEMBER_BY_EMAIL = 4
+    MEMBER_BY_APP = 5
+
+cdef enum PaymentKind:
+    PAYMENT_NONE = 0
+    PAYMENT_BURN = 1
+    PAYMENT_CAPTURE = 2
+
+# Bits of Command.given: optional parts that the request carried.
+cdef enum GivenBit:
+    GIVEN_SENT_TIME = 1
+    GIVEN_BUSINESS_TIME = 2
+    GIVEN_RECEIPT = 4           # a Receipt message
+    GIVEN_RECEIPT_KEY = 8       # a ReceiptKey message (inside Receipt or alone)
+    GIVEN_WALLET = 16
+    GIVEN_TTL = 32
+
+cdef struct Slice:              # bytes inside somebody else's buffer; valid until that buffer is reused
+    const uint8_t* data
+    uint32_t size               # bytes
+
+cdef struct MemberRef:
+    Slice text                  # card, phone, email or app as sent (UTF-8 checked)
+    int64_t member_id           # for MEMBER_BY_ID, as sent
+    uint8_t kind                # MemberKind
+
+cdef struct Line:
+    Slice sku                   # 1..SKU_BYTES_MAX bytes
+    Slice category              # 0..CATEGORY_BYTES_MAX bytes
+    int64_t quantity_milli      # 0..QUANTITY_MILLI_MAX
+    int64_t amount_minor        # 0..AMOUNT_MINOR_MAX
+
+# One request, decoded. Written by server/_wire, read by ledger/_core; nothing in it is allocated.
+cdef struct Command:
+    uint8_t method              # Method
+    uint8_t payment             # PaymentKind, for METHOD_COMMIT
+    uint16_t given              # GivenBit
+    uint32_t line_count         # 0..LINES_MAX
+    uint32_t identifier_count   # 0..IDENTIFIERS_PER_REQUEST_MAX, for METHOD_ENROLL
+    int32_t business_day        # receipt key: yyyymmdd as sent
+    Slice request_id
+    int64_t sent_time_us        # us since 1970, valid with GIVEN_SENT_TIME
+    int64_t business_time_us    # us since 1970, valid with GIVEN_BUSINESS_TIME
+    MemberRef member
+    Slice wallet                # name; valid with GIVEN_WALLET
+    int64_t points              # as sent
+    int64_t ttl_us              # valid with GIVEN_TTL
+    int64_t reservation_id      # as sent
+    Slice store
+    Slice till
+    Slice number
+    Slice currency
+    int64_t total_minor         # as sent
+    MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
+    Line lines[LINES_MAX]
+
+cdef struct WalletView:         # one wallet of a balance
+    int64_t posted_points       # unexpired lots, pending and reserved included
+    int64_t pending_points      # not yet available
+    int64_t reserved_points     # held
+    int64_t expiry_points[NEXT_EXPIRIES_MAX]
+    int64_t expiry_time_us[NEXT_EXPIRIES_MAX]   # first moment at which they do not count
+    uint32_t expiry_count       # 0..NEXT_EXPIRIES_MAX
+    uint16_t wallet             # index in the programme
+
+cdef struct BalanceView:
+    uint64_t sequence           # last entry that changed the member
+    int64_t read_time_us
+    uint32_t member             # account number, from 1
+    uint32_t wallet_count
+    WalletView wallets[WALLETS_MAX]
+
+cdef enum ValueKind:
+    VALUE_NONE = 0
+    VALUE_NUMBER = 1
+    VALUE_TEXT = 2
+
+# What a command came to. Written by _core, encoded by server/_wire. Only the parts of its status are valid.
+cdef struct Outcome:
+    uint16_t status             # STATUS_*; STATUS_OK with entry or balance
+    uint16_t field              # FIELD_* for FIELD_INVALID, REQUEST_ID_REUSED, MEMBER_NOT_FOUND, IDENTIFIER_TAKEN
+    int32_t index               # element of a repeated field, from 0; -1: none
+    uint8_t value_kind          # ValueKind: what was sent, for the message
+    uint8_t replayed            # 1: the first outcome of an id seen before
+    uint8_t written             # 1: a new entry stands in the buffer given to core_execute
+    uint8_t opened              # 1: reserved for the codec; read it from the entry's flags
+    int64_t value               # for VALUE_NUMBER
+    Slice text                  # for VALUE_TEXT; valid as long as the request
+    int64_t a                   # STATUS_ROWS[status].a
+    int64_t b                   # STATUS_ROWS[status].b
+    uint64_t wait_sequence      # the answer may leave when the durable sequence has reached it
+    uint64_t sequence           # of entry
+    const uint8_t* entry        # the entry that answers a write (also of a remembered refusal); NULL for reads
+    uint32_t entry_size         # bytes
+    BalanceView balance         # for METHOD_GET_BALANCE
+
+cdef struct Award:              # what a rule gave; written by the rules, read by _core
+    int64_t points              # 1..POINTS_MAX
+    int32_t available_day       # days since 1970 in the programme's zone
+    int32_t expiry_day          # first day on which it does not count; DAY_NEVER: never
+    uint16_t line               # from 1; 0: the receipt as a whole
+    uint16_t rule               # rule number, from 1
+    uint16_t wallet             # index
+    uint16_t funder             # 0: the chain itself
+
+cdef enum:
+    DAY_NEVER = 2147483647      # expiry day of points that never expire
+
+cdef struct WalletDefinition:
+    char name[WALLET_NAME_BYTES_MAX + 1]    # UTF-8, zero terminated
+    uint32_t name_size          # bytes
+    uint32_t scale              # decimal digits behind the point, for people
+
+cdef packed struct EntryHeader: # 40 bytes, little endian; docs/journal-format.md
+    uint32_t size               # whole entry, header included
+    uint8_t kind                # EntryKind
+    uint8_t flags               # EntryFlag
+    uint16_t status             # 0, or the remembered refusal
+    int64_t time_us             # server time
+    uint32_t member             # account number, from 1; 0: none
+    uint32_t program            # version of the programme in force
+    uint8_t request[16]         # hash of the request id; zeros where no request asked
+
+cdef packed struct GroupHeader: # 128 bytes, little endian; docs/journal-format.md
+    uint32_t magic              # GROUP_MAGIC
+    uint16_t version            # 1
+    uint16_t flags              # 0
+    uint32_t shard              # 0 until there are several
+    uint32_t epoch              # 1 until there are several writers
+    uint64_t first_sequence     # of the first entry, from 1
+    uint64_t drained_sequence   # last sequence known to be in LMDB when this was sealed
+    int64_t time_us             # server time of sealing
+    uint32_t count              # entries, from 1
+    uint32_t size               # bytes of all entries
+    uint8_t directory[16]       # id of the data directory
+    uint8_t previous_hash[32]   # hash of the group before; zeros for the first
+    uint8_t hash[32]            # SHA-256 over bytes 0..95 of this header and all entries
+
+cdef enum:
+    GROUP_MAGIC = 0x31474244    # "DBG1" in little endian
+    GROUP_HEADER_BYTES = 128
+    GROUP_HASHED_BYTES = 96     # of the header
+    ENTRY_HEADER_BYTES = 40

@@ -1,0 +1,159 @@
+"""The one table of statuses and of request fields.
+
+Every refusal that a caller can see is a row here: its number (never reused), gRPC code, reason on the wire, whether the
+same request may be sent again as it is, and whether the outcome is remembered under its request id.
+`ledger/_generate.py` turns both tables into `_status.h` and `_status.pxd`, so the compiled rooms read the same rows.
+Not for exceptions of the service's own start and stop; those live where they are raised (`ledger/engine.py`).
+Read by `server/_wire.pyx` (through the generated header), docs/errors.md is checked against it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ledger import limits
+
+DOMAIN = "ledger.loyalty"
+
+# gRPC codes used here (grpc.StatusCode values; the ledger does not import grpc).
+INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS = 3, 4, 5, 6
+RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED, UNAVAILABLE = 8, 9, 11, 12, 14
+
+
+class Status(NamedTuple):
+    """One row: a refusal.
+
+    `a` and `b` name the two numbers of `Outcome.a` and `Outcome.b` in ErrorInfo.metadata ("" = not sent).
+    `message` is the text for people; {field} {value} {rule} {a} {b} stand for the outcome's parts.
+    """
+
+    number: int
+    name: str
+    grpc_code: int
+    retryable: bool  # the same request, unchanged, may succeed later
+    remembered: bool  # journaled as a refusal: a repeat of the id gets the same answer for ever
+    a: str
+    b: str
+    message: str
+
+
+STATUSES = (
+    Status(0, "OK", 0, False, False, "", "", ""),
+    # malformed: not remembered, nothing written
+    Status(1, "FIELD_INVALID", INVALID_ARGUMENT, False, False, "", "", "{field} {rule}, was {value}"),
+    Status(2, "MESSAGE_MALFORMED", INVALID_ARGUMENT, False, False, "offset", "",
+           "the request is not a valid protobuf message of this method: it breaks at byte {a}"),
+    Status(3, "MESSAGE_TOO_LARGE", RESOURCE_EXHAUSTED, False, False, "bytes", "bytes_max",
+           "the message has {a} bytes, at most {b} are allowed"),
+    Status(4, "MESSAGE_COMPRESSED", UNIMPLEMENTED, False, False, "", "",
+           "compressed messages are not supported: send grpc-encoding identity"),
+    Status(5, "METHOD_UNKNOWN", UNIMPLEMENTED, False, False, "", "", "unknown method"),
+    # not found: not remembered
+    Status(10, "MEMBER_NOT_FOUND", NOT_FOUND, False, False, "", "", "{field} names no member"),
+    Status(11, "WALLET_NOT_FOUND", NOT_FOUND, False, False, "", "",
+           "the programme has no wallet of this name: {value}"),
+    Status(12, "RESERVATION_NOT_FOUND", NOT_FOUND, False, False, "reservation_id", "",
+           "no reservation {a} is known"),
+    Status(13, "OPERATION_NOT_FOUND", NOT_FOUND, False, False, "", "", "no write with this request_id is known"),
+    # identity and keys
+    Status(20, "REQUEST_ID_REUSED", ALREADY_EXISTS, False, False, "sequence", "",
+           "this request_id was used by entry {a} with another {field}: use a new id for a new request"),
+    Status(21, "RECEIPT_ALREADY_POSTED", ALREADY_EXISTS, False, False, "sequence", "",
+           "this receipt was already posted by entry {a} under another request_id"),
+    Status(22, "IDENTIFIER_TAKEN", ALREADY_EXISTS, False, False, "", "",
+           "{field} belongs to another member"),
+    Status(23, "SENT_TIME_TOO_OLD", FAILED_PRECONDITION, False, False, "oldest_sent_time_us", "",
+           "sent_time is older than the ids kept in memory reach (microseconds since 1970: {a}): "
+           "whether this request was seen before cannot be told"),
+    Status(24, "RECEIPT_TOO_OLD", FAILED_PRECONDITION, False, False, "oldest_business_day", "",
+           "the receipt's business day is older than the receipt keys kept in memory reach ({a})"),
+    # state: remembered
+    Status(30, "INSUFFICIENT_POINTS", FAILED_PRECONDITION, False, True, "available_points", "requested_points",
+           "{b} points were asked, {a} are available"),
+    Status(31, "RESERVATION_NOT_ACTIVE", FAILED_PRECONDITION, False, True, "reservation_id", "state",
+           "reservation {a} is not active any more: state {b} (2 captured, 3 released, 4 expired)"),
+    Status(32, "RESERVATION_FOREIGN", FAILED_PRECONDITION, False, True, "reservation_id", "",
+           "reservation {a} belongs to another member"),
+    Status(33, "CAPTURE_ABOVE_RESERVED", FAILED_PRECONDITION, False, True, "reserved_points", "requested_points",
+           "{b} points were asked, the reservation holds {a}"),
+    Status(34, "POINTS_OVERFLOW", OUT_OF_RANGE, False, True, "posted_points", "",
+           "the wallet would hold more than is allowed; it has {a}"),
+    Status(35, "LOTS_LIMIT", RESOURCE_EXHAUSTED, False, True, "lots", "lots_max",
+           "the member has {a} lots in this wallet, at most {b} are allowed"),
+    Status(36, "RESERVATIONS_LIMIT", RESOURCE_EXHAUSTED, False, True, "reservations", "reservations_max",
+           "the member has {a} active reservations, at most {b} are allowed"),
+    Status(37, "IDENTIFIERS_LIMIT", RESOURCE_EXHAUSTED, False, True, "identifiers", "identifiers_max",
+           "the member would have {a} identifiers, at most {b} are allowed"),
+    # capacity and readiness: not remembered, nothing written
+    Status(40, "MEMBERS_LIMIT", RESOURCE_EXHAUSTED, False, False, "members_max", "",
+           "the ledger is full: {a} members; start it with a larger --members-max"),
+    Status(41, "TABLE_FULL", RESOURCE_EXHAUSTED, False, False, "", "",
+           "a table of the ledger is full (lots or reservations); start it with a larger --members-max"),
+    Status(50, "JOURNAL_FULL", UNAVAILABLE, True, False, "free_bytes", "free_bytes_min",
+           "the disk is nearly full ({a} bytes free, {b} are needed): writes are refused, reads go on"),
+    Status(51, "NOT_READY", UNAVAILABLE, True, False, "", "", "the service is starting or stopping: try again"),
+    Status(52, "TOO_MANY_CALLS", UNAVAILABLE, True, False, "", "", "too many calls are open: try again"),
+    Status(53, "DEADLINE_PASSED", DEADLINE_EXCEEDED, True, False, "", "",
+           "the deadline passed before the request was decided: nothing was written"),
+)
+
+BY_NAME = {status.name: status for status in STATUSES}
+BY_NUMBER = {status.number: status for status in STATUSES}
+
+
+class Field(NamedTuple):
+    """One request field that can be wrong: its number, its name on the wire and what would be right."""
+
+    number: int
+    name: str
+    rule: str
+
+
+def _text(what: str, low: int, high: int) -> str:
+    return f"must be {what} of {low}..{high} bytes of UTF-8 without control characters"
+
+
+FIELDS = (
+    Field(0, "", ""),
+    Field(1, "request_id", f"must be {limits.REQUEST_ID_BYTES_MIN}..{limits.REQUEST_ID_BYTES_MAX} characters of A-Z a-z 0-9 . _ : -"),
+    Field(2, "sent_time", f"must be set, from 2000 to at most {limits.CLOCK_AHEAD_S_MAX} s ahead of the server's clock"),
+    Field(3, "member", "must name one member by member_id, card, phone, email or app"),
+    Field(4, "member.member_id", "must be 1..2147483647"),
+    Field(5, "member.card", _text("a card number", 1, limits.IDENTIFIER_BYTES_MAX)),
+    Field(6, "member.phone", f"must be E.164: '+' and {limits.PHONE_DIGITS_MIN}..{limits.PHONE_DIGITS_MAX} digits, the first not 0"),
+    Field(7, "member.email", f"must be an address with one '@', 3..{limits.EMAIL_BYTES_MAX} bytes"),
+    Field(8, "member.app", _text("an app identifier", 1, limits.IDENTIFIER_BYTES_MAX)),
+    Field(10, "receipt", "must be set"),
+    Field(11, "receipt.key", "must be set"),
+    Field(12, "receipt.key.store", _text("a store code", 1, limits.STORE_BYTES_MAX)),
+    Field(13, "receipt.key.till", _text("a till code", 1, limits.TILL_BYTES_MAX)),
+    Field(14, "receipt.key.business_day", "must be a calendar date as yyyymmdd, 20000101..21991231"),
+    Field(15, "receipt.key.number", _text("a receipt number", 1, limits.RECEIPT_NUMBER_BYTES_MAX)),
+    Field(16, "receipt.purchase_time", "must be from now - the programme's max_age to now + 5 min"),
+    Field(17, "receipt.currency_code", "must be the programme's currency"),
+    Field(18, "receipt.total_minor", f"must be 0..{limits.AMOUNT_MINOR_MAX} and the sum of the lines"),
+    Field(19, "receipt.lines", f"must be at most {limits.LINES_MAX} lines"),
+    Field(20, "receipt.lines.sku", _text("an article code", 1, limits.SKU_BYTES_MAX)),
+    Field(21, "receipt.lines.category", _text("a category code", 0, limits.CATEGORY_BYTES_MAX)),
+    Field(22, "receipt.lines.quantity_milli", f"must be 0..{limits.QUANTITY_MILLI_MAX}"),
+    Field(23, "receipt.lines.amount_minor", f"must be 0..{limits.AMOUNT_MINOR_MAX}"),
+    Field(30, "wallet", _text("a wallet name", 1, limits.WALLET_NAME_BYTES_MAX)),
+    Field(31, "points", f"must be 1..{limits.POINTS_MAX}"),
+    Field(32, "points", f"must be 0..{limits.POINTS_MAX} (0: all that is held)"),
+    Field(33, "ttl", f"must be {limits.TTL_S_MIN} s to {limits.TTL_S_MAX} s (14 days)"),
+    Field(34, "reservation_id", "must be at least 1"),
+    Field(35, "purchase_time", "must be from now - the programme's max_age to now + 5 min"),
+    Field(36, "receipt_key.store", _text("a store code", 1, limits.STORE_BYTES_MAX)),
+    Field(37, "receipt_key.till", _text("a till code", 1, limits.TILL_BYTES_MAX)),
+    Field(38, "receipt_key.business_day", "must be a calendar date as yyyymmdd, 20000101..21991231"),
+    Field(39, "receipt_key.number", _text("a receipt number", 1, limits.RECEIPT_NUMBER_BYTES_MAX)),
+    Field(40, "payment", "must be at most one of burn and capture"),
+    Field(41, "identifiers", f"must be 1..{limits.IDENTIFIERS_PER_REQUEST_MAX} different identifiers, a member_id only in first place"),
+    Field(50, "method", "must be the call that used this id first"),
+)
+
+FIELD_BY_NUMBER = {field.number: field for field in FIELDS}
+
+assert len(BY_NAME) == len(STATUSES), "two statuses share a name"
+assert len(BY_NUMBER) == len(STATUSES), "two statuses share a number"
+assert len(FIELD_BY_NUMBER) == len(FIELDS), "two fields share a number"

@@ -1,0 +1,93 @@
+"""Every bound of the ledger, each with its reason.
+
+Not for settings (those are command-line flags). `ledger/_generate.py` turns the upper-case integers of this file
+into `_limits.h` and `_limits.pxd`, so that C and Python share one number. Read by everybody.
+"""
+
+# --- what a request may say -------------------------------------------------------------------------------------
+REQUEST_ID_BYTES_MIN = 16  # shorter ids collide between tills; a UUID without dashes has 32
+REQUEST_ID_BYTES_MAX = 64  # room for store-till-day-number-attempt; longer is a mistake
+STORE_BYTES_MAX = 16  # the longest store code seen in POS integrations is 12
+TILL_BYTES_MAX = 16  # as stores
+RECEIPT_NUMBER_BYTES_MAX = 32  # fiscal numbers have up to 20 digits
+SKU_BYTES_MAX = 32  # GTIN has 14; chains put prefixes before it
+CATEGORY_BYTES_MAX = 32  # category codes, not names
+WALLET_NAME_BYTES_MAX = 32  # a name, not a sentence
+IDENTIFIER_BYTES_MAX = 64  # card, barcode, app id
+EMAIL_BYTES_MAX = 128  # RFC 5321 allows 254; real ones end at ~60
+PHONE_DIGITS_MIN = 7  # E.164 numbers with country code
+PHONE_DIGITS_MAX = 15  # E.164
+IDENTIFIERS_PER_REQUEST_MAX = 8  # card, phone, e-mail, app and some old cards
+LINES_MAX = 1000  # 500-line baskets are real (domain case 64); twice that is a mistake
+POINTS_MAX = 1_000_000_000_000  # absurd amounts are typing errors; 9 million of these still fit int64
+AMOUNT_MINOR_MAX = 1_000_000_000_000  # 10 billion in major units; keeps total * points-per-step inside int64
+QUANTITY_MILLI_MAX = 1_000_000_000  # a million pieces
+TTL_S_MIN = 1  # a shorter hold is over before its answer
+TTL_S_MAX = 1_209_600  # 14 days, the longest freeze seen in the field
+TTL_S_DEFAULT = 900  # 15 minutes: longer than any checkout
+CLOCK_AHEAD_S_MAX = 300  # how far a till's clock may run ahead (sent_time, purchase_time)
+BUSINESS_DAY_MIN = 20000101  # days are counted as int32 from 1970; years 2000..2199 keep every sum small
+BUSINESS_DAY_MAX = 21991231
+REQUEST_BYTES_MAX = 131_072  # 1000 lines of the longest kind: 1000 * (32 + 32 + 20) plus the head
+ANSWER_BYTES_MAX = 65_536  # AWARDS_MAX awards of 14 bytes plus wallets; usual answers have ~150 bytes
+
+# --- what a member may have -------------------------------------------------------------------------------------
+WALLETS_MAX = 16  # points, tickets, stamps, partner purses: ten is the most seen in the field
+LOTS_PER_WALLET_MAX = 400  # one a day for the 12 months that points live, and some
+RESERVATIONS_PER_MEMBER_MAX = 32  # parallel checkouts of one member; more is an attack
+IDENTIFIERS_PER_MEMBER_MAX = 32  # cards lost and replaced over the years
+NEXT_EXPIRIES_MAX = 3  # what fits a till's display
+FUNDERS_MAX = 65_535  # uint16 in a lot
+
+# --- rules ------------------------------------------------------------------------------------------------------
+AWARDS_MAX = 3000  # awards of one receipt: 1000 lines with three rules each
+RULES_MAX = 1024  # ops in one image; the busiest programmes have ~100 rules
+IMAGE_BYTES_MAX = 1_048_576  # an image travels in one entry; a million bytes hold bitsets of 100k skus
+SOURCE_BYTES_MAX = 262_144  # YAML source kept beside it
+RULE_NAME_BYTES_MAX = 64  # names are for people
+POINTS_PER_STEP_MAX = 1_000_000  # times AMOUNT_MINOR_MAX stays below 2^63
+
+# --- one entry, one group ---------------------------------------------------------------------------------------
+ENTRY_BYTES_MAX = 1_572_864  # PROGRAM entry: image + source + header; a receipt of 1000 lines needs ~120 kB
+COMMAND_ENTRY_BYTES_MAX = 262_144  # the largest entry of a command: 1000 lines * 70 + 6400 lot changes * 24
+GROUP_BYTES_MAX = 4_194_304  # a flush of 4 MB takes ~3 ms here; larger groups only add latency
+GROUP_ENTRIES_MAX = 16_384  # bounds the replay step and the pending answers
+TAIL_BLOCK_BYTES = 4096  # a group starts its own block: no acknowledged block is rewritten
+TAIL_BYTES_DEFAULT = 134_217_728  # 0.8 s of 150 MB/s: covers a slow LMDB commit
+TAIL_BYTES_MIN = 16_777_216  # at least a few groups of the largest size
+DRAIN_BYTES = 8_388_608  # one LMDB transaction: more would hold the disk from the flush too long
+DRAIN_INTERVAL_MS = 100  # back-to-back commits raise the flush from 136 to 196 us
+FREE_BYTES_MIN = 268_435_456  # below this much free disk writes are refused: two tails
+JOURNAL_MAP_BYTES = 1_099_511_627_776  # 1 TiB of address space; readers must open with the same number
+TICK_ENTRIES_MAX = 1000  # expiries per group, so that a mass expiry never stalls a till
+TICK_ACCOUNTS_MAX = 512  # accounts looked at per tick by the rolling sweep: ~2 us
+TICK_INTERVAL_US = 1000  # the tick's own clock; 10M members are swept in 20 s
+DIGEST_INTERVAL_S = 60  # how often the state digest is journaled
+TIME_JUMP_US_MAX = 3_600_000_000  # a clock step above an hour stops the ticks
+
+# --- tables, sized at start -------------------------------------------------------------------------------------
+MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
+IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys: the same number)
+MEMBERS_MAX_LIMIT = 100_000_000  # slots are uint32 with room to spare
+IDS_MAX_LIMIT = 1_000_000_000
+ID_GENERATIONS = 4  # one filling, two remembered, one being cleared
+LOTS_PER_MEMBER_PLANNED = 8  # 32-byte units of the lot arena per member: ~6 lots and the slack of size classes
+RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
+
+# --- the checkout port ------------------------------------------------------------------------------------------
+CONNECTIONS_MAX = 4096  # a gateway per store opens one or two
+STREAMS_PER_CONNECTION_MAX = 1024  # SETTINGS_MAX_CONCURRENT_STREAMS
+STREAMS_MAX = 16_384  # in all; 16k * 20 kB of buffers, touched only when used
+HEADER_BYTES_MAX = 8192  # a call's header block; tills send ~300 bytes
+IDLE_TIMEOUT_S = 600  # a connection without calls is closed with GOAWAY
+SLOW_CLIENT_TIMEOUT_S = 20  # a peer that does not read its answers, or stops in the middle of a request
+DRAIN_GRACE_S = 10  # how long a shutdown waits for open calls
+INBOX_CALLS_MAX = 4096  # calls from the control port waiting for the hot thread
+
+assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
+assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
+assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + WALLETS_MAX * LOTS_PER_WALLET_MAX * 24
+assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
+assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX
+assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63
+assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 20) + 4096

@@ -1,0 +1,29 @@
+# One call from request bytes to answer bytes: the life of a call between the transport and the core.
+# cimported by server/_transport.pyx (sockets and inbox) and server/_local.pyx (tests, core bench).
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ledger._engine cimport Engine
+from ledger._layout cimport Command, Outcome
+
+cdef enum:
+    DETAILS_BYTES_MAX = 1024    # google.rpc.Status of the longest refusal
+    MESSAGE_BYTES_MAX = 512     # its message, before percent-encoding
+
+cdef struct Answer:
+    uint8_t* data               # given by the caller: ANSWER_BYTES_MAX bytes; message (grpc_code 0) or details
+    uint32_t size               # bytes of message or details in data
+    uint32_t message_size       # bytes in message
+    int grpc_code               # 0 OK
+    uint16_t status             # STATUS_* for the metrics
+    uint8_t replayed
+    uint64_t wait_sequence      # may leave when engine_durable() >= this
+    uint8_t message[MESSAGE_BYTES_MAX]  # grpc-message, not yet percent-encoded
+
+cdef struct Caller:             # scratch of one thread
+    Command command
+    Outcome outcome
+
+cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, Answer* answer) noexcept nogil
+    # Decode, execute, encode. The caller has checked engine_room, the deadline and the size.
+cdef void call_refuse(Caller* caller, uint16_t status, int64_t a, int64_t b, Answer* answer) noexcept nogil
+    # An answer that never reached the core: METHOD_UNKNOWN, MESSAGE_TOO_LARGE, DEADLINE_PASSED, ...

@@ -1,0 +1,16 @@
+# protobuf codec of the checkout messages; what it promises stands in _wire.pyx.
+# cimported by server/_call.pyx and the fuzz harness.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from ledger._layout cimport Command, Outcome
+from ledger._rules cimport Program
+
+cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil
+    # Request bytes -> command. False: outcome holds FIELD_INVALID or MESSAGE_MALFORMED.
+    # Checks structure only (protobuf, UTF-8, text lengths, counts); ranges and meaning are the core's.
+cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil
+    # The response message for an outcome with STATUS_OK; out: ANSWER_BYTES_MAX bytes. Returns its size.
+cdef uint32_t wire_error(const Program* program, const Outcome* outcome, uint8_t* details, uint32_t details_max,
+                         uint8_t* message, uint32_t message_max, uint32_t* message_size) noexcept nogil
+    # A google.rpc.Status with ErrorInfo (and RetryInfo where retryable), and its message alone. Returns the size of details.
+cdef int wire_grpc_code(uint16_t status) noexcept nogil

@@ -1,0 +1,101 @@
+"""Extensions, their directives and the debug switch; nothing that pyproject.toml can say.
+
+DAYBOOK_DEBUG=1    bounds checks, -O1 -g, LEDGER_DEBUG
+DAYBOOK_ASAN=1     AddressSanitizer and UBSan in every extension (run with the libasan preloaded)
+DAYBOOK_ONLY=a,b   build only these modules, by their dotted names (for work on one room)
+"""
+
+import os
+import sys
+from glob import glob
+from pathlib import Path
+
+from Cython.Build import cythonize
+from Cython.Compiler import Options
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+os.chdir(ROOT)
+sys.path.insert(0, str(ROOT / "ledger"))
+import _generate  # noqa: E402
+
+_generate.generate()
+
+PROTO = "proto/loyalty/ledger/v1/ledger.proto"
+
+
+def generate_protobuf() -> None:
+    """Generate server/_pb from the proto, when it is older. The import path is mapped by --proto_path."""
+    from grpc_tools import protoc
+    from importlib.resources import files
+
+    out = ROOT / "server" / "_pb"
+    made = out / "loyalty" / "ledger" / "v1" / "ledger_pb2_grpc.py"
+    if made.exists() and made.stat().st_mtime >= (ROOT / PROTO).stat().st_mtime:
+        return
+    out.mkdir(exist_ok=True)
+    code = protoc.main([
+        "protoc", f"--proto_path=server/_pb={ROOT / 'proto'}", f"--proto_path={files('grpc_tools') / '_proto'}",
+        f"--proto_path={Path(__import__('google.rpc', fromlist=['x']).__path__[0]).parents[1]}",
+        f"--python_out={ROOT}", f"--pyi_out={ROOT}", f"--grpc_python_out={ROOT}",
+        "server/_pb/loyalty/ledger/v1/ledger.proto",
+    ])
+    if code:
+        raise SystemExit("protoc failed")
+
+
+generate_protobuf()
+
+DEBUG = os.environ.get("DAYBOOK_DEBUG") == "1"
+ASAN = os.environ.get("DAYBOOK_ASAN") == "1"
+ONLY = set(filter(None, os.environ.get("DAYBOOK_ONLY", "").split(",")))
+
+Options.warning_errors = True
+Options.docstrings = True
+
+compile_args = ["-std=gnu11", "-Wno-unused-function", "-Wno-unreachable-code", "-fno-strict-aliasing"]
+compile_args += ["-O1", "-g", "-DLEDGER_DEBUG=1"] if DEBUG else ["-O2", "-g1", "-DNDEBUG"]
+link_args: list[str] = []
+if ASAN:
+    compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+    link_args += ["-fsanitize=address,undefined"]
+
+HEADERS = glob("ledger/*.pxd") + glob("ledger/*.h") + glob("server/*.pxd") + glob("bench/*.pxd")
+
+MODULES = {  # module: libraries
+    "ledger._core": [],
+    "ledger._tail": ["crypto"],
+    "ledger._journal": ["lmdb"],
+    "ledger._engine": ["crypto", "lmdb"],
+    "ledger._verifier": ["crypto"],
+    "ledger._probe": [],
+    "server._wire": [],
+    "server._call": [],
+    "server._local": [],
+    "server._transport": ["nghttp2"],
+    "bench._load": ["nghttp2"],
+}
+
+extensions = [
+    Extension(name, [name.replace(".", "/") + ".pyx"], libraries=libraries, include_dirs=["ledger", "server"],
+              depends=HEADERS, extra_compile_args=compile_args, extra_link_args=link_args)
+    for name, libraries in MODULES.items()
+    if (not ONLY or name in ONLY) and Path(name.replace(".", "/") + ".pyx").exists()
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        nthreads=0 if len(extensions) < 2 else 2,
+        annotate=os.environ.get("DAYBOOK_ANNOTATE") == "1",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": DEBUG,
+            "initializedcheck": DEBUG,
+            "cdivision": True,
+            "embedsignature": True,
+            "freethreading_compatible": False,
+        },
+    )
+)
