@@ -66,6 +66,7 @@ cdef enum ContextTag:
     CONTEXT_BUSINESS_DAY = 7    # receipt key: yyyymmdd
     CONTEXT_TOTAL = 8           # receipt total, minor units
     CONTEXT_PAYMENT = 9         # commit: 1 burn, 2 capture; absent: none
+    CONTEXT_IDENTIFIERS = 10    # enroll: how many identifiers were sent
     CONTEXT_STORE = 128
     CONTEXT_TILL = 129
     CONTEXT_NUMBER = 130
