@@ -598,14 +598,8 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
 
 # --- checking what was read --------------------------------------------------------------------------------------
 
-cdef void forget(Outcome* outcome) noexcept nogil:
-    # An outcome that names nothing; the balance stays what it was, nobody reads it.
-    memset(outcome, 0, <uint8_t*>&outcome.balance - <uint8_t*>outcome)
-    outcome.index = -1
-
-
 cdef bint refuse_text(Outcome* outcome, uint16_t field, int32_t index, Slice text) noexcept nogil:
-    forget(outcome)
+    outcome_forget(outcome)
     outcome.status = STATUS_FIELD_INVALID
     outcome.field = field
     outcome.index = index
@@ -615,7 +609,7 @@ cdef bint refuse_text(Outcome* outcome, uint16_t field, int32_t index, Slice tex
 
 
 cdef bint refuse_number(Outcome* outcome, uint16_t field, uint8_t kind, int64_t value) noexcept nogil:
-    forget(outcome)
+    outcome_forget(outcome)
     outcome.status = STATUS_FIELD_INVALID
     outcome.field = field
     outcome.index = -1
@@ -636,7 +630,7 @@ cdef bint check_stamp(const Stamp* stamp, int64_t* time_us, uint16_t field, Outc
         return refuse_number(outcome, field, VALUE_SECONDS, stamp.seconds)
     if stamp.nanos < 0 or stamp.nanos > 999_999_999:
         return refuse_number(outcome, field, VALUE_NANOS, stamp.nanos)
-    time_us[0] = stamp.seconds * 1_000_000 + stamp.nanos / 1000
+    time_us[0] = stamp.seconds * 1_000_000 + stamp.nanos // 1000
     return True
 
 
@@ -716,7 +710,7 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
     memset(command, 0, <uint8_t*>&command.identifiers[0] - <uint8_t*>command)
     command.method = method
     if not query and (method < METHOD_EARN or method > METHOD_ENROLL):
-        forget(outcome)
+        outcome_forget(outcome)
         outcome.status = STATUS_METHOD_UNKNOWN
         return False
     while reader.at < reader.end:
@@ -728,7 +722,7 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
         elif not read_head(&reader, command, tag) and not read_rest(&reader, command, tag):
             skip(&reader, tag, at)
     if reader.broken != NULL:
-        forget(outcome)
+        outcome_forget(outcome)
         outcome.status = STATUS_MESSAGE_MALFORMED
         outcome.a = reader.broken - reader.start
         return False
@@ -831,7 +825,7 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
     cdef Cursor cursor
     cdef uint8_t* inner
     cdef uint8_t* body = out_open(out, tag)
-    cursor_open(&cursor, &view.sections[<int>SECTION_POSTINGS])
+    cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
     while cursor_more(&cursor):
         account = get_byte(&cursor)
         get_varint(&cursor)
@@ -850,7 +844,7 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
     out_int(out, 48, burned)
     out_int(out, 56, expired)
     out_int(out, 64, view.header.program)
-    cursor_open(&cursor, &view.sections[<int>SECTION_AWARDS])
+    cursor_open(&cursor, &view.sections[SECTION_AWARDS])
     # The core never writes more than fit; the check is for bytes that somebody else wrote.
     while cursor_more(&cursor) and out.at < room_end:
         line = get_varint(&cursor)
@@ -870,7 +864,7 @@ cdef void out_after(Out* out, uint8_t tag, const Program* program, const EntryVi
     cdef int64_t posted, pending, reserved
     cdef uint32_t count = 0
     cdef Cursor cursor
-    cursor_open(&cursor, &view.sections[<int>SECTION_AFTER])
+    cursor_open(&cursor, &view.sections[SECTION_AFTER])
     while cursor_more(&cursor) and count < WALLETS_MAX:
         wallet = get_varint(&cursor)
         posted = get_signed(&cursor)
@@ -886,9 +880,9 @@ cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const E
     cdef uint8_t state
     cdef int64_t reserved, captured, expire_delta_us
     cdef uint8_t* body
-    if view.sections[<int>SECTION_RESERVATION].data == NULL:
+    if view.sections[SECTION_RESERVATION].data == NULL:
         return
-    cursor_open(&cursor, &view.sections[<int>SECTION_RESERVATION])
+    cursor_open(&cursor, &view.sections[SECTION_RESERVATION])
     reservation_id = get_varint(&cursor)
     state = get_byte(&cursor)
     wallet = get_varint(&cursor)
@@ -918,9 +912,9 @@ cdef void out_operation(Out* out, const Program* program, const EntryView* view,
         out_after(out, 26, program, view)
         out_reservation(out, 34, program, view)
         return
-    forget(&refusal)
+    outcome_forget(&refusal)
     refusal.status = view.header.status
-    cursor_open(&cursor, &view.sections[<int>SECTION_REFUSAL])
+    cursor_open(&cursor, &view.sections[SECTION_REFUSAL])
     refusal.a = get_signed(&cursor)
     refusal.b = get_signed(&cursor)
     body = out_open(out, 18)
@@ -1012,7 +1006,7 @@ cdef void add_number(Text* text, int64_t value) noexcept nogil:
     while True:
         at -= 1
         digits[at] = <uint8_t>(48 + rest % 10)
-        rest /= 10
+        rest //= 10
         if rest == 0:
             break
     if value < 0:
@@ -1049,9 +1043,9 @@ cdef void add_time(Text* text, int64_t time_us) noexcept nogil:
     add_string(text, "-")
     add_padded(text, day, 2)
     add_string(text, "T")
-    add_padded(text, second / 3600, 2)
+    add_padded(text, second // 3600, 2)
     add_string(text, ":")
-    add_padded(text, second / 60 % 60, 2)
+    add_padded(text, second // 60 % 60, 2)
     add_string(text, ":")
     add_padded(text, second % 60, 2)
     add_string(text, ".")
