@@ -22,6 +22,7 @@ class Stats(TypedDict):
     connections_total: int
     connections_refused: int  # above CONNECTIONS_MAX or out of file descriptors
     streams_refused: int  # REFUSED_STREAM, above STREAMS_MAX
+    http_refused: int  # answered with HTTP 405, 415 or 431: not gRPC
     calls_cancelled: int  # given up by the peer before they were decided
     answers_dropped: int  # decided, but the peer had gone
     resets_received: int
@@ -39,8 +40,11 @@ class CheckoutServer:
 
     port: int
     """The port that is listened on (chosen by the kernel where 0 was asked)."""
-    def __init__(self, handle: EngineHandle, host: str, port: int) -> None:
-        """Binds and listens. Errors: OSError that names the address; MemoryError."""
+    def __init__(self, handle: EngineHandle, host: str, port: int, *, idle_timeout_ms: int = ..., slow_client_timeout_ms: int = ...,
+                 drain_grace_ms: int = ..., connections_max: int = ..., streams_max: int = ...) -> None:
+        """Binds and listens. The keywords are ledger/limits.py; only tests set them, lower.
+
+        Errors: OSError that names the address; ValueError; MemoryError."""
     def run(self) -> None:
         """The body of the hot thread: returns when the engine was asked to stop. Never takes the GIL meanwhile.
 
