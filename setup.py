@@ -63,15 +63,15 @@ if ASAN:
 HEADERS = glob("ledger/*.pxd") + glob("ledger/*.h") + glob("server/*.pxd") + glob("bench/*.pxd")
 
 MODULES = {  # module: libraries
-    "ledger._core": [],
+    "ledger._core": ["crypto"],
     "ledger._tail": ["crypto"],
     "ledger._journal": ["lmdb"],
     "ledger._engine": ["crypto", "lmdb"],
     "ledger._verifier": ["crypto"],
-    "ledger._probe": [],
+    "ledger._probe": ["crypto"],
     "server._wire": [],
     "server._call": [],
-    "server._local": [],
+    "server._local": ["crypto"],
     "server._transport": ["nghttp2"],
     "bench._load": ["nghttp2"],
 }

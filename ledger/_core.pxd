@@ -63,9 +63,10 @@ cdef const Program* core_program(const Core* core) noexcept nogil
 cdef const CoreStats* core_stats(const Core* core) noexcept nogil
 cdef Hash128 core_digest(const Core* core) noexcept nogil
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil
-    # Decides one command at server time now_us and applies its entry, if it makes one, as sequence stats.sequence + 1.
-    # entry: room for COMMAND_ENTRY_BYTES_MAX bytes; valid with outcome.written. Reads and repeats write nothing.
-    # core_program must not be NULL.
+    # Decides one command at server time now_us and applies what it writes, as sequences stats.sequence + 1 and on.
+    # entry: room for COMMAND_ENTRY_BYTES_MAX bytes; afterwards it holds outcome.written entries (written_size bytes) back to back:
+    # first an EXPIRE_RESERVATION for each of the member's reservations that were due, last the command's own.
+    # Reads and repeats write nothing. core_program must not be NULL.
 cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil
     # Applies an entry of the journal as the next sequence. ApplyResult. After anything but APPLY_OK the state is spoilt.
 cdef uint32_t core_tick(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil

@@ -66,6 +66,7 @@ cdef enum ContextTag:
     CONTEXT_BUSINESS_DAY = 7    # receipt key: yyyymmdd
     CONTEXT_TOTAL = 8           # receipt total, minor units
     CONTEXT_PAYMENT = 9         # commit: 1 burn, 2 capture; absent: none
+    CONTEXT_IDENTIFIERS = 10    # enroll: how many identifiers were sent
     CONTEXT_STORE = 128
     CONTEXT_TILL = 129
     CONTEXT_NUMBER = 130
@@ -174,7 +175,7 @@ cdef struct Outcome:
     int32_t index               # element of a repeated field, from 0; -1: none
     uint8_t value_kind          # ValueKind: what was sent, for the message
     uint8_t replayed            # 1: the first outcome of an id seen before
-    uint8_t written             # 1: a new entry stands in the buffer given to core_execute
+    uint8_t written             # new entries in the buffer given to core_execute, back to back (0, 1, or more: see there)
     uint8_t opened              # 1: reserved for the codec; read it from the entry's flags
     int64_t value               # for VALUE_NUMBER
     Slice text                  # for VALUE_TEXT; valid as long as the request
@@ -183,7 +184,8 @@ cdef struct Outcome:
     uint64_t wait_sequence      # the answer may leave when the durable sequence has reached it
     uint64_t sequence           # of entry
     const uint8_t* entry        # the entry that answers a write (also of a remembered refusal); NULL for reads
-    uint32_t entry_size         # bytes
+    uint32_t entry_size         # bytes of entry
+    uint32_t written_size       # bytes of all new entries in the buffer
     BalanceView balance         # for METHOD_GET_BALANCE
 
 cdef struct Award:              # what a rule gave; written by the rules, read by _core

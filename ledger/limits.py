@@ -20,6 +20,7 @@ PHONE_DIGITS_MAX = 15  # E.164
 IDENTIFIERS_PER_REQUEST_MAX = 8  # card, phone, e-mail, app and some old cards
 LINES_MAX = 1000  # 500-line baskets are real (domain case 64); twice that is a mistake
 POINTS_MAX = 1_000_000_000_000  # absurd amounts are typing errors; 9 million of these still fit int64
+WALLET_POINTS_MAX = 1_000_000_000_000_000  # what one wallet may hold; a thousand times POINTS_MAX
 AMOUNT_MINOR_MAX = 1_000_000_000_000  # 10 billion in major units; keeps total * points-per-step inside int64
 QUANTITY_MILLI_MAX = 1_000_000_000  # a million pieces
 TTL_S_MIN = 1  # a shorter hold is over before its answer
@@ -49,7 +50,7 @@ POINTS_PER_STEP_MAX = 1_000_000  # times AMOUNT_MINOR_MAX stays below 2^63
 
 # --- one entry, one group ---------------------------------------------------------------------------------------
 ENTRY_BYTES_MAX = 1_572_864  # PROGRAM entry: image + source + header; a receipt of 1000 lines needs ~120 kB
-COMMAND_ENTRY_BYTES_MAX = 262_144  # the largest entry of a command: 1000 lines * 70 + 6400 lot changes * 24
+COMMAND_ENTRY_BYTES_MAX = 655_360  # a command of 1000 lines and 6400 lot changes, behind 32 expiries of its member's reservations
 GROUP_BYTES_MAX = 4_194_304  # a flush of 4 MB takes ~3 ms here; larger groups only add latency
 GROUP_ENTRIES_MAX = 16_384  # bounds the replay step and the pending answers
 TAIL_BLOCK_BYTES = 4096  # a group starts its own block: no acknowledged block is rewritten
@@ -86,7 +87,7 @@ INBOX_CALLS_MAX = 4096  # calls from the control port waiting for the hot thread
 
 assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
-assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + WALLETS_MAX * LOTS_PER_WALLET_MAX * 24
+assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
 assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX
 assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63

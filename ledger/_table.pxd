@@ -1,0 +1,318 @@
+# Leaves: the tables of the core, open addressing with linear probing over memory reserved at start and touched when used.
+# Not for lots (ledger/_lots.pxd). cimported by ledger/_core.pyx alone.
+#
+# (a) IdentifierTable: 128-bit hash -> member. Identifiers are never removed, so there are no tombstones.
+# (b) KeyTable: 128-bit hash -> sequences, in generations: one fills, two are remembered, one is being cleared a little with
+#     each insert, so that forgetting a generation never stalls a call.
+# (c) ReservationMap: reservation id -> pool index, with backward-shift deletion.
+# Capacities are chosen for a load of at most 3/4; the range of a hash is its product with the capacity (no power of two needed).
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from ledger._hash cimport Hash128
+from ledger._limits cimport ID_GENERATIONS
+
+cdef extern from "_verify.h" nogil:
+    void VERIFY(bint condition)
+
+cdef extern from *:
+    """
+    #include <sys/mman.h>
+    static inline uint64_t ledger_range(uint64_t hash, uint64_t capacity) {
+        return (uint64_t)(((unsigned __int128)hash * capacity) >> 64);
+    }
+    /* Zeroed memory that costs nothing until touched. NULL when the address space cannot be had. */
+    static inline void *ledger_reserve(uint64_t size) {
+        void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return memory == MAP_FAILED ? NULL : memory;
+    }
+    static inline void ledger_unreserve(void *memory, uint64_t size) { if (memory) munmap(memory, size); }
+    static inline int ledger_forget(void *memory, uint64_t size) { return madvise(memory, size, MADV_DONTNEED); }
+    #define ledger_prefetch(address) __builtin_prefetch(address)
+    """
+    uint64_t range_of "ledger_range"(uint64_t hash, uint64_t capacity) noexcept nogil
+    void* reserve_memory "ledger_reserve"(uint64_t size) noexcept nogil
+    void unreserve_memory "ledger_unreserve"(void* memory, uint64_t size) noexcept nogil
+    int forget_memory "ledger_forget"(void* memory, uint64_t size) noexcept nogil
+    void prefetch "ledger_prefetch"(const void* address) noexcept nogil
+
+
+cdef inline uint64_t page_round(uint64_t size) noexcept nogil:
+    return (size + 4095) & ~<uint64_t>4095
+
+
+# --- (a) identifiers ---------------------------------------------------------------------------------------------
+
+cdef packed struct IdentifierSlot:      # 20 bytes
+    uint64_t lo
+    uint64_t hi
+    uint32_t member             # from 1; 0: empty
+
+cdef struct IdentifierTable:
+    IdentifierSlot* slots
+    uint64_t capacity           # slots
+    uint64_t count
+    uint64_t count_max          # 3/4 of capacity
+
+
+cdef inline bint identifiers_open(IdentifierTable* table, uint64_t count_max) noexcept nogil:
+    table.count = 0
+    table.count_max = count_max
+    table.capacity = count_max + count_max // 3 + 8
+    table.slots = <IdentifierSlot*>reserve_memory(table.capacity * sizeof(IdentifierSlot))
+    return table.slots != NULL
+
+
+cdef inline void identifiers_close(IdentifierTable* table) noexcept nogil:
+    unreserve_memory(table.slots, table.capacity * sizeof(IdentifierSlot))
+
+
+cdef inline uint32_t identifiers_find(const IdentifierTable* table, Hash128 key) noexcept nogil:
+    cdef uint64_t at = range_of(key.lo, table.capacity)
+    while table.slots[at].member != 0:
+        if table.slots[at].lo == key.lo and table.slots[at].hi == key.hi:
+            return table.slots[at].member
+        at += 1
+        if at == table.capacity:
+            at = 0
+    return 0
+
+
+cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t member) noexcept nogil:
+    # The key is not in the table and count < count_max.
+    cdef uint64_t at = range_of(key.lo, table.capacity)
+    VERIFY(table.count < table.count_max)
+    while table.slots[at].member != 0:
+        at += 1
+        if at == table.capacity:
+            at = 0
+    table.slots[at].lo = key.lo
+    table.slots[at].hi = key.hi
+    table.slots[at].member = member
+    table.count += 1
+
+
+# --- (b) request ids and receipt keys ----------------------------------------------------------------------------
+
+cdef packed struct KeySlot:     # 28 bytes; lo == hi == 0: empty. 48-bit sequences: a million a second for 8 years
+    uint64_t lo
+    uint64_t hi
+    uint32_t first_low          # the write of a request id; the earn of a receipt key
+    uint32_t second_low         # the burn or capture of a receipt key
+    uint16_t first_high
+    uint16_t second_high
+
+cdef struct Generation:
+    KeySlot* slots
+    uint64_t count
+    int64_t order_max           # the highest sent_time (us) or business day that went in; INT64_MIN: none
+
+cdef struct KeyTable:
+    Generation generations[ID_GENERATIONS]
+    uint32_t filling            # index of the generation that takes new keys
+    uint32_t page_clear         # 1: the generation after `filling` is all zeros
+    uint64_t capacity           # slots of a generation
+    uint64_t count_max          # keys of a generation
+    uint64_t cleared            # bytes of the generation after `filling` that are zeros again
+    uint64_t clear_due          # bytes that may be cleared by now
+    int64_t forgotten           # the highest order that may have been forgotten; INT64_MIN: nothing was
+
+
+cdef enum:
+    CLEAR_STEP_BYTES = 65536    # one madvise of 16 pages costs ~2 us
+
+
+cdef inline uint64_t slot_first(const KeySlot* slot) noexcept nogil:
+    return <uint64_t>slot.first_low | <uint64_t>slot.first_high << 32
+
+
+cdef inline uint64_t slot_second(const KeySlot* slot) noexcept nogil:
+    return <uint64_t>slot.second_low | <uint64_t>slot.second_high << 32
+
+
+cdef inline void slot_set_first(KeySlot* slot, uint64_t sequence) noexcept nogil:
+    slot.first_low = <uint32_t>sequence
+    slot.first_high = <uint16_t>(sequence >> 32)
+
+
+cdef inline void slot_set_second(KeySlot* slot, uint64_t sequence) noexcept nogil:
+    slot.second_low = <uint32_t>sequence
+    slot.second_high = <uint16_t>(sequence >> 32)
+
+
+cdef inline bint keys_open(KeyTable* table, uint64_t remembered) noexcept nogil:
+    # remembered: keys that are found at least; two full generations.
+    cdef uint32_t i
+    memset(table, 0, sizeof(KeyTable))
+    table.count_max = remembered // 2 if remembered >= 2 else 1
+    table.capacity = table.count_max + table.count_max // 3 + 8
+    table.page_clear = 1
+    table.forgotten = -0x7fffffffffffffff - 1
+    for i in range(ID_GENERATIONS):
+        table.generations[i].order_max = -0x7fffffffffffffff - 1
+        table.generations[i].slots = <KeySlot*>reserve_memory(page_round(table.capacity * sizeof(KeySlot)))
+        if table.generations[i].slots == NULL:
+            return False
+    return True
+
+
+cdef inline void keys_close(KeyTable* table) noexcept nogil:
+    cdef uint32_t i
+    for i in range(ID_GENERATIONS):
+        unreserve_memory(table.generations[i].slots, page_round(table.capacity * sizeof(KeySlot)))
+
+
+cdef inline void keys_prefetch(const KeyTable* table, Hash128 key) noexcept nogil:
+    cdef uint64_t at = range_of(key.lo, table.capacity)
+    cdef uint32_t i
+    for i in range(ID_GENERATIONS):
+        if table.generations[i].count != 0 or i == table.filling:
+            prefetch(&table.generations[i].slots[at])
+
+
+cdef inline KeySlot* keys_find(const KeyTable* table, Hash128 key) noexcept nogil:
+    # NULL when the key is in no remembered generation.
+    cdef uint64_t start = range_of(key.lo, table.capacity), at
+    cdef KeySlot* slots
+    cdef uint32_t i
+    for i in range(ID_GENERATIONS):
+        if table.generations[i].count == 0:
+            continue
+        slots = table.generations[i].slots
+        at = start
+        while slots[at].lo != 0 or slots[at].hi != 0:
+            if slots[at].lo == key.lo and slots[at].hi == key.hi:
+                return &slots[at]
+            at += 1
+            if at == table.capacity:
+                at = 0
+    return NULL
+
+
+cdef inline void keys_clear_some(KeyTable* table, uint64_t bytes) noexcept nogil:
+    cdef Generation* next = &table.generations[(table.filling + 1) % ID_GENERATIONS]
+    cdef uint64_t total = page_round(table.capacity * sizeof(KeySlot)), step
+    table.clear_due += bytes
+    if table.clear_due > total:
+        table.clear_due = total
+    step = table.clear_due - table.cleared
+    if table.clear_due < total:
+        if step < CLEAR_STEP_BYTES:
+            return
+        step = step & ~<uint64_t>(CLEAR_STEP_BYTES - 1)
+    if forget_memory(<uint8_t*>next.slots + table.cleared, step) != 0:
+        memset(<uint8_t*>next.slots + table.cleared, 0, step)
+    table.cleared += step
+    if table.cleared == total:
+        table.page_clear = 1
+
+
+cdef inline void keys_turn(KeyTable* table) noexcept nogil:
+    # The filling generation is full: the next one (clear by now) takes over, the oldest is forgotten.
+    cdef Generation* oldest
+    if not table.page_clear:
+        keys_clear_some(table, page_round(table.capacity * sizeof(KeySlot)))
+    VERIFY(table.page_clear)
+    table.filling = (table.filling + 1) % ID_GENERATIONS
+    table.generations[table.filling].order_max = -0x7fffffffffffffff - 1
+    oldest = &table.generations[(table.filling + 1) % ID_GENERATIONS]
+    if oldest.count != 0:
+        if oldest.order_max > table.forgotten:
+            table.forgotten = oldest.order_max
+        oldest.count = 0
+        table.page_clear = 0
+        table.cleared = 0
+        table.clear_due = 0
+
+
+cdef inline KeySlot* keys_add(KeyTable* table, Hash128 key, int64_t order) noexcept nogil:
+    # The key is in no remembered generation. Returns its new slot, both sequences 0.
+    cdef Generation* generation
+    cdef uint64_t at
+    if table.generations[table.filling].count >= table.count_max:
+        keys_turn(table)
+    elif not table.page_clear:
+        keys_clear_some(table, 8 * sizeof(KeySlot))
+    generation = &table.generations[table.filling]
+    at = range_of(key.lo, table.capacity)
+    while generation.slots[at].lo != 0 or generation.slots[at].hi != 0:
+        at += 1
+        if at == table.capacity:
+            at = 0
+    generation.slots[at].lo = key.lo
+    generation.slots[at].hi = key.hi
+    generation.count += 1
+    if order > generation.order_max:
+        generation.order_max = order
+    return &generation.slots[at]
+
+
+cdef inline uint64_t keys_count(const KeyTable* table) noexcept nogil:
+    cdef uint64_t count = 0
+    cdef uint32_t i
+    for i in range(ID_GENERATIONS):
+        count += table.generations[i].count
+    return count
+
+
+# --- (c) reservations --------------------------------------------------------------------------------------------
+
+cdef struct ReservationSlot:
+    uint64_t id                 # from 1; 0: empty
+    uint32_t index              # in the pool
+
+cdef struct ReservationMap:
+    ReservationSlot* slots
+    uint64_t mask               # capacity - 1
+
+
+cdef inline uint64_t reservation_home(const ReservationMap* table, uint64_t id) noexcept nogil:
+    return ((id * <uint64_t>0x9e3779b97f4a7c15) >> 20) & table.mask
+
+
+cdef inline bint reservations_open(ReservationMap* table, uint64_t count_max) noexcept nogil:
+    cdef uint64_t capacity = 16
+    while capacity < 2 * count_max:
+        capacity *= 2
+    table.mask = capacity - 1
+    table.slots = <ReservationSlot*>reserve_memory(capacity * sizeof(ReservationSlot))
+    return table.slots != NULL
+
+
+cdef inline void reservations_close(ReservationMap* table) noexcept nogil:
+    unreserve_memory(table.slots, (table.mask + 1) * sizeof(ReservationSlot))
+
+
+cdef inline int64_t reservations_find(const ReservationMap* table, uint64_t id) noexcept nogil:
+    # Pool index, or -1.
+    cdef uint64_t at = reservation_home(table, id)
+    while table.slots[at].id != 0:
+        if table.slots[at].id == id:
+            return table.slots[at].index
+        at = (at + 1) & table.mask
+    return -1
+
+
+cdef inline void reservations_add(ReservationMap* table, uint64_t id, uint32_t index) noexcept nogil:
+    cdef uint64_t at = reservation_home(table, id)
+    while table.slots[at].id != 0:
+        at = (at + 1) & table.mask
+    table.slots[at].id = id
+    table.slots[at].index = index
+
+
+cdef inline void reservations_remove(ReservationMap* table, uint64_t id) noexcept nogil:
+    cdef uint64_t at = reservation_home(table, id), probe
+    while table.slots[at].id != id:
+        VERIFY(table.slots[at].id != 0)
+        at = (at + 1) & table.mask
+    probe = at
+    while True:
+        # Pull back every later slot of the run whose home is not behind the hole.
+        probe = (probe + 1) & table.mask
+        if table.slots[probe].id == 0:
+            break
+        if ((probe - reservation_home(table, table.slots[probe].id)) & table.mask) >= ((probe - at) & table.mask):
+            table.slots[at] = table.slots[probe]
+            at = probe
+    table.slots[at].id = 0
