@@ -53,7 +53,7 @@ ONLY = set(filter(None, os.environ.get("DAYBOOK_ONLY", "").split(",")))
 Options.warning_errors = True
 Options.docstrings = True
 
-compile_args = ["-std=gnu11", "-Wno-unused-function", "-Wno-unreachable-code", "-fno-strict-aliasing"]
+compile_args = ["-std=gnu11", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-unreachable-code", "-fno-strict-aliasing"]
 compile_args += ["-O1", "-g", "-DLEDGER_DEBUG=1"] if DEBUG else ["-O2", "-g1", "-DNDEBUG"]
 link_args: list[str] = []
 if ASAN:
