@@ -25,14 +25,15 @@ from ledger._rules cimport Program
 
 cdef extern from *:
     """
-    #define OPENSSL_SUPPRESS_DEPRECATED
     #include <openssl/sha.h>
     #include <signal.h>
     #include <stdio.h>
     #include <string.h>
     #include <unistd.h>
 
-    /* SHA-256 over a group header's first 96 bytes and its entries. */
+    /* SHA-256 over a group header's first 96 bytes and its entries. The low-level calls: no context to allocate or keep. */
+    #pragma GCC diagnostic push
+    #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
     static void verifier_hash(const uint8_t *record, uint32_t size, uint8_t out[32]) {
         SHA256_CTX state;
         SHA256_Init(&state);
@@ -40,6 +41,7 @@ cdef extern from *:
         SHA256_Update(&state, record + 128, size - 128);
         SHA256_Final(out, &state);
     }
+    #pragma GCC diagnostic pop
 
     /* A damaged LMDB file can lead the mapped reader outside the file: no exception can be raised then, so say where it was. */
     static volatile uint64_t verifier_sequence;
@@ -205,12 +207,12 @@ cdef class Verifier:
         wallets = {}
         for i in range(WALLETS_MAX):
             # The postings' sums, counted here, must be what the core kept up on apply.
-            member = self.sums[<int>ACCOUNT_MEMBER][i]
-            agree = agree and (-self.sums[<int>ACCOUNT_ISSUED][i] == stats.issued_points[i]
-                               and self.sums[<int>ACCOUNT_REDEEMED][i] == stats.redeemed_points[i]
-                               and self.sums[<int>ACCOUNT_EXPIRED][i] == stats.expired_points[i]
+            member = self.sums[ACCOUNT_MEMBER][i]
+            agree = agree and (-self.sums[ACCOUNT_ISSUED][i] == stats.issued_points[i]
+                               and self.sums[ACCOUNT_REDEEMED][i] == stats.redeemed_points[i]
+                               and self.sums[ACCOUNT_EXPIRED][i] == stats.expired_points[i]
                                and member == stats.issued_points[i] - stats.redeemed_points[i] - stats.expired_points[i]
-                               - self.sums[<int>ACCOUNT_ADJUSTED][i])
+                               - self.sums[ACCOUNT_ADJUSTED][i])
             if i < wallet_count:
                 name = program.wallets[i].name[:program.wallets[i].name_size].decode("utf-8", "replace")
                 wallets[name] = {
@@ -220,7 +222,7 @@ cdef class Verifier:
         return {
             "sequence": self.sequence, "time_us": stats.time_us, "groups": self.groups, "members": stats.members,
             "identifiers": stats.identifiers, "lots": stats.lots, "reservations_active": stats.reservations_active,
-            "refusals": self.refusals, "digests": self.kinds[<int>KIND_DIGEST],
+            "refusals": self.refusals, "digests": self.kinds[KIND_DIGEST],
             "kinds": {i: self.kinds[i] for i in range(256) if self.kinds[i]},
             "digest": digest.lo.to_bytes(8, "little") + digest.hi.to_bytes(8, "little"),
             "wallets": wallets, "sums_agree": agree,
@@ -300,8 +302,8 @@ cdef int verify_entry(Verifier self, const uint8_t* entry, uint32_t size) noexce
     cdef int64_t points
     if not entry_view(entry, size, &view):
         return FAULT_ENTRIES
-    if view.sections[<int>SECTION_POSTINGS].data != NULL:
-        cursor_open(&cursor, &view.sections[<int>SECTION_POSTINGS])
+    if view.sections[SECTION_POSTINGS].data != NULL:
+        cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
         while cursor_more(&cursor):
             account = get_byte(&cursor)
             wallet = get_varint(&cursor)
