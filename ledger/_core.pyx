@@ -153,6 +153,7 @@ cdef struct Core:
     void* find_owner
     DayCache now_day
     DayCache other_day
+    DayCache age_day
     Decision decision
     Award awards[AWARDS_MAX]
     Change changes[CHANGES_MAX]
@@ -624,6 +625,7 @@ cdef bint check_world(Core* core, const Command* command, Decision* d, Outcome* 
     cdef bint in_receipt = command.method == METHOD_EARN or command.method == METHOD_COMMIT
     cdef int64_t ahead = d.now_us + <int64_t>CLOCK_AHEAD_S_MAX * MICROSECONDS
     cdef int wallet
+    cdef int32_t day
     if command.sent_time_us > ahead:
         return refuse_number(outcome, FIELD_SENT_TIME, command.sent_time_us)
     d.business_us = d.now_us
@@ -632,6 +634,12 @@ cdef bint check_world(Core* core, const Command* command, Decision* d, Outcome* 
         if d.business_us > ahead or d.business_us < d.now_us - core.program.max_age_us:
             return refuse_number(outcome, FIELD_RECEIPT_PURCHASE_TIME if in_receipt else FIELD_PURCHASE_TIME, d.business_us)
     d.business_day = day_of(core, &core.other_day, d.business_us)
+    d.today = day_of(core, &core.now_day, d.now_us)
+    if d.receipt_keyed:
+        # A day far ahead would make every later receipt look older than memory reaches.
+        day = day_from_yyyymmdd(command.business_day)
+        if day > d.today + 1 or day < day_of(core, &core.age_day, d.now_us - core.program.max_age_us) - 1:
+            return refuse_number(outcome, FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY, command.business_day)
     if in_receipt and (command.currency.size != 3 or memcmp(command.currency.data, core.program.currency, 3) != 0):
         return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_CURRENCY_CODE, command.currency)
     if command.given & GIVEN_WALLET:
@@ -1339,7 +1347,6 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         return
     if not check_world(core, command, d, outcome):
         return
-    d.today = day_of(core, &core.now_day, d.now_us)
     begin_decision(core, d, d.now_us)
     if method == METHOD_ENROLL:
         execute_enroll(core, command, d, entry, outcome)
@@ -1368,7 +1375,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
                 outcome.wait_sequence = max_i64(<int64_t>posted_by, <int64_t>outcome.wait_sequence)
                 return
         elif command.business_day <= core.receipt_keys.forgotten:
-            refuse(outcome, STATUS_RECEIPT_TOO_OLD, core.receipt_keys.forgotten + 1, 0)
+            refuse(outcome, STATUS_RECEIPT_TOO_OLD, core.receipt_keys.forgotten, 0)
             return
 
     if account != NULL and reservations_due(core, account, d.now_us):
@@ -1589,6 +1596,7 @@ cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
     core.now_day.until_us = 0
     core.now_day.from_us = 1
     core.other_day = core.now_day
+    core.age_day = core.now_day
     return APPLY_OK
 
 
