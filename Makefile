@@ -14,10 +14,10 @@ PY := $(VENV)/bin/python
 DONE := build/done
 T ?= tests
 
-# What the compiled modules are made from. Generated files are left out: the build writes them.
+# What the compiled modules are made from; the four files that the build itself writes are left out.
 SOURCES := setup.py ledger/_generate.py ledger/limits.py ledger/errors.py $(shell find proto -name '*.proto') \
-	$(filter-out %/_limits.pxd %/_status.pxd %/_limits.h %/_status.h,$(wildcard ledger/*.p[yx][xd] server/*.p[yx][xd] bench/*.p[yx][xd] \
-	ledger/*.pxd server/*.pxd bench/*.pxd ledger/*.h))
+	$(filter-out $(addprefix ledger/,_limits.pxd _limits.h _status.pxd _status.h),\
+	$(foreach room,ledger server bench,$(wildcard $(room)/*.pyx $(room)/*.pxd $(room)/*.h)))
 
 .PHONY: help setup run test soak bench build lint annotate proto clean
 
