@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,10 +197,20 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.env.close()
 
+    @contextmanager
+    def _transaction(self, database: Any) -> Iterator[lmdb.Transaction]:
+        """A short read transaction whose LMDB errors are damage of the file."""
+        try:
+            with self.env.begin(db=database, buffers=True) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise Damage(str(self.file), f"LMDB cannot read it: {error}") from None
+
     def drained(self) -> Drained:
         """How far the drain has got, as of now; zeros before the first drain."""
-        with self.env.begin() as transaction:
-            value = transaction.get(b"drained", db=self.meta)
+        with self._transaction(self.meta) as transaction:
+            value = transaction.get(b"drained")
+            value = None if value is None else bytes(value)
         if value is None:
             return Drained(0, NO_HASH, 0, 0)
         if len(value) != DRAINED.size:
@@ -208,7 +219,7 @@ class Journal:
 
     def head(self) -> tuple[int, bytes]:
         """First sequence and record of the last group; (0, b"") when there is none."""
-        with self.env.begin(db=self.groups) as transaction, transaction.cursor() as cursor:
+        with self._transaction(self.groups) as transaction, transaction.cursor() as cursor:
             if not cursor.last():
                 return 0, b""
             return _key(cursor.key()), bytes(cursor.value())
@@ -221,7 +232,7 @@ class Journal:
         Units: at most about bytes_max bytes a list.
         """
         while True:
-            with self.env.begin(db=self.groups, buffers=True) as transaction, transaction.cursor() as cursor:
+            with self._transaction(self.groups) as transaction, transaction.cursor() as cursor:
                 if not cursor.set_range((after + 1).to_bytes(8, "little")):
                     return
                 batch: list[tuple[int, memoryview]] = []
