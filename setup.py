@@ -53,7 +53,7 @@ ONLY = set(filter(None, os.environ.get("DAYBOOK_ONLY", "").split(",")))
 Options.warning_errors = True
 Options.docstrings = True
 
-compile_args = ["-std=gnu11", "-Wno-unused-function", "-Wno-unreachable-code", "-fno-strict-aliasing"]
+compile_args = ["-std=gnu11", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-unreachable-code", "-fno-strict-aliasing"]
 compile_args += ["-O1", "-g", "-DLEDGER_DEBUG=1"] if DEBUG else ["-O2", "-g1", "-DNDEBUG"]
 link_args: list[str] = []
 if ASAN:
@@ -63,15 +63,15 @@ if ASAN:
 HEADERS = glob("ledger/*.pxd") + glob("ledger/*.h") + glob("server/*.pxd") + glob("bench/*.pxd")
 
 MODULES = {  # module: libraries
-    "ledger._core": [],
+    "ledger._core": ["crypto"],
     "ledger._tail": ["crypto"],
     "ledger._journal": ["lmdb"],
     "ledger._engine": ["crypto", "lmdb"],
     "ledger._verifier": ["crypto"],
-    "ledger._probe": [],
+    "ledger._probe": ["crypto"],
     "server._wire": [],
     "server._call": [],
-    "server._local": [],
+    "server._local": ["crypto"],
     "server._transport": ["nghttp2"],
     "bench._load": ["nghttp2"],
 }

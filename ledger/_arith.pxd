@@ -14,10 +14,22 @@ cdef extern from *:
         *out = (int64_t)quotient;
         return quotient > (unsigned __int128)INT64_MAX;
     }
+    /* floor(a * b / c) and the remainder, for a >= 0, 0 <= b <= c, c > 0: the quotient fits. */
+    static inline void ledger_mul_div_rem(int64_t a, int64_t b, int64_t c, int64_t *quotient, int64_t *remainder) {
+        if (!(((uint64_t)a | (uint64_t)b) >> 31)) {     /* nearly always: a 64-bit division is several times faster */
+            *quotient = a * b / c;
+            *remainder = a * b % c;
+        } else {
+            unsigned __int128 product = (unsigned __int128)a * (unsigned __int128)b;
+            *quotient = (int64_t)(product / (unsigned __int128)c);
+            *remainder = (int64_t)(product % (unsigned __int128)c);
+        }
+    }
     """
     bint add_overflow "ledger_add_overflow"(int64_t a, int64_t b, int64_t* out) noexcept nogil
     bint mul_overflow "ledger_mul_overflow"(int64_t a, int64_t b, int64_t* out) noexcept nogil
     bint mul_div_floor "ledger_mul_div_floor"(int64_t a, int64_t b, int64_t c, int64_t* out) noexcept nogil
+    void mul_div_rem "ledger_mul_div_rem"(int64_t a, int64_t b, int64_t c, int64_t* quotient, int64_t* remainder) noexcept nogil
 
 
 cdef inline int64_t div_floor(int64_t a, int64_t b) noexcept nogil:

@@ -9,7 +9,7 @@ from ledger._rules cimport Program
 # How the core reads an entry that it wrote earlier (for repeats). NULL when it cannot be had.
 ctypedef const uint8_t* (*FindEntry)(void* owner, uint64_t sequence, uint32_t* size) noexcept nogil
 
-cdef enum ApplyResult:          # why an entry of the journal cannot be applied; 0 = applied
+cdef enum:                      # ApplyResult: why an entry of the journal cannot be applied; 0 = applied
     APPLY_OK = 0
     APPLY_FRAMING = 1           # broken framing or an unknown kind
     APPLY_SEQUENCE = 2          # not the next sequence, or time went back

@@ -8,7 +8,7 @@ from ledger._limits cimport (
 )
 
 # The calls. Numbers index metrics and the transport's table; append, never renumber.
-cdef enum Method:
+cdef enum:                      # Method
     METHOD_NONE = 0
     METHOD_EARN = 1
     METHOD_BURN = 2
@@ -23,7 +23,7 @@ cdef enum Method:
     METHOD_COUNT = 11
 
 # What an entry does. 1..9 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
-cdef enum EntryKind:
+cdef enum:                      # EntryKind
     KIND_EARN = 1
     KIND_BURN = 2
     KIND_RESERVE = 3
@@ -36,10 +36,10 @@ cdef enum EntryKind:
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
 
-cdef enum EntryFlag:
+cdef enum:                      # EntryFlag
     FLAG_OPENED = 1             # the entry opens the account it names
 
-cdef enum SectionType:
+cdef enum:                      # SectionType
     SECTION_CONTEXT = 1
     SECTION_POSTINGS = 2
     SECTION_LOTS = 3
@@ -56,7 +56,7 @@ cdef enum SectionType:
     SECTION_COUNT = 14          # known types are 1..13; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
-cdef enum ContextTag:
+cdef enum:                      # ContextTag
     CONTEXT_SENT_TIME = 1       # sent_time - entry time, us
     CONTEXT_BUSINESS_TIME = 2   # business time - entry time, us; absent: not given, the entry time counts
     CONTEXT_WALLET = 3          # wallet index that the request named or defaulted to (burn, reserve, commit with burn)
@@ -66,12 +66,13 @@ cdef enum ContextTag:
     CONTEXT_BUSINESS_DAY = 7    # receipt key: yyyymmdd
     CONTEXT_TOTAL = 8           # receipt total, minor units
     CONTEXT_PAYMENT = 9         # commit: 1 burn, 2 capture; absent: none
+    CONTEXT_IDENTIFIERS = 10    # enroll: how many identifiers were sent
     CONTEXT_STORE = 128
     CONTEXT_TILL = 129
     CONTEXT_NUMBER = 130
 
 # Whose side of a posting. The postings of an entry sum to zero per wallet.
-cdef enum PostingAccount:
+cdef enum:                      # PostingAccount
     ACCOUNT_MEMBER = 1
     ACCOUNT_ISSUED = 2
     ACCOUNT_REDEEMED = 3
@@ -79,13 +80,13 @@ cdef enum PostingAccount:
     ACCOUNT_ADJUSTED = 5
     ACCOUNT_COUNT = 6
 
-cdef enum ReservationState:     # values of loyalty.ledger.v1.Reservation.State
+cdef enum:                      # ReservationState: values of loyalty.ledger.v1.Reservation.State
     RESERVATION_ACTIVE = 1
     RESERVATION_CAPTURED = 2
     RESERVATION_RELEASED = 3
     RESERVATION_EXPIRED = 4
 
-cdef enum MemberKind:           # how a request names a member; 2.. are the identifier types of the journal
+cdef enum:                      # MemberKind: how a request names a member; 2.. are the identifier types of the journal
     MEMBER_NONE = 0
     MEMBER_BY_ID = 1
     MEMBER_BY_CARD = 2
@@ -93,13 +94,13 @@ cdef enum MemberKind:           # how a request names a member; 2.. are the iden
     MEMBER_BY_EMAIL = 4
     MEMBER_BY_APP = 5
 
-cdef enum PaymentKind:
+cdef enum:                      # PaymentKind
     PAYMENT_NONE = 0
     PAYMENT_BURN = 1
     PAYMENT_CAPTURE = 2
 
 # Bits of Command.given: optional parts that the request carried.
-cdef enum GivenBit:
+cdef enum:                      # GivenBit
     GIVEN_SENT_TIME = 1
     GIVEN_BUSINESS_TIME = 2
     GIVEN_RECEIPT = 4           # a Receipt message
@@ -162,7 +163,7 @@ cdef struct BalanceView:
     uint32_t wallet_count
     WalletView wallets[WALLETS_MAX]
 
-cdef enum ValueKind:
+cdef enum:                      # ValueKind
     VALUE_NONE = 0
     VALUE_NUMBER = 1
     VALUE_TEXT = 2

@@ -29,11 +29,13 @@ cdef extern from *:
     static inline void ledger_unreserve(void *memory, uint64_t size) { if (memory) munmap(memory, size); }
     static inline int ledger_forget(void *memory, uint64_t size) { return madvise(memory, size, MADV_DONTNEED); }
     #define ledger_prefetch(address) __builtin_prefetch(address)
+    #define LEDGER_ORDER_NONE INT64_MIN
     """
     uint64_t range_of "ledger_range"(uint64_t hash, uint64_t capacity) noexcept nogil
     void* reserve_memory "ledger_reserve"(uint64_t size) noexcept nogil
     void unreserve_memory "ledger_unreserve"(void* memory, uint64_t size) noexcept nogil
     int forget_memory "ledger_forget"(void* memory, uint64_t size) noexcept nogil
+    const int64_t ORDER_NONE "LEDGER_ORDER_NONE"
     void prefetch "ledger_prefetch"(const void* address) noexcept nogil
 
 
@@ -147,9 +149,9 @@ cdef inline bint keys_open(KeyTable* table, uint64_t remembered) noexcept nogil:
     table.count_max = remembered // 2 if remembered >= 2 else 1
     table.capacity = table.count_max + table.count_max // 3 + 8
     table.page_clear = 1
-    table.forgotten = -0x7fffffffffffffff - 1
+    table.forgotten = ORDER_NONE
     for i in range(ID_GENERATIONS):
-        table.generations[i].order_max = -0x7fffffffffffffff - 1
+        table.generations[i].order_max = ORDER_NONE
         table.generations[i].slots = <KeySlot*>reserve_memory(page_round(table.capacity * sizeof(KeySlot)))
         if table.generations[i].slots == NULL:
             return False
@@ -214,7 +216,7 @@ cdef inline void keys_turn(KeyTable* table) noexcept nogil:
         keys_clear_some(table, page_round(table.capacity * sizeof(KeySlot)))
     VERIFY(table.page_clear)
     table.filling = (table.filling + 1) % ID_GENERATIONS
-    table.generations[table.filling].order_max = -0x7fffffffffffffff - 1
+    table.generations[table.filling].order_max = ORDER_NONE
     oldest = &table.generations[(table.filling + 1) % ID_GENERATIONS]
     if oldest.count != 0:
         if oldest.order_max > table.forgotten:

@@ -65,8 +65,8 @@ STATUSES = (
     Status(23, "SENT_TIME_TOO_OLD", FAILED_PRECONDITION, False, False, "oldest_sent_time_us", "",
            "sent_time is older than the ids kept in memory reach (microseconds since 1970: {a}): "
            "whether this request was seen before cannot be told"),
-    Status(24, "RECEIPT_TOO_OLD", FAILED_PRECONDITION, False, False, "oldest_business_day", "",
-           "the receipt's business day is older than the receipt keys kept in memory reach ({a})"),
+    Status(24, "RECEIPT_TOO_OLD", FAILED_PRECONDITION, False, False, "forgotten_business_day", "",
+           "whether this receipt was posted before cannot be told: keys of business day {a} and older were dropped from memory"),
     # state: remembered
     Status(30, "INSUFFICIENT_POINTS", FAILED_PRECONDITION, False, True, "available_points", "requested_points",
            "{b} points were asked, {a} are available"),
@@ -127,7 +127,7 @@ FIELDS = (
     Field(11, "receipt.key", "must be set"),
     Field(12, "receipt.key.store", _text("a store code", 1, limits.STORE_BYTES_MAX)),
     Field(13, "receipt.key.till", _text("a till code", 1, limits.TILL_BYTES_MAX)),
-    Field(14, "receipt.key.business_day", "must be a calendar date as yyyymmdd, 20000101..21991231"),
+    Field(14, "receipt.key.business_day", "must be a calendar date as yyyymmdd, not after tomorrow and not older than the programme's max_age"),
     Field(15, "receipt.key.number", _text("a receipt number", 1, limits.RECEIPT_NUMBER_BYTES_MAX)),
     Field(16, "receipt.purchase_time", "must be from now - the programme's max_age to now + 5 min"),
     Field(17, "receipt.currency_code", "must be the programme's currency"),
@@ -145,7 +145,7 @@ FIELDS = (
     Field(35, "purchase_time", "must be from now - the programme's max_age to now + 5 min"),
     Field(36, "receipt_key.store", _text("a store code", 1, limits.STORE_BYTES_MAX)),
     Field(37, "receipt_key.till", _text("a till code", 1, limits.TILL_BYTES_MAX)),
-    Field(38, "receipt_key.business_day", "must be a calendar date as yyyymmdd, 20000101..21991231"),
+    Field(38, "receipt_key.business_day", "must be a calendar date as yyyymmdd, not after tomorrow and not older than the programme's max_age"),
     Field(39, "receipt_key.number", _text("a receipt number", 1, limits.RECEIPT_NUMBER_BYTES_MAX)),
     Field(40, "payment", "must be at most one of burn and capture"),
     Field(41, "identifiers", f"must be 1..{limits.IDENTIFIERS_PER_REQUEST_MAX} different identifiers, a member_id only in first place"),

@@ -20,6 +20,7 @@ PHONE_DIGITS_MAX = 15  # E.164
 IDENTIFIERS_PER_REQUEST_MAX = 8  # card, phone, e-mail, app and some old cards
 LINES_MAX = 1000  # 500-line baskets are real (domain case 64); twice that is a mistake
 POINTS_MAX = 1_000_000_000_000  # absurd amounts are typing errors; 9 million of these still fit int64
+WALLET_POINTS_MAX = 1_000_000_000_000_000  # what one wallet may hold; a thousand times POINTS_MAX
 AMOUNT_MINOR_MAX = 1_000_000_000_000  # 10 billion in major units; keeps total * points-per-step inside int64
 QUANTITY_MILLI_MAX = 1_000_000_000  # a million pieces
 TTL_S_MIN = 1  # a shorter hold is over before its answer
@@ -49,7 +50,7 @@ POINTS_PER_STEP_MAX = 1_000_000  # times AMOUNT_MINOR_MAX stays below 2^63
 
 # --- one entry, one group ---------------------------------------------------------------------------------------
 ENTRY_BYTES_MAX = 1_572_864  # PROGRAM entry: image + source + header; a receipt of 1000 lines needs ~120 kB
-COMMAND_ENTRY_BYTES_MAX = 262_144  # the largest entry of a command: 1000 lines * 70 + 6400 lot changes * 24
+COMMAND_ENTRY_BYTES_MAX = 655_360  # a command of 1000 lines and 6400 lot changes, behind 32 expiries of its member's reservations
 GROUP_BYTES_MAX = 4_194_304  # a flush of 4 MB takes ~3 ms here; larger groups only add latency
 GROUP_ENTRIES_MAX = 16_384  # bounds the replay step and the pending answers
 TAIL_BLOCK_BYTES = 4096  # a group starts its own block: no acknowledged block is rewritten
@@ -64,6 +65,8 @@ TICK_ACCOUNTS_MAX = 512  # accounts looked at per tick by the rolling sweep: ~2 
 TICK_INTERVAL_US = 1000  # the tick's own clock; 10M members are swept in 20 s
 DIGEST_INTERVAL_S = 60  # how often the state digest is journaled
 TIME_JUMP_US_MAX = 3_600_000_000  # a clock step above an hour stops the ticks
+TIME_GAP_US_MAX = 604_800_000_000  # a start more than 7 days after the journal's last entry stops them too
+SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s is far below FREE_BYTES_MIN
 
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
@@ -83,11 +86,15 @@ IDLE_TIMEOUT_S = 600  # a connection without calls is closed with GOAWAY
 SLOW_CLIENT_TIMEOUT_S = 20  # a peer that does not read its answers, or stops in the middle of a request
 DRAIN_GRACE_S = 10  # how long a shutdown waits for open calls
 INBOX_CALLS_MAX = 4096  # calls from the control port waiting for the hot thread
+INBOX_BYTES = 8_388_608  # their bytes: 60 of the largest, 20,000 usual ones
+OUTBOX_BYTES = 4_194_304  # answers on their way back: 64 of the largest; a full one waits in the hot thread
 
 assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
-assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + WALLETS_MAX * LOTS_PER_WALLET_MAX * 24
+assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
-assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX
+assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX + 4 * TAIL_BLOCK_BYTES
+assert INBOX_BYTES >= 4 * REQUEST_BYTES_MAX
+assert OUTBOX_BYTES >= 4 * ANSWER_BYTES_MAX
 assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63
 assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 20) + 4096

@@ -1,0 +1,2026 @@
+# The ledger's state, and the only code that decides and applies (design D3, D5, D12-D18).
+#
+# Not for bytes on the wire (server/_wire.pyx), disks (ledger/_tail.pyx, ledger/_journal.pyx) or threads (ledger/_engine.pyx).
+# Called by ledger/_engine.pyx (live and recovery), ledger/_verifier.pyx (verify), server/_local.pyx (tests, core bench).
+#
+# (a) decide_* look at the state and write an entry; they change nothing. apply changes the state from an entry's bytes and
+#     looks at nothing else. A live command is decide + apply, recovery is apply: the same apply.
+# (b) Time, ids and rules enter as data: `now_us` is given, the programme is an image in the journal.
+# (c) An expired reservation or lot never counts, whether a tick has posted it or not: a write first settles its member's due
+#     reservations, a read computes without them, and lots are judged by their days.
+# (d) All tables are reserved at start; nothing here allocates afterwards, except a new programme's image.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from ledger._arith cimport add_overflow, day_from_yyyymmdd, max_i64, min_i64
+from ledger._entry cimport (
+    Cursor, EntryView, EntryWriter, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
+    get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
+    section_begin, section_end,
+)
+from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
+from ledger._identity cimport identity_hash
+from ledger._layout cimport *
+from ledger._limits cimport *
+from ledger._lots cimport (
+    Arena, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_search,
+)
+from ledger._rules cimport (
+    Program, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
+)
+from ledger._status cimport *
+from ledger._table cimport (
+    IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ReservationMap, identifiers_add, identifiers_close, identifiers_find,
+    identifiers_open, keys_add, keys_close, keys_count, keys_find, keys_open, keys_prefetch, prefetch, range_of, reservations_add,
+    reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, unreserve_memory,
+)
+
+cdef extern from "_verify.h" nogil:
+    void VERIFY(bint condition)
+
+cdef enum:
+    CHANGES_MAX = 16_384        # lot changes of one entry: 16 wallets * 400 lots, or AWARDS_MAX new ones, with room
+    NO_INDEX = 0xFFFFFFFF
+    MICROSECONDS = 1_000_000
+    FACT_ACCOUNT = 1
+    FACT_LOT = 2
+    FACT_RESERVATION = 3
+    FACT_IDENTIFIER = 4
+
+cdef int64_t SENT_TIME_MIN_US = 946_684_800_000_000     # 2000-01-01
+
+cdef uint8_t[16] PUBLIC_KEY     # SipHash key of request ids and receipt keys: zeros, so that any reader can compute them
+memset(PUBLIC_KEY, 0, 16)
+
+cdef struct Account:            # 32 bytes
+    uint64_t sequence           # of the last entry that changed it
+    uint32_t lots               # piece of the arena; NO_PIECE: none
+    uint32_t reservations       # first ACTIVE one in the pool; NO_INDEX: none
+    int32_t next_expiry_day     # the soonest expiry of a lot with points that are not held; DAY_NEVER: none
+    uint16_t lot_count
+    uint16_t reservation_count  # ACTIVE ones
+    uint8_t lot_class           # size class of `lots`
+    uint8_t identifier_count
+    uint16_t unused_1
+    uint32_t unused_2
+
+cdef struct Reservation:        # 72 bytes
+    uint64_t id                 # sequence of its RESERVE entry
+    int64_t expire_time_us
+    int64_t reserved_points     # held at first
+    int64_t captured_points
+    uint32_t member
+    uint32_t holds              # piece of the arena: lots whose `points` are what this reservation holds of them
+    uint32_t hold_count
+    uint32_t heap_index         # place in the expiry heap while ACTIVE
+    uint32_t next               # ACTIVE: next of the member; finished: next finished; free: next free
+    uint32_t previous           # ACTIVE: previous of the member; NO_INDEX: first
+    uint16_t wallet
+    uint8_t hold_class
+    uint8_t state               # ReservationState
+
+cdef struct Change:             # what an entry does to one lot
+    int64_t points
+    int64_t held
+    int32_t available_day
+    int32_t expiry_day
+    uint16_t wallet
+    uint16_t funder
+
+cdef struct Sums:               # of one wallet, at one day
+    int64_t posted
+    int64_t pending
+    int64_t reserved
+
+cdef struct Context:            # a CONTEXT section, read back
+    uint32_t given              # bit per tag below 32; texts: by data != NULL
+    int64_t values[16]
+    Slice store
+    Slice till
+    Slice number
+
+cdef struct Decision:           # scratch of the command being decided
+    int64_t now_us
+    int64_t business_us
+    int32_t today               # programme's day of now
+    int32_t business_day        # programme's day of the business time
+    uint32_t member             # 0: not known (yet)
+    uint16_t wallet
+    uint8_t member_hashed       # 1: member_hash is valid
+    uint8_t receipt_keyed       # 1: receipt_hash is valid
+    Hash128 request
+    Hash128 member_hash
+    Hash128 receipt_hash
+    Hash128 identifiers[IDENTIFIERS_PER_REQUEST_MAX]
+    uint32_t change_count
+    uint32_t award_count
+    uint32_t touched            # bit per wallet
+    int64_t earned[WALLETS_MAX]
+    int64_t burned[WALLETS_MAX]
+    int64_t expired[WALLETS_MAX]
+
+cdef struct DayCache:           # [from, until) is `day`
+    int64_t from_us
+    int64_t until_us
+    int32_t day
+
+cdef struct Core:
+    CoreStats stats
+    Hash128 digest
+    Account* accounts           # account of member m at [m - 1]
+    uint64_t accounts_max
+    IdentifierTable identifiers
+    Arena arena
+    KeyTable request_ids
+    KeyTable receipt_keys
+    ReservationMap reservation_map
+    Reservation* pool
+    uint32_t pool_max
+    uint32_t pool_used
+    uint32_t pool_free          # first free
+    uint32_t finished_first     # oldest finished, recycled when the pool is full
+    uint32_t finished_last
+    uint32_t* heap              # pool indexes by expire time
+    uint32_t heap_count
+    uint32_t sweep_at           # next account of the rolling sweep, from 0
+    Program* program            # NULL before the first PROGRAM entry
+    uint32_t program_count
+    uint8_t identity_key[16]
+    uint8_t has_key
+    FindEntry find
+    void* find_owner
+    DayCache now_day
+    DayCache other_day
+    DayCache age_day
+    Decision decision
+    Award awards[AWARDS_MAX]
+    Change changes[CHANGES_MAX]
+
+
+# --- opening ------------------------------------------------------------------------------------------------------
+
+cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except NULL:
+    cdef Core* core = <Core*>calloc(1, sizeof(Core))
+    cdef uint64_t lots
+    cdef bint ok
+    if core == NULL:
+        raise MemoryError("the ledger's tables cannot be reserved")
+    core.accounts_max = sizes.members_max
+    core.pool_max = sizes.reservations_max
+    core.pool_free = NO_INDEX
+    core.finished_first = NO_INDEX
+    core.finished_last = NO_INDEX
+    if identity_key != NULL:
+        memcpy(core.identity_key, identity_key, 16)
+        core.has_key = 1
+    lots = <uint64_t>sizes.members_max * LOTS_PER_MEMBER_PLANNED + sizes.reservations_max + 8192
+    core.accounts = <Account*>reserve_memory(core.accounts_max * sizeof(Account) + 64)
+    core.pool = <Reservation*>reserve_memory(<uint64_t>core.pool_max * sizeof(Reservation) + 64)
+    core.heap = <uint32_t*>reserve_memory(<uint64_t>core.pool_max * sizeof(uint32_t) + 64)
+    ok = core.accounts != NULL and core.pool != NULL and core.heap != NULL
+    ok = ok and identifiers_open(&core.identifiers, <uint64_t>sizes.members_max * 3)
+    ok = ok and arena_open(&core.arena, lots)
+    ok = ok and keys_open(&core.request_ids, sizes.ids_max)
+    ok = ok and keys_open(&core.receipt_keys, sizes.ids_max)
+    ok = ok and reservations_open(&core.reservation_map, core.pool_max)
+    if not ok:
+        core_close(core)
+        raise MemoryError("the ledger's tables cannot be reserved: use smaller --members-max or --ids-max")
+    return core
+
+
+cdef void core_close(Core* core) noexcept:
+    if core == NULL:
+        return
+    unreserve_memory(core.accounts, core.accounts_max * sizeof(Account) + 64)
+    unreserve_memory(core.pool, <uint64_t>core.pool_max * sizeof(Reservation) + 64)
+    unreserve_memory(core.heap, <uint64_t>core.pool_max * sizeof(uint32_t) + 64)
+    identifiers_close(&core.identifiers)
+    arena_close(&core.arena)
+    keys_close(&core.request_ids)
+    keys_close(&core.receipt_keys)
+    reservations_close(&core.reservation_map)
+    program_free(core.program)
+    free(core)
+
+
+cdef void program_free(Program* program) noexcept nogil:
+    if program != NULL:
+        free(<void*>program.image)
+        free(program)
+
+
+cdef void core_set_find(Core* core, FindEntry find, void* owner) noexcept nogil:
+    core.find = find
+    core.find_owner = owner
+
+
+cdef const Program* core_program(const Core* core) noexcept nogil:
+    return core.program
+
+
+cdef const CoreStats* core_stats(const Core* core) noexcept nogil:
+    return &core.stats
+
+
+cdef Hash128 core_digest(const Core* core) noexcept nogil:
+    return core.digest
+
+
+cdef int32_t day_of(Core* core, DayCache* cache, int64_t time_us) noexcept nogil:
+    # The programme's day, from the cache while the day lasts.
+    if time_us < cache.from_us or time_us >= cache.until_us:
+        cache.day = program_day(core.program, time_us)
+        cache.from_us = program_day_start_us(core.program, cache.day)
+        cache.until_us = program_day_start_us(core.program, cache.day + 1)
+    return cache.day
+
+
+# --- facts of the digest ------------------------------------------------------------------------------------------
+
+cdef Hash128 account_fact(const Account* account, uint32_t member) noexcept nogil:
+    return fact_hash(FACT_ACCOUNT, member, account.sequence, account.identifier_count, 0, 0)
+
+
+cdef Hash128 lot_fact(const Lot* lot, uint32_t member) noexcept nogil:
+    return fact_hash(FACT_LOT, member, lot.wallet | <uint64_t>lot.funder << 16,
+                     <uint32_t>lot.available_day | <uint64_t><uint32_t>lot.expiry_day << 32,
+                     <uint64_t>lot.points, <uint64_t>lot.held)
+
+
+cdef Hash128 reservation_fact(const Reservation* reservation) noexcept nogil:
+    return fact_hash(FACT_RESERVATION, reservation.member, reservation.id, reservation.wallet,
+                     <uint64_t>reservation.reserved_points, <uint64_t>reservation.expire_time_us)
+
+
+# --- the expiry heap of reservations: by expire time, then id -------------------------------------------------------
+
+cdef bint heap_less(const Core* core, uint32_t a, uint32_t b) noexcept nogil:
+    cdef const Reservation* left = &core.pool[a]
+    cdef const Reservation* right = &core.pool[b]
+    if left.expire_time_us != right.expire_time_us:
+        return left.expire_time_us < right.expire_time_us
+    return left.id < right.id
+
+
+cdef void heap_set(Core* core, uint32_t at, uint32_t index) noexcept nogil:
+    core.heap[at] = index
+    core.pool[index].heap_index = at
+
+
+cdef void heap_up(Core* core, uint32_t at) noexcept nogil:
+    cdef uint32_t index = core.heap[at], parent
+    while at > 0:
+        parent = (at - 1) >> 1
+        if not heap_less(core, index, core.heap[parent]):
+            break
+        heap_set(core, at, core.heap[parent])
+        at = parent
+    heap_set(core, at, index)
+
+
+cdef void heap_down(Core* core, uint32_t at) noexcept nogil:
+    cdef uint32_t index = core.heap[at], child
+    while True:
+        child = 2 * at + 1
+        if child >= core.heap_count:
+            break
+        if child + 1 < core.heap_count and heap_less(core, core.heap[child + 1], core.heap[child]):
+            child += 1
+        if not heap_less(core, core.heap[child], index):
+            break
+        heap_set(core, at, core.heap[child])
+        at = child
+    heap_set(core, at, index)
+
+
+cdef void heap_remove(Core* core, uint32_t at) noexcept nogil:
+    cdef uint32_t last
+    VERIFY(at < core.heap_count)
+    core.heap_count -= 1
+    if at == core.heap_count:
+        return
+    last = core.heap[core.heap_count]
+    heap_set(core, at, last)
+    heap_up(core, at)
+    heap_down(core, core.pool[last].heap_index)
+
+
+# --- balances -----------------------------------------------------------------------------------------------------
+
+cdef void sums_add(Sums* sums, int32_t today, int32_t available_day, int32_t expiry_day, int64_t points, int64_t held) noexcept nogil:
+    # What a lot (or a change of one) adds to its wallet at `today`.
+    sums.reserved += held
+    if expiry_day <= today:
+        sums.posted += held
+    else:
+        sums.posted += points
+        if available_day > today:
+            sums.pending += points - held
+
+
+cdef Sums wallet_sums(const Core* core, const Account* account, uint16_t wallet, int32_t today) noexcept nogil:
+    cdef Sums sums
+    cdef const Lot* lots = &core.arena.lots[account.lots]
+    cdef uint32_t i
+    memset(&sums, 0, sizeof(Sums))
+    for i in range(account.lot_count):
+        if lots[i].wallet == wallet:
+            sums_add(&sums, today, lots[i].available_day, lots[i].expiry_day, lots[i].points, lots[i].held)
+    return sums
+
+
+cdef int64_t due_held(const Core* core, const Account* account, const Lot* lot, int64_t now_us) noexcept nogil:
+    # Points of this lot that are held by reservations whose time is over but whose expiry is not posted yet.
+    cdef uint32_t index = account.reservations, i
+    cdef const Reservation* reservation
+    cdef const Lot* hold
+    cdef int64_t held = 0
+    while index != NO_INDEX:
+        reservation = &core.pool[index]
+        if reservation.expire_time_us <= now_us:
+            for i in range(reservation.hold_count):
+                hold = &core.arena.lots[reservation.holds + i]
+                if (hold.wallet == lot.wallet and hold.expiry_day == lot.expiry_day
+                        and hold.available_day == lot.available_day and hold.funder == lot.funder):
+                    held += hold.points
+        index = reservation.next
+    return held
+
+
+cdef bint reservations_due(const Core* core, const Account* account, int64_t now_us) noexcept nogil:
+    return (account.reservation_count != 0 and core.heap_count != 0
+            and core.pool[core.heap[0]].expire_time_us <= now_us)
+
+
+cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outcome* outcome) noexcept nogil:
+    cdef Decision* d = &core.decision
+    cdef BalanceView* balance = &outcome.balance
+    cdef WalletView* view
+    cdef const Account* account
+    cdef const Lot* lot
+    cdef Sums sums
+    cdef int64_t held, free_points
+    cdef int32_t today
+    cdef int wallet = -1
+    cdef uint32_t i, w, first = 0, last = core.program.wallet_count
+    cdef bint due
+    if not check_member(core, &command.member, -1, &d.member_hash, outcome):
+        return
+    if command.given & GIVEN_WALLET:
+        if not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
+            return
+        wallet = program_wallet(core.program, command.wallet)
+        if wallet < 0:
+            refuse_text(outcome, STATUS_WALLET_NOT_FOUND, FIELD_WALLET, command.wallet)
+            return
+        first = <uint32_t>wallet
+        last = first + 1
+    d.member = find_member(core, &command.member, d.member_hash)
+    if d.member == 0:
+        refuse_field(outcome, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind))
+        return
+    account = &core.accounts[d.member - 1]
+    today = day_of(core, &core.now_day, now_us)
+    due = reservations_due(core, account, now_us)
+    balance.member = d.member
+    balance.sequence = account.sequence
+    balance.read_time_us = now_us
+    balance.wallet_count = last - first
+    for w in range(first, last):
+        view = &balance.wallets[w - first]
+        view.wallet = <uint16_t>w
+        view.expiry_count = 0
+        memset(&sums, 0, sizeof(Sums))
+        for i in range(account.lot_count):
+            lot = &core.arena.lots[account.lots + i]
+            if lot.wallet != w:
+                continue
+            held = lot.held - due_held(core, account, lot, now_us) if due else lot.held
+            sums_add(&sums, today, lot.available_day, lot.expiry_day, lot.points, held)
+            free_points = lot.points - held
+            if lot.expiry_day > today and lot.expiry_day != DAY_NEVER and free_points > 0:
+                # Sorted by expiry: lots of the same day follow each other.
+                if view.expiry_count > 0 and view.expiry_time_us[view.expiry_count - 1] == lot.expiry_day:
+                    view.expiry_points[view.expiry_count - 1] += free_points
+                elif view.expiry_count < NEXT_EXPIRIES_MAX:
+                    view.expiry_time_us[view.expiry_count] = lot.expiry_day
+                    view.expiry_points[view.expiry_count] = free_points
+                    view.expiry_count += 1
+        for i in range(view.expiry_count):
+            view.expiry_time_us[i] = program_day_start_us(core.program, <int32_t>view.expiry_time_us[i])
+        view.posted_points = sums.posted
+        view.pending_points = sums.pending
+        view.reserved_points = sums.reserved
+    outcome.wait_sequence = account.sequence
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+cdef void refuse(Outcome* outcome, uint16_t status, int64_t a, int64_t b) noexcept nogil:
+    outcome.status = status
+    outcome.a = a
+    outcome.b = b
+
+
+cdef void refuse_field(Outcome* outcome, uint16_t status, uint16_t field) noexcept nogil:
+    outcome.status = status
+    outcome.field = field
+
+
+cdef bint refuse_number(Outcome* outcome, uint16_t field, int64_t value) noexcept nogil:
+    outcome.status = STATUS_FIELD_INVALID
+    outcome.field = field
+    outcome.value_kind = VALUE_NUMBER
+    outcome.value = value
+    return False
+
+
+cdef bint refuse_text(Outcome* outcome, uint16_t status, uint16_t field, Slice text) noexcept nogil:
+    outcome.status = status
+    outcome.field = field
+    outcome.value_kind = VALUE_TEXT
+    outcome.text = text
+    return False
+
+
+# --- what a request may say: checked before anything is looked up ---------------------------------------------------
+
+cdef bint check_text(Slice text, uint32_t low, uint32_t high, uint16_t field, Outcome* outcome) noexcept nogil:
+    if text.size < low or text.size > high:
+        return refuse_text(outcome, STATUS_FIELD_INVALID, field, text)
+    return True
+
+
+cdef bint check_request_id(Slice text, Outcome* outcome) noexcept nogil:
+    cdef uint32_t i
+    cdef uint8_t c
+    if text.size < REQUEST_ID_BYTES_MIN or text.size > REQUEST_ID_BYTES_MAX:
+        return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_REQUEST_ID, text)
+    for i in range(text.size):
+        c = text.data[i]
+        if not (0x61 <= c <= 0x7A or 0x41 <= c <= 0x5A or 0x30 <= c <= 0x3A or c == 0x2E or c == 0x5F or c == 0x2D):
+            return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_REQUEST_ID, text)
+    return True
+
+
+cdef uint16_t member_field(uint8_t kind) noexcept nogil:
+    if kind == MEMBER_BY_ID:
+        return FIELD_MEMBER_ID
+    if kind == MEMBER_BY_CARD:
+        return FIELD_MEMBER_CARD
+    if kind == MEMBER_BY_PHONE:
+        return FIELD_MEMBER_PHONE
+    if kind == MEMBER_BY_EMAIL:
+        return FIELD_MEMBER_EMAIL
+    if kind == MEMBER_BY_APP:
+        return FIELD_MEMBER_APP
+    return FIELD_MEMBER
+
+
+cdef bint check_member(Core* core, const MemberRef* member, int32_t index, Hash128* hashed, Outcome* outcome) noexcept nogil:
+    # index >= 0: an element of EnrollMember's identifiers.
+    if member.kind == MEMBER_BY_ID:
+        if member.member_id < 1 or member.member_id > 2147483647:
+            outcome.index = index
+            return refuse_number(outcome, FIELD_MEMBER_ID, member.member_id)
+        return True
+    if member.kind == MEMBER_NONE or not identity_hash(core.identity_key, member.kind, member.text, hashed):
+        outcome.index = index
+        outcome.status = STATUS_FIELD_INVALID
+        outcome.field = member_field(member.kind)
+        if member.kind != MEMBER_NONE:
+            outcome.value_kind = VALUE_TEXT
+            outcome.text = member.text
+        return False
+    return True
+
+
+cdef bint check_receipt_key(const Command* command, bint in_receipt, Decision* d, Outcome* outcome) noexcept nogil:
+    cdef uint8_t buffer[STORE_BYTES_MAX + TILL_BYTES_MAX + RECEIPT_NUMBER_BYTES_MAX + 8]
+    cdef uint32_t size = 4
+    if not check_text(command.store, 1, STORE_BYTES_MAX, FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE, outcome):
+        return False
+    if not check_text(command.till, 1, TILL_BYTES_MAX, FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL, outcome):
+        return False
+    if day_from_yyyymmdd(command.business_day) < 0:
+        return refuse_number(outcome, FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY, command.business_day)
+    if not check_text(command.number, 1, RECEIPT_NUMBER_BYTES_MAX, FIELD_RECEIPT_NUMBER if in_receipt else FIELD_KEY_NUMBER, outcome):
+        return False
+    d.receipt_hash = receipt_key_hash(command.business_day, command.store, command.till, command.number)
+    d.receipt_keyed = 1
+    return True
+
+
+cdef Hash128 receipt_key_hash(int32_t business_day, Slice store, Slice till, Slice number) noexcept nogil:
+    # Lengths before the texts, so that no two keys share bytes.
+    cdef uint8_t buffer[STORE_BYTES_MAX + TILL_BYTES_MAX + RECEIPT_NUMBER_BYTES_MAX + 8]
+    cdef uint32_t at = 4
+    memcpy(buffer, &business_day, 4)
+    buffer[at] = <uint8_t>store.size
+    memcpy(buffer + at + 1, store.data, store.size)
+    at += 1 + store.size
+    buffer[at] = <uint8_t>till.size
+    memcpy(buffer + at + 1, till.data, till.size)
+    at += 1 + till.size
+    buffer[at] = <uint8_t>number.size
+    memcpy(buffer + at + 1, number.data, number.size)
+    at += 1 + number.size
+    return siphash(PUBLIC_KEY, buffer, at)
+
+
+cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+    cdef const Line* line
+    cdef int64_t total = 0
+    cdef uint32_t i
+    if not command.given & GIVEN_RECEIPT:
+        refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT)
+        return False
+    if not command.given & GIVEN_RECEIPT_KEY:
+        refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_KEY)
+        return False
+    if not check_receipt_key(command, True, d, outcome):
+        return False
+    if command.total_minor < 0 or command.total_minor > AMOUNT_MINOR_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
+    if command.line_count > LINES_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_LINES, command.line_count)
+    for i in range(command.line_count):
+        line = &command.lines[i]
+        outcome.index = <int32_t>i
+        if not check_text(line.sku, 1, SKU_BYTES_MAX, FIELD_LINE_SKU, outcome):
+            return False
+        if not check_text(line.category, 0, CATEGORY_BYTES_MAX, FIELD_LINE_CATEGORY, outcome):
+            return False
+        if line.quantity_milli < 0 or line.quantity_milli > QUANTITY_MILLI_MAX:
+            return refuse_number(outcome, FIELD_LINE_QUANTITY_MILLI, line.quantity_milli)
+        if line.amount_minor < 0 or line.amount_minor > AMOUNT_MINOR_MAX:
+            return refuse_number(outcome, FIELD_LINE_AMOUNT_MINOR, line.amount_minor)
+        total += line.amount_minor      # at most LINES_MAX * AMOUNT_MINOR_MAX = 10^15
+    outcome.index = -1
+    if command.line_count != 0 and total != command.total_minor:
+        return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
+    return True
+
+
+cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+    # Everything that can be told from the request alone, in the order of its fields.
+    cdef uint8_t method = command.method
+    cdef uint32_t i, j
+    if not check_request_id(command.request_id, outcome):
+        return False
+    d.request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
+    if not command.given & GIVEN_SENT_TIME or command.sent_time_us < SENT_TIME_MIN_US:
+        if command.given & GIVEN_SENT_TIME:
+            return refuse_number(outcome, FIELD_SENT_TIME, command.sent_time_us)
+        refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_SENT_TIME)
+        return False
+    if method == METHOD_ENROLL:
+        if command.identifier_count < 1 or command.identifier_count > IDENTIFIERS_PER_REQUEST_MAX:
+            return refuse_number(outcome, FIELD_IDENTIFIERS, command.identifier_count)
+        for i in range(command.identifier_count):
+            if not check_member(core, &command.identifiers[i], <int32_t>i, &d.identifiers[i], outcome):
+                return False
+            if command.identifiers[i].kind == MEMBER_BY_ID:
+                if i != 0:
+                    outcome.index = <int32_t>i
+                    refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_IDENTIFIERS)
+                    return False
+                continue
+            for j in range(i):
+                if (command.identifiers[j].kind != MEMBER_BY_ID and d.identifiers[i].lo == d.identifiers[j].lo
+                        and d.identifiers[i].hi == d.identifiers[j].hi):
+                    outcome.index = <int32_t>i
+                    refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_IDENTIFIERS)
+                    return False
+        return True
+    if not check_member(core, &command.member, -1, &d.member_hash, outcome):
+        return False
+    if method == METHOD_EARN or method == METHOD_COMMIT:
+        if not check_receipt(command, d, outcome):
+            return False
+    if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
+        if command.given & GIVEN_WALLET and not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
+            return False
+        if command.points < 1 or command.points > POINTS_MAX:
+            return refuse_number(outcome, FIELD_POINTS, command.points)
+    if method == METHOD_RESERVE and command.given & GIVEN_TTL:
+        if command.ttl_us < <int64_t>TTL_S_MIN * MICROSECONDS or command.ttl_us > <int64_t>TTL_S_MAX * MICROSECONDS:
+            return refuse_number(outcome, FIELD_TTL, command.ttl_us)
+    if method == METHOD_CAPTURE or method == METHOD_RELEASE or command.payment == PAYMENT_CAPTURE:
+        if command.reservation_id < 1:
+            return refuse_number(outcome, FIELD_RESERVATION_ID, command.reservation_id)
+    if method == METHOD_CAPTURE or command.payment == PAYMENT_CAPTURE:
+        if command.points < 0 or command.points > POINTS_MAX:
+            return refuse_number(outcome, FIELD_CAPTURE_POINTS, command.points)
+    if (method == METHOD_BURN or method == METHOD_CAPTURE) and command.given & GIVEN_RECEIPT_KEY:
+        return check_receipt_key(command, False, d, outcome)
+    return True
+
+
+cdef bint check_world(Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+    # What depends on the clock and the programme; a repeat is answered before this.
+    cdef bint in_receipt = command.method == METHOD_EARN or command.method == METHOD_COMMIT
+    cdef int64_t ahead = d.now_us + <int64_t>CLOCK_AHEAD_S_MAX * MICROSECONDS
+    cdef int wallet
+    cdef int32_t day
+    if command.sent_time_us > ahead:
+        return refuse_number(outcome, FIELD_SENT_TIME, command.sent_time_us)
+    d.business_us = d.now_us
+    if command.given & GIVEN_BUSINESS_TIME:
+        d.business_us = command.business_time_us
+        if d.business_us > ahead or d.business_us < d.now_us - core.program.max_age_us:
+            return refuse_number(outcome, FIELD_RECEIPT_PURCHASE_TIME if in_receipt else FIELD_PURCHASE_TIME, d.business_us)
+    d.business_day = day_of(core, &core.other_day, d.business_us)
+    d.today = day_of(core, &core.now_day, d.now_us)
+    if d.receipt_keyed:
+        # A day far ahead would make every later receipt look older than memory reaches.
+        day = day_from_yyyymmdd(command.business_day)
+        if day > d.today + 1 or day < day_of(core, &core.age_day, d.now_us - core.program.max_age_us) - 1:
+            return refuse_number(outcome, FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY, command.business_day)
+    if in_receipt and (command.currency.size != 3 or memcmp(command.currency.data, core.program.currency, 3) != 0):
+        return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_CURRENCY_CODE, command.currency)
+    if command.given & GIVEN_WALLET:
+        wallet = program_wallet(core.program, command.wallet)
+        if wallet < 0:
+            return refuse_text(outcome, STATUS_WALLET_NOT_FOUND, FIELD_WALLET, command.wallet)
+        d.wallet = <uint16_t>wallet
+    return True
+
+
+cdef uint32_t find_member(const Core* core, const MemberRef* member, Hash128 hashed) noexcept nogil:
+    # Account number, or 0.
+    if member.kind == MEMBER_BY_ID:
+        return <uint32_t>member.member_id if <uint64_t>member.member_id <= core.stats.members else 0
+    return identifiers_find(&core.identifiers, hashed)
+
+
+# --- repeats ------------------------------------------------------------------------------------------------------
+
+cdef void context_read(const EntryView* view, Context* context) noexcept nogil:
+    cdef Cursor cursor
+    cdef uint8_t tag
+    cdef Slice text
+    cdef int64_t value
+    memset(context, 0, sizeof(Context))
+    if view.sections[SECTION_CONTEXT].data == NULL:
+        return
+    cursor_open(&cursor, &view.sections[SECTION_CONTEXT])
+    while cursor_more(&cursor):
+        tag = get_byte(&cursor)
+        if tag < 128:
+            value = get_signed(&cursor)
+            if tag < 16:
+                context.given |= <uint32_t>1 << tag
+                context.values[tag] = value
+        else:
+            text = get_text(&cursor)
+            if tag == CONTEXT_STORE:
+                context.store = text
+            elif tag == CONTEXT_TILL:
+                context.till = text
+            elif tag == CONTEXT_NUMBER:
+                context.number = text
+
+
+cdef bint text_equal(Slice a, Slice b) noexcept nogil:
+    return a.size == b.size and (a.size == 0 or memcmp(a.data, b.data, a.size) == 0)
+
+
+cdef uint8_t kind_of(uint8_t method) noexcept nogil:
+    # The seven writes have the numbers of their kinds.
+    return method
+
+
+cdef uint16_t differing_field(Core* core, const Command* command, const Decision* d, const EntryView* view) noexcept nogil:
+    # The first field in which the command differs from the entry's, in the order of the request's fields; 0: none.
+    cdef Context context
+    cdef Cursor cursor
+    cdef const EntryHeader* header = view.header
+    cdef uint8_t method = command.method
+    cdef bint in_receipt = method == METHOD_EARN or method == METHOD_COMMIT
+    cdef bint keyed
+    cdef int wallet = 0
+    cdef uint32_t i, member
+    cdef Slice sku, category
+    context_read(view, &context)
+    if header.kind != kind_of(method):
+        return FIELD_METHOD
+    if context.values[CONTEXT_SENT_TIME] != command.sent_time_us - header.time_us:
+        return FIELD_SENT_TIME
+    if method == METHOD_ENROLL:
+        if context.values[CONTEXT_IDENTIFIERS] != command.identifier_count:
+            return FIELD_IDENTIFIERS
+        for i in range(command.identifier_count):
+            member = find_member(core, &command.identifiers[i], d.identifiers[i])
+            if member == header.member and member != 0:
+                continue
+            if command.identifiers[i].kind == MEMBER_BY_ID or not names_identifier(view, command.identifiers[i].kind, d.identifiers[i]):
+                return FIELD_IDENTIFIERS
+        return 0
+    if header.member != 0 and find_member(core, &command.member, d.member_hash) != header.member:
+        return FIELD_MEMBER
+    keyed = command.given & GIVEN_RECEIPT_KEY and method != METHOD_RESERVE and method != METHOD_RELEASE
+    if keyed or context.store.data != NULL:
+        if not text_equal(context.store, command.store) or not keyed:
+            return FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE
+        if not text_equal(context.till, command.till):
+            return FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL
+        if context.values[CONTEXT_BUSINESS_DAY] != command.business_day:
+            return FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY
+        if not text_equal(context.number, command.number):
+            return FIELD_RECEIPT_NUMBER if in_receipt else FIELD_KEY_NUMBER
+    if method == METHOD_EARN or method == METHOD_COMMIT or method == METHOD_BURN or method == METHOD_RESERVE:
+        if (((context.given >> CONTEXT_BUSINESS_TIME) & 1) != (1 if command.given & GIVEN_BUSINESS_TIME else 0)
+                or (command.given & GIVEN_BUSINESS_TIME
+                    and context.values[CONTEXT_BUSINESS_TIME] != command.business_time_us - header.time_us)):
+            return FIELD_RECEIPT_PURCHASE_TIME if in_receipt else FIELD_PURCHASE_TIME
+    if in_receipt:
+        if command.currency.size != 3 or memcmp(command.currency.data, core.program.currency, 3) != 0:
+            return FIELD_RECEIPT_CURRENCY_CODE
+        if context.values[CONTEXT_TOTAL] != command.total_minor:
+            return FIELD_RECEIPT_TOTAL_MINOR
+        cursor_open(&cursor, &view.sections[SECTION_LINES])
+        for i in range(command.line_count):
+            if view.sections[SECTION_LINES].data == NULL or not cursor_more(&cursor):
+                return FIELD_RECEIPT_LINES
+            sku = get_text(&cursor)
+            category = get_text(&cursor)
+            if not text_equal(sku, command.lines[i].sku):
+                return FIELD_LINE_SKU
+            if not text_equal(category, command.lines[i].category):
+                return FIELD_LINE_CATEGORY
+            if <int64_t>get_varint(&cursor) != command.lines[i].quantity_milli:
+                return FIELD_LINE_QUANTITY_MILLI
+            if get_signed(&cursor) != command.lines[i].amount_minor:
+                return FIELD_LINE_AMOUNT_MINOR
+        if view.sections[SECTION_LINES].data != NULL and cursor_more(&cursor):
+            return FIELD_RECEIPT_LINES
+        if context.values[CONTEXT_PAYMENT] != command.payment:
+            return FIELD_PAYMENT
+    if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
+        if command.given & GIVEN_WALLET:
+            wallet = program_wallet(core.program, command.wallet)
+        if context.values[CONTEXT_WALLET] != wallet:
+            return FIELD_WALLET
+    if method == METHOD_CAPTURE or method == METHOD_RELEASE or command.payment == PAYMENT_CAPTURE:
+        if context.values[CONTEXT_RESERVATION] != command.reservation_id:
+            return FIELD_RESERVATION_ID
+    if method != METHOD_EARN and method != METHOD_RELEASE and (method != METHOD_COMMIT or command.payment != PAYMENT_NONE):
+        if context.values[CONTEXT_POINTS] != command.points:
+            return FIELD_POINTS
+    if method == METHOD_RESERVE:
+        if context.values[CONTEXT_TTL] != (command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS):
+            return FIELD_TTL
+    return 0
+
+
+cdef bint names_identifier(const EntryView* view, uint8_t kind, Hash128 hashed) noexcept nogil:
+    # Whether the entry's IDENTIFIERS hold this one.
+    cdef Cursor cursor
+    cdef const uint8_t* data
+    cdef uint8_t found
+    if view.sections[SECTION_IDENTIFIERS].data == NULL:
+        return False
+    cursor_open(&cursor, &view.sections[SECTION_IDENTIFIERS])
+    while cursor_more(&cursor):
+        found = get_byte(&cursor)
+        data = get_bytes(&cursor, 16)
+        if data != NULL and found == kind and memcmp(data, &hashed, 16) == 0:
+            return True
+    return False
+
+
+cdef void answer_from_entry(const EntryView* view, Outcome* outcome) noexcept nogil:
+    # Status, a and b of an outcome are a function of its entry.
+    cdef Cursor cursor
+    outcome.entry = <const uint8_t*>view.header
+    outcome.entry_size = view.header.size
+    outcome.status = view.header.status
+    if view.sections[SECTION_REFUSAL].data != NULL:
+        cursor_open(&cursor, &view.sections[SECTION_REFUSAL])
+        outcome.a = get_signed(&cursor)
+        outcome.b = get_signed(&cursor)
+
+
+cdef void answer_repeat(Core* core, const Command* command, const Decision* d, uint64_t sequence, Outcome* outcome) noexcept nogil:
+    cdef EntryView view
+    cdef uint32_t size = 0
+    cdef const uint8_t* entry = core.find(core.find_owner, sequence, &size) if core.find != NULL else NULL
+    cdef uint16_t field
+    # An id in memory whose entry cannot be read means that the journal is damaged under us.
+    VERIFY(entry != NULL and entry_view(entry, size, &view))
+    outcome.sequence = sequence
+    outcome.wait_sequence = sequence
+    field = differing_field(core, command, d, &view)
+    if field != 0:
+        refuse_field(outcome, STATUS_REQUEST_ID_REUSED, field)
+        outcome.a = <int64_t>sequence
+        return
+    outcome.replayed = 1
+    answer_from_entry(&view, outcome)
+
+
+cdef void read_operation(Core* core, const Command* command, Outcome* outcome) noexcept nogil:
+    cdef Hash128 request
+    cdef KeySlot* slot
+    cdef EntryView view
+    cdef uint32_t size = 0
+    cdef const uint8_t* entry
+    if not check_request_id(command.request_id, outcome):
+        return
+    request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
+    slot = keys_find(&core.request_ids, request)
+    if slot == NULL:
+        if command.given & GIVEN_SENT_TIME and command.sent_time_us <= core.request_ids.forgotten:
+            refuse(outcome, STATUS_SENT_TIME_TOO_OLD, core.request_ids.forgotten + 1, 0)
+        else:
+            refuse(outcome, STATUS_OPERATION_NOT_FOUND, 0, 0)
+        return
+    outcome.sequence = slot_first_of(slot)
+    entry = core.find(core.find_owner, outcome.sequence, &size) if core.find != NULL else NULL
+    VERIFY(entry != NULL and entry_view(entry, size, &view))
+    answer_from_entry(&view, outcome)
+    outcome.status = STATUS_OK      # the operation was found; the codec shows its refusal inside the answer
+    outcome.wait_sequence = outcome.sequence
+
+
+cdef uint64_t slot_first_of(const KeySlot* slot) noexcept nogil:
+    return <uint64_t>slot.first_low | <uint64_t>slot.first_high << 32
+
+
+cdef uint64_t slot_second_of(const KeySlot* slot) noexcept nogil:
+    return <uint64_t>slot.second_low | <uint64_t>slot.second_high << 32
+
+
+# --- deciding -----------------------------------------------------------------------------------------------------
+
+cdef Change* add_change(Core* core, Decision* d, const Lot* lot, int64_t points, int64_t held) noexcept nogil:
+    cdef Change* change = &core.changes[d.change_count]
+    VERIFY(d.change_count < CHANGES_MAX)
+    change.points = points
+    change.held = held
+    change.available_day = lot.available_day
+    change.expiry_day = lot.expiry_day
+    change.wallet = lot.wallet
+    change.funder = lot.funder
+    d.change_count += 1
+    d.touched |= <uint32_t>1 << lot.wallet
+    return change
+
+
+cdef int64_t take_available(Core* core, Decision* d, const Account* account, int64_t points, bint hold) noexcept nogil:
+    # Takes (or holds) available points, soonest expiry first; returns how many were available when they do not suffice, else -1.
+    # A lot must count both at the business time and today: offline receipts cannot revive what has expired meanwhile.
+    cdef const Lot* lot
+    cdef int32_t day = d.business_day if d.business_day > d.today else d.today
+    cdef int64_t left = points, free_points, taken
+    cdef uint32_t i, start = d.change_count
+    for i in range(account.lot_count):
+        lot = &core.arena.lots[account.lots + i]
+        if lot.wallet != d.wallet or lot.expiry_day <= day or lot.available_day > d.business_day:
+            continue
+        free_points = lot.points - lot.held
+        if free_points <= 0:
+            continue
+        taken = min_i64(free_points, left)
+        if hold:
+            add_change(core, d, lot, 0, taken)
+        else:
+            add_change(core, d, lot, -taken, 0)
+        left -= taken
+        if left == 0:
+            return -1
+    d.change_count = start
+    return points - left
+
+
+cdef void give_back(Core* core, Decision* d, const Reservation* reservation, int64_t captured) noexcept nogil:
+    # Ends a reservation: takes `captured` of its points in order, gives the rest back; what goes back into an expired lot expires.
+    cdef const Lot* hold
+    cdef int64_t taken, rest
+    cdef uint32_t i
+    for i in range(reservation.hold_count):
+        hold = &core.arena.lots[reservation.holds + i]
+        taken = min_i64(captured, hold.points)
+        captured -= taken
+        rest = hold.points - taken
+        if rest > 0 and hold.expiry_day <= d.today:
+            d.expired[reservation.wallet] += rest
+            taken += rest
+        add_change(core, d, hold, -taken, -hold.points)
+
+
+cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const Account* account, Outcome* outcome) noexcept nogil:
+    # Runs the rules and turns their awards into lot changes. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
+    cdef const Award* award
+    cdef Change* change
+    cdef Lot key
+    cdef int64_t issued, posted
+    cdef uint32_t i, j, w, first = d.change_count, lots, fresh = 0
+    cdef int32_t count = program_evaluate(core.program, command, d.business_us, core.awards)
+    cdef bint found
+    cdef Sums sums
+    if count < 0:
+        outcome.a = 0
+        return STATUS_POINTS_OVERFLOW
+    d.award_count = <uint32_t>count
+    memset(&key, 0, sizeof(Lot))
+    for i in range(d.award_count):
+        award = &core.awards[i]
+        j = first
+        while j < d.change_count:
+            change = &core.changes[j]
+            if (change.wallet == award.wallet and change.expiry_day == award.expiry_day
+                    and change.available_day == award.available_day and change.funder == award.funder):
+                break
+            j += 1
+        if j == d.change_count:
+            key.wallet = award.wallet
+            key.expiry_day = award.expiry_day
+            key.available_day = award.available_day
+            key.funder = award.funder
+            add_change(core, d, &key, 0, 0)
+        if add_overflow(core.changes[j].points, award.points, &core.changes[j].points):
+            outcome.a = 0
+            return STATUS_POINTS_OVERFLOW
+        if add_overflow(d.earned[award.wallet], award.points, &d.earned[award.wallet]):
+            outcome.a = 0
+            return STATUS_POINTS_OVERFLOW
+    for w in range(core.program.wallet_count):
+        if d.earned[w] == 0:
+            continue
+        posted = 0
+        lots = 0
+        if account != NULL:
+            for i in range(account.lot_count):
+                if core.arena.lots[account.lots + i].wallet == w:
+                    posted += core.arena.lots[account.lots + i].points
+                    lots += 1
+        if (d.earned[w] > WALLET_POINTS_MAX - posted
+                or add_overflow(core.stats.issued_points[w], d.earned[w], &issued)):
+            outcome.a = posted
+            return STATUS_POINTS_OVERFLOW
+        j = lots
+        for i in range(first, d.change_count):
+            if core.changes[i].wallet != w:
+                continue
+            found = False
+            if account != NULL:
+                change = &core.changes[i]
+                lot_search(&core.arena.lots[account.lots], account.lot_count, change.wallet, change.expiry_day,
+                           change.available_day, change.funder, &found)
+            if not found:
+                j += 1
+        fresh += j - lots
+        if j > LOTS_PER_WALLET_MAX:
+            outcome.a = lots
+            outcome.b = LOTS_PER_WALLET_MAX
+            return STATUS_LOTS_LIMIT
+    if fresh != 0:
+        lots = fresh + (account.lot_count if account != NULL else 0)
+        if ((account == NULL or account.lots == NO_PIECE or lots > <uint32_t>1 << account.lot_class)
+                and not arena_has(&core.arena, class_for(lots))):
+            return STATUS_TABLE_FULL
+    return STATUS_OK
+
+
+cdef void write_context(EntryWriter* writer, const Command* command, const Decision* d) noexcept nogil:
+    cdef uint8_t method = command.method
+    section_begin(writer, SECTION_CONTEXT)
+    put_tag(writer, CONTEXT_SENT_TIME, command.sent_time_us - d.now_us)
+    if command.given & GIVEN_BUSINESS_TIME and method != METHOD_CAPTURE and method != METHOD_RELEASE:
+        put_tag(writer, CONTEXT_BUSINESS_TIME, command.business_time_us - d.now_us)
+    if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
+        put_tag(writer, CONTEXT_WALLET, d.wallet)
+    if method != METHOD_EARN and method != METHOD_RELEASE and method != METHOD_ENROLL and command.points != 0:
+        put_tag(writer, CONTEXT_POINTS, command.points)
+    if method == METHOD_RESERVE:
+        put_tag(writer, CONTEXT_TTL, command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS)
+    if method == METHOD_CAPTURE or method == METHOD_RELEASE or command.payment == PAYMENT_CAPTURE:
+        put_tag(writer, CONTEXT_RESERVATION, command.reservation_id)
+    if d.receipt_keyed:
+        put_tag(writer, CONTEXT_BUSINESS_DAY, command.business_day)
+    if method == METHOD_EARN or method == METHOD_COMMIT:
+        put_tag(writer, CONTEXT_TOTAL, command.total_minor)
+    if command.payment != PAYMENT_NONE:
+        put_tag(writer, CONTEXT_PAYMENT, command.payment)
+    if method == METHOD_ENROLL:
+        put_tag(writer, CONTEXT_IDENTIFIERS, command.identifier_count)
+    if d.receipt_keyed:
+        put_tag_text(writer, CONTEXT_STORE, command.store)
+        put_tag_text(writer, CONTEXT_TILL, command.till)
+        put_tag_text(writer, CONTEXT_NUMBER, command.number)
+    section_end(writer)
+
+
+cdef void write_pair(EntryWriter* writer, uint8_t account, uint16_t wallet, int64_t member_points) noexcept nogil:
+    put_byte(writer, ACCOUNT_MEMBER)
+    put_varint(writer, wallet)
+    put_signed(writer, member_points)
+    put_byte(writer, account)
+    put_varint(writer, wallet)
+    put_signed(writer, -member_points)
+
+
+cdef void write_postings(EntryWriter* writer, const Decision* d) noexcept nogil:
+    cdef uint16_t w
+    cdef bint any_points = False
+    for w in range(WALLETS_MAX):
+        if d.touched >> w & 1 and (d.burned[w] != 0 or d.expired[w] != 0 or d.earned[w] != 0):
+            if not any_points:
+                section_begin(writer, SECTION_POSTINGS)
+                any_points = True
+            if d.burned[w] != 0:
+                write_pair(writer, ACCOUNT_REDEEMED, w, -d.burned[w])
+            if d.expired[w] != 0:
+                write_pair(writer, ACCOUNT_EXPIRED, w, -d.expired[w])
+            if d.earned[w] != 0:
+                write_pair(writer, ACCOUNT_ISSUED, w, d.earned[w])
+    if any_points:
+        section_end(writer)
+
+
+cdef void write_lots(EntryWriter* writer, const Core* core, const Decision* d) noexcept nogil:
+    cdef const Change* change
+    cdef uint32_t i
+    if d.change_count == 0:
+        return
+    section_begin(writer, SECTION_LOTS)
+    for i in range(d.change_count):
+        change = &core.changes[i]
+        put_varint(writer, change.wallet)
+        put_varint(writer, <uint32_t>change.available_day)
+        put_varint(writer, <uint32_t>change.expiry_day)
+        put_varint(writer, change.funder)
+        put_signed(writer, change.points)
+        put_signed(writer, change.held)
+    section_end(writer)
+
+
+cdef void write_lines(EntryWriter* writer, const Command* command) noexcept nogil:
+    cdef const Line* line
+    cdef uint32_t i
+    if command.line_count == 0:
+        return
+    section_begin(writer, SECTION_LINES)
+    for i in range(command.line_count):
+        line = &command.lines[i]
+        put_text(writer, line.sku)
+        put_text(writer, line.category)
+        put_varint(writer, <uint64_t>line.quantity_milli)
+        put_signed(writer, line.amount_minor)
+    section_end(writer)
+
+
+cdef void write_awards(EntryWriter* writer, const Core* core, const Decision* d) noexcept nogil:
+    cdef const Award* award
+    cdef uint32_t i
+    if d.award_count == 0:
+        return
+    section_begin(writer, SECTION_AWARDS)
+    for i in range(d.award_count):
+        award = &core.awards[i]
+        put_varint(writer, award.line)
+        put_varint(writer, award.rule)
+        put_varint(writer, award.wallet)
+        put_signed(writer, award.points)
+    section_end(writer)
+
+
+cdef void write_after(EntryWriter* writer, const Core* core, const Decision* d, const Account* account) noexcept nogil:
+    # The touched wallets as the entry leaves them: what is there now plus the entry's changes.
+    cdef const Change* change
+    cdef Sums sums
+    cdef uint32_t i
+    cdef uint16_t w
+    if d.touched == 0:
+        return
+    section_begin(writer, SECTION_AFTER)
+    for w in range(WALLETS_MAX):
+        if not d.touched >> w & 1:
+            continue
+        if account != NULL:
+            sums = wallet_sums(core, account, w, d.today)
+        else:
+            memset(&sums, 0, sizeof(Sums))
+        for i in range(d.change_count):
+            change = &core.changes[i]
+            if change.wallet == w:
+                sums_add(&sums, d.today, change.available_day, change.expiry_day, change.points, change.held)
+        put_varint(writer, w)
+        put_signed(writer, sums.posted)
+        put_signed(writer, sums.pending)
+        put_signed(writer, sums.reserved)
+    section_end(writer)
+
+
+cdef void write_reservation(EntryWriter* writer, uint64_t id, uint8_t state, uint16_t wallet, int64_t reserved, int64_t captured,
+                            int64_t expire_after_us) noexcept nogil:
+    section_begin(writer, SECTION_RESERVATION)
+    put_varint(writer, id)
+    put_byte(writer, state)
+    put_varint(writer, wallet)
+    put_signed(writer, reserved)
+    put_signed(writer, captured)
+    put_signed(writer, expire_after_us)
+    section_end(writer)
+
+
+cdef void fill_header(Core* core, EntryHeader* header, uint8_t kind, const Decision* d) noexcept nogil:
+    header.kind = kind
+    header.flags = 0
+    header.status = STATUS_OK
+    header.time_us = d.now_us
+    header.member = d.member
+    header.program = core.program.version
+    memcpy(header.request, &d.request, 16)
+
+
+cdef void begin_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
+    d.change_count = 0
+    d.award_count = 0
+    d.touched = 0
+    memset(d.earned, 0, sizeof(d.earned))
+    memset(d.burned, 0, sizeof(d.burned))
+    memset(d.expired, 0, sizeof(d.expired))
+
+
+cdef void post(Core* core, const uint8_t* entry, uint32_t size, Outcome* outcome) noexcept nogil:
+    # Applies the entry just written and notes it in the outcome.
+    cdef int result = core_apply(core, entry, size)
+    VERIFY(result == APPLY_OK)
+    outcome.written += 1
+    outcome.written_size += size
+
+
+cdef void refuse_remembered(Core* core, const Command* command, Decision* d, uint16_t status, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    # A refusal that a repeat must get again: an entry that changes nothing but the ids. outcome.a and b are set.
+    cdef EntryWriter writer
+    cdef EntryHeader* header = entry_begin(&writer, entry + outcome.written_size)
+    cdef uint32_t size, i
+    fill_header(core, header, kind_of(command.method), d)
+    header.status = status
+    write_context(&writer, command, d)
+    if command.method == METHOD_EARN or command.method == METHOD_COMMIT:
+        write_lines(&writer, command)
+    if command.method == METHOD_ENROLL:
+        section_begin(&writer, SECTION_IDENTIFIERS)
+        for i in range(command.identifier_count):
+            if command.identifiers[i].kind != MEMBER_BY_ID:
+                put_byte(&writer, command.identifiers[i].kind)
+                put_bytes(&writer, <const uint8_t*>&d.identifiers[i], 16)
+        section_end(&writer)
+    section_begin(&writer, SECTION_REFUSAL)
+    put_signed(&writer, outcome.a)
+    put_signed(&writer, outcome.b)
+    section_end(&writer)
+    size = entry_finish(&writer)
+    post(core, writer.start, size, outcome)
+    outcome.status = status
+    outcome.entry = writer.start
+    outcome.entry_size = size
+    outcome.sequence = core.stats.sequence
+    outcome.wait_sequence = core.stats.sequence
+
+
+cdef uint32_t write_end_of_reservation(Core* core, Decision* d, const Reservation* reservation, uint8_t kind, uint8_t* entry) noexcept nogil:
+    # EXPIRE_RESERVATION: everything goes back. Returns the entry's size; not applied yet.
+    cdef EntryWriter writer
+    cdef EntryHeader* header = entry_begin(&writer, entry)
+    begin_decision(core, d, d.now_us)
+    give_back(core, d, reservation, 0)
+    fill_header(core, header, kind, d)
+    header.member = reservation.member
+    memset(header.request, 0, 16)
+    write_postings(&writer, d)
+    write_lots(&writer, core, d)
+    write_after(&writer, core, d, &core.accounts[reservation.member - 1])
+    write_reservation(&writer, reservation.id, RESERVATION_EXPIRED, reservation.wallet, reservation.reserved_points, 0,
+                      reservation.expire_time_us - d.now_us)
+    return entry_finish(&writer)
+
+
+cdef void settle_member(Core* core, Decision* d, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    # Posts the expiry of this member's due reservations, so that the command sees them gone.
+    cdef Account* account = &core.accounts[d.member - 1]
+    cdef uint32_t index = account.reservations, next, size
+    while index != NO_INDEX:
+        next = core.pool[index].next
+        if core.pool[index].expire_time_us <= d.now_us:
+            size = write_end_of_reservation(core, d, &core.pool[index], KIND_EXPIRE_RESERVATION, entry + outcome.written_size)
+            post(core, entry + outcome.written_size, size, outcome)
+        index = next
+    begin_decision(core, d, d.now_us)
+
+
+cdef uint16_t decide_take(Core* core, const Command* command, Decision* d, Account* account, const Reservation** captured,
+                          int64_t* captured_points, Outcome* outcome) noexcept nogil:
+    # The burn or capture of BurnPoints, CaptureReservation, ReleaseReservation and CommitReceipt. Returns a status.
+    cdef const Reservation* reservation
+    cdef int64_t available, index
+    captured[0] = NULL
+    if command.method == METHOD_BURN or command.payment == PAYMENT_BURN:
+        d.touched |= <uint32_t>1 << d.wallet
+        available = take_available(core, d, account, command.points, False)
+        if available >= 0:
+            outcome.a = available
+            outcome.b = command.points
+            return STATUS_INSUFFICIENT_POINTS
+        d.burned[d.wallet] = command.points
+        return STATUS_OK
+    index = reservations_find(&core.reservation_map, <uint64_t>command.reservation_id)
+    outcome.a = command.reservation_id
+    outcome.b = 0
+    if index < 0:
+        return STATUS_RESERVATION_NOT_FOUND
+    reservation = &core.pool[index]
+    if reservation.member != d.member:
+        return STATUS_RESERVATION_FOREIGN
+    if reservation.state != RESERVATION_ACTIVE:
+        outcome.b = reservation.state
+        return STATUS_RESERVATION_NOT_ACTIVE
+    captured_points[0] = 0
+    if command.method != METHOD_RELEASE:
+        captured_points[0] = command.points if command.points != 0 else reservation.reserved_points
+        if captured_points[0] > reservation.reserved_points:
+            outcome.a = reservation.reserved_points
+            outcome.b = captured_points[0]
+            return STATUS_CAPTURE_ABOVE_RESERVED
+    d.touched |= <uint32_t>1 << reservation.wallet
+    give_back(core, d, reservation, captured_points[0])
+    d.burned[reservation.wallet] = captured_points[0]
+    captured[0] = reservation
+    return STATUS_OK
+
+
+cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    cdef EntryWriter writer
+    cdef EntryHeader* header
+    cdef uint32_t i, member, fresh = 0, size
+    cdef bint opening
+    d.member = 0
+    for i in range(command.identifier_count):
+        member = find_member(core, &command.identifiers[i], d.identifiers[i])
+        if member == 0:
+            if command.identifiers[i].kind == MEMBER_BY_ID:
+                outcome.index = <int32_t>i
+                refuse_field(outcome, STATUS_MEMBER_NOT_FOUND, FIELD_MEMBER_ID)
+                return
+            fresh += 1
+        elif d.member == 0:
+            d.member = member
+        elif d.member != member:
+            outcome.index = <int32_t>i
+            refuse_field(outcome, STATUS_IDENTIFIER_TAKEN, FIELD_IDENTIFIERS)
+            outcome.wait_sequence = max_i64(core.accounts[member - 1].sequence, core.accounts[d.member - 1].sequence)
+            return
+    opening = d.member == 0
+    if not opening and core.accounts[d.member - 1].identifier_count + fresh > IDENTIFIERS_PER_MEMBER_MAX:
+        outcome.a = core.accounts[d.member - 1].identifier_count + fresh
+        outcome.b = IDENTIFIERS_PER_MEMBER_MAX
+        refuse_remembered(core, command, d, STATUS_IDENTIFIERS_LIMIT, entry, outcome)
+        return
+    if (opening and core.stats.members >= core.accounts_max) or core.identifiers.count + fresh > core.identifiers.count_max:
+        refuse(outcome, STATUS_MEMBERS_LIMIT, <int64_t>core.accounts_max, 0)
+        return
+    # After this point the command succeeds.
+    if opening:
+        d.member = <uint32_t>core.stats.members + 1
+    header = entry_begin(&writer, entry)
+    fill_header(core, header, KIND_ENROLL, d)
+    if opening:
+        header.flags = FLAG_OPENED
+    write_context(&writer, command, d)
+    if fresh != 0:
+        section_begin(&writer, SECTION_IDENTIFIERS)
+        for i in range(command.identifier_count):
+            if command.identifiers[i].kind != MEMBER_BY_ID and identifiers_find(&core.identifiers, d.identifiers[i]) == 0:
+                put_byte(&writer, command.identifiers[i].kind)
+                put_bytes(&writer, <const uint8_t*>&d.identifiers[i], 16)
+        section_end(&writer)
+    size = entry_finish(&writer)
+    finish_write(core, entry, size, outcome)
+
+
+cdef void finish_write(Core* core, uint8_t* entry, uint32_t size, Outcome* outcome) noexcept nogil:
+    post(core, entry, size, outcome)
+    outcome.entry = entry
+    outcome.entry_size = size
+    outcome.sequence = core.stats.sequence
+    outcome.wait_sequence = core.stats.sequence
+
+
+cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    cdef Decision* d = &core.decision
+    cdef EntryWriter writer
+    cdef EntryHeader* header
+    cdef Account* account = NULL
+    cdef KeySlot* slot
+    cdef const Reservation* captured = NULL
+    cdef int64_t captured_points = 0, available
+    cdef uint64_t posted_by = 0
+    cdef uint8_t method = command.method
+    cdef uint16_t status = STATUS_OK
+    cdef uint32_t size
+    cdef bint earns = method == METHOD_EARN or method == METHOD_COMMIT
+    cdef bint pays = method == METHOD_BURN or method == METHOD_CAPTURE or command.payment != PAYMENT_NONE
+    d.now_us = max_i64(now_us, core.stats.time_us)
+    d.member = 0
+    d.wallet = 0
+    d.receipt_keyed = 0
+    if not check_fields(core, command, d, outcome):
+        return
+    keys_prefetch(&core.request_ids, d.request)
+    if d.receipt_keyed:
+        keys_prefetch(&core.receipt_keys, d.receipt_hash)
+    if method != METHOD_ENROLL and command.member.kind != MEMBER_BY_ID:
+        prefetch(&core.identifiers.slots[range_of(d.member_hash.lo, core.identifiers.capacity)])
+    slot = keys_find(&core.request_ids, d.request)
+    if slot != NULL:
+        answer_repeat(core, command, d, slot_first_of(slot), outcome)
+        return
+    if command.sent_time_us <= core.request_ids.forgotten:
+        refuse(outcome, STATUS_SENT_TIME_TOO_OLD, core.request_ids.forgotten + 1, 0)
+        return
+    if not check_world(core, command, d, outcome):
+        return
+    begin_decision(core, d, d.now_us)
+    if method == METHOD_ENROLL:
+        execute_enroll(core, command, d, entry, outcome)
+        return
+
+    # Whose is it?
+    d.member = find_member(core, &command.member, d.member_hash)
+    if d.member == 0:
+        if not (earns and not pays and core.program.opens_anonymous and command.member.kind != MEMBER_BY_ID):
+            refuse_field(outcome, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind))
+            return
+    else:
+        account = &core.accounts[d.member - 1]
+        prefetch(account)
+        outcome.wait_sequence = account.sequence
+
+    # Was this receipt seen before?
+    if d.receipt_keyed:
+        slot = keys_find(&core.receipt_keys, d.receipt_hash)
+        if slot != NULL:
+            posted_by = slot_first_of(slot) if earns else 0
+            if posted_by == 0 and pays:
+                posted_by = slot_second_of(slot)
+            if posted_by != 0:
+                refuse(outcome, STATUS_RECEIPT_ALREADY_POSTED, <int64_t>posted_by, 0)
+                outcome.wait_sequence = max_i64(<int64_t>posted_by, <int64_t>outcome.wait_sequence)
+                return
+        elif command.business_day <= core.receipt_keys.forgotten:
+            refuse(outcome, STATUS_RECEIPT_TOO_OLD, core.receipt_keys.forgotten, 0)
+            return
+
+    if account != NULL and reservations_due(core, account, d.now_us):
+        settle_member(core, d, entry, outcome)
+        outcome.wait_sequence = account.sequence
+
+    # Burn, capture, release or reserve; then earn.
+    if method == METHOD_RESERVE:
+        d.touched |= <uint32_t>1 << d.wallet
+        if account.reservation_count >= RESERVATIONS_PER_MEMBER_MAX:
+            outcome.a = account.reservation_count
+            outcome.b = RESERVATIONS_PER_MEMBER_MAX
+            status = STATUS_RESERVATIONS_LIMIT
+        else:
+            available = take_available(core, d, account, command.points, True)
+            if available >= 0:
+                outcome.a = available
+                outcome.b = command.points
+                status = STATUS_INSUFFICIENT_POINTS
+            elif ((core.pool_used == core.pool_max and core.pool_free == NO_INDEX and core.finished_first == NO_INDEX)
+                    or not arena_has(&core.arena, class_for(d.change_count))):
+                status = STATUS_TABLE_FULL
+    elif pays or method == METHOD_RELEASE:
+        status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
+    if status == STATUS_OK and earns:
+        if account == NULL and (core.stats.members >= core.accounts_max or core.identifiers.count >= core.identifiers.count_max):
+            refuse(outcome, STATUS_MEMBERS_LIMIT, <int64_t>core.accounts_max, 0)
+            return
+        status = add_awards(core, command, d, account, outcome)
+    if status != STATUS_OK:
+        if STATUS_ROWS[status].remembered:
+            refuse_remembered(core, command, d, status, entry, outcome)
+        else:
+            outcome.status = status
+        return
+
+    # After this point the command succeeds.
+    header = entry_begin(&writer, entry + outcome.written_size)
+    if account == NULL:
+        d.member = <uint32_t>core.stats.members + 1
+    fill_header(core, header, kind_of(method), d)
+    if account == NULL:
+        header.flags = FLAG_OPENED
+    write_context(&writer, command, d)
+    write_postings(&writer, d)
+    write_lots(&writer, core, d)
+    if earns:
+        write_lines(&writer, command)
+        write_awards(&writer, core, d)
+    write_after(&writer, core, d, account)
+    if method == METHOD_RESERVE:
+        write_reservation(&writer, core.stats.sequence + 1, RESERVATION_ACTIVE, d.wallet, command.points, 0,
+                          command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS)
+    elif captured != NULL:
+        write_reservation(&writer, captured.id, RESERVATION_RELEASED if method == METHOD_RELEASE else RESERVATION_CAPTURED,
+                          captured.wallet, captured.reserved_points, captured_points, captured.expire_time_us - d.now_us)
+    if account == NULL:
+        section_begin(&writer, SECTION_IDENTIFIERS)
+        put_byte(&writer, command.member.kind)
+        put_bytes(&writer, <const uint8_t*>&d.member_hash, 16)
+        section_end(&writer)
+    size = entry_finish(&writer)
+    finish_write(core, writer.start, size, outcome)
+
+
+cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    outcome.status = STATUS_OK
+    outcome.field = 0
+    outcome.index = -1
+    outcome.value_kind = VALUE_NONE
+    outcome.replayed = 0
+    outcome.written = 0
+    outcome.opened = 0
+    outcome.a = 0
+    outcome.b = 0
+    outcome.wait_sequence = 0
+    outcome.sequence = 0
+    outcome.entry = NULL
+    outcome.entry_size = 0
+    outcome.written_size = 0
+    if command.method == METHOD_GET_BALANCE:
+        read_balance(core, command, max_i64(now_us, core.stats.time_us), outcome)
+    elif command.method == METHOD_GET_OPERATION:
+        read_operation(core, command, outcome)
+    elif METHOD_EARN <= command.method <= METHOD_ENROLL:
+        execute_write(core, command, now_us, entry, outcome)
+    else:
+        refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
+
+
+# --- ticks --------------------------------------------------------------------------------------------------------
+
+cdef uint32_t write_expired_lots(Core* core, Decision* d, uint32_t member, uint8_t* entry) noexcept nogil:
+    cdef EntryWriter writer
+    cdef EntryHeader* header = entry_begin(&writer, entry)
+    cdef const Account* account = &core.accounts[member - 1]
+    cdef const Lot* lot
+    cdef uint32_t i
+    begin_decision(core, d, d.now_us)
+    d.member = member
+    for i in range(account.lot_count):
+        lot = &core.arena.lots[account.lots + i]
+        if lot.expiry_day <= d.today and lot.points > lot.held:
+            add_change(core, d, lot, lot.held - lot.points, 0)
+            d.expired[lot.wallet] += lot.points - lot.held
+    fill_header(core, header, KIND_EXPIRE_LOTS, d)
+    memset(header.request, 0, 16)
+    write_postings(&writer, d)
+    write_lots(&writer, core, d)
+    write_after(&writer, core, d, account)
+    return entry_finish(&writer)
+
+
+cdef uint32_t core_tick(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil:
+    cdef Decision* d = &core.decision
+    cdef uint32_t size, looked = 0, member
+    if core.program == NULL:
+        return 0
+    d.now_us = max_i64(now_us, core.stats.time_us)
+    d.today = day_of(core, &core.now_day, d.now_us)
+    d.member = 0
+    if core.heap_count != 0 and core.pool[core.heap[0]].expire_time_us <= d.now_us:
+        size = write_end_of_reservation(core, d, &core.pool[core.heap[0]], KIND_EXPIRE_RESERVATION, entry)
+        VERIFY(core_apply(core, entry, size) == APPLY_OK)
+        core.stats.entries_expired_reservations += 1
+        return size
+    while looked < TICK_ACCOUNTS_MAX and looked < core.stats.members:
+        looked += 1
+        if core.sweep_at >= core.stats.members:
+            core.sweep_at = 0
+        core.sweep_at += 1
+        member = core.sweep_at
+        if core.accounts[member - 1].next_expiry_day <= d.today:
+            size = write_expired_lots(core, d, member, entry)
+            VERIFY(core_apply(core, entry, size) == APPLY_OK)
+            core.stats.entries_expired_lots += 1
+            return size
+    return 0
+
+
+cdef uint32_t core_write_digest(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil:
+    cdef Decision* d = &core.decision
+    cdef EntryWriter writer
+    cdef EntryHeader* header = entry_begin(&writer, entry)
+    cdef uint32_t size
+    d.now_us = max_i64(now_us, core.stats.time_us)
+    d.member = 0
+    fill_header(core, header, KIND_DIGEST, d)
+    memset(header.request, 0, 16)
+    section_begin(&writer, SECTION_DIGEST)
+    put_bytes(&writer, <const uint8_t*>&core.digest, 16)
+    section_end(&writer)
+    size = entry_finish(&writer)
+    VERIFY(core_apply(core, entry, size) == APPLY_OK)
+    return size
+
+
+cdef uint32_t core_write_program(Core* core, int64_t now_us, const uint8_t* image, uint32_t image_size,
+                                 const uint8_t* source, uint32_t source_size, bint first, uint8_t* entry) noexcept nogil:
+    cdef EntryWriter writer
+    cdef EntryHeader* header = entry_begin(&writer, entry)
+    cdef Hash128 check
+    cdef uint32_t size
+    if image_size > IMAGE_BYTES_MAX or source_size > SOURCE_BYTES_MAX:
+        return 0
+    memset(header, 0, ENTRY_HEADER_BYTES)
+    header.kind = KIND_PROGRAM
+    header.time_us = max_i64(now_us, core.stats.time_us)
+    header.program = core.program_count
+    section_begin(&writer, SECTION_IMAGE)
+    put_bytes(&writer, image, image_size)
+    section_end(&writer)
+    section_begin(&writer, SECTION_SOURCE)
+    put_bytes(&writer, source, source_size)
+    section_end(&writer)
+    if first:
+        check = key_check(core)
+        section_begin(&writer, SECTION_KEY_CHECK)
+        put_bytes(&writer, <const uint8_t*>&check, 16)
+        section_end(&writer)
+    size = entry_finish(&writer)
+    return size if core_apply(core, entry, size) == APPLY_OK else 0
+
+
+cdef Hash128 key_check(const Core* core) noexcept nogil:
+    return siphash(core.identity_key, <const uint8_t*>b"daybook key check", 17)
+
+
+# --- applying -----------------------------------------------------------------------------------------------------
+
+cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
+    cdef const Slice* image = &view.sections[SECTION_IMAGE]
+    cdef const Slice* check = &view.sections[SECTION_KEY_CHECK]
+    cdef Program* program
+    cdef uint8_t* copy
+    cdef Hash128 expected
+    if image.data == NULL or image.size == 0:
+        return APPLY_PROGRAM
+    if check.data != NULL and core.has_key:
+        expected = key_check(core)
+        if check.size != 16 or memcmp(check.data, &expected, 16) != 0:
+            return APPLY_KEY
+    program = <Program*>calloc(1, sizeof(Program))
+    copy = <uint8_t*>malloc(image.size)
+    if program == NULL or copy == NULL:
+        free(program)
+        free(copy)
+        return APPLY_FULL
+    memcpy(copy, image.data, image.size)
+    if program_load(program, copy, image.size) != 0:
+        free(program)
+        free(copy)
+        return APPLY_PROGRAM
+    core.program_count += 1
+    program.version = core.program_count
+    program_free(core.program)
+    core.program = program
+    core.now_day.until_us = 0
+    core.now_day.from_us = 1
+    core.other_day = core.now_day
+    core.age_day = core.now_day
+    return APPLY_OK
+
+
+cdef int apply_identifiers(Core* core, const Slice* section, uint32_t member) noexcept nogil:
+    cdef Account* account = &core.accounts[member - 1]
+    cdef Cursor cursor
+    cdef Hash128 key
+    cdef const uint8_t* data
+    cdef uint8_t kind
+    cursor_open(&cursor, section)
+    while cursor_more(&cursor):
+        kind = get_byte(&cursor)
+        data = get_bytes(&cursor, 16)
+        if data == NULL:
+            return APPLY_FRAMING
+        memcpy(&key, data, 16)
+        if identifiers_find(&core.identifiers, key) != 0:
+            return APPLY_MEMBER
+        if core.identifiers.count >= core.identifiers.count_max:
+            return APPLY_FULL
+        identifiers_add(&core.identifiers, key, member)
+        account.identifier_count += 1
+        core.stats.identifiers += 1
+        core.stats.bytes_identifiers += sizeof(IdentifierSlot)
+        digest_add(&core.digest, fact_hash(FACT_IDENTIFIER, member, kind, key.lo, key.hi, 0))
+    return APPLY_OK
+
+
+cdef int apply_change(Core* core, Account* account, uint32_t member, const Change* change) noexcept nogil:
+    # One lot: add, make or end it.
+    cdef bint found
+    cdef Lot* lots
+    cdef Lot* lot
+    cdef uint32_t place, piece, i
+    cdef uint8_t cls
+    place = 0
+    found = False
+    if account.lots != NO_PIECE:
+        place = lot_search(&core.arena.lots[account.lots], account.lot_count, change.wallet, change.expiry_day,
+                           change.available_day, change.funder, &found)
+    if found:
+        lot = &core.arena.lots[account.lots + place]
+        digest_sub(&core.digest, lot_fact(lot, member))
+        if add_overflow(lot.points, change.points, &lot.points) or add_overflow(lot.held, change.held, &lot.held):
+            return APPLY_LOTS
+        if lot.held < 0 or lot.points < lot.held:
+            return APPLY_LOTS
+        if lot.points != 0:
+            digest_add(&core.digest, lot_fact(lot, member))
+            return APPLY_OK
+        account.lot_count -= 1
+        core.stats.lots -= 1
+        for i in range(place, account.lot_count):
+            core.arena.lots[account.lots + i] = core.arena.lots[account.lots + i + 1]
+        if account.lot_count == 0:
+            arena_give(&core.arena, account.lots, account.lot_class)
+            account.lots = NO_PIECE
+        return APPLY_OK
+    if change.points <= 0 or change.held != 0:
+        return APPLY_LOTS
+    if account.lots == NO_PIECE or account.lot_count == <uint32_t>1 << account.lot_class:
+        cls = class_for(<uint32_t>account.lot_count + 1)
+        piece = arena_take(&core.arena, cls)
+        if piece == NO_PIECE:
+            return APPLY_FULL
+        if account.lots != NO_PIECE:
+            memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
+            arena_give(&core.arena, account.lots, account.lot_class)
+        account.lots = piece
+        account.lot_class = cls
+    lots = &core.arena.lots[account.lots]
+    i = account.lot_count
+    while i > place:
+        lots[i] = lots[i - 1]
+        i -= 1
+    lot = &lots[place]
+    lot.points = change.points
+    lot.held = 0
+    lot.available_day = change.available_day
+    lot.expiry_day = change.expiry_day
+    lot.wallet = change.wallet
+    lot.funder = change.funder
+    lot.next_free = 0
+    account.lot_count += 1
+    core.stats.lots += 1
+    digest_add(&core.digest, lot_fact(lot, member))
+    return APPLY_OK
+
+
+cdef void account_next_expiry(Core* core, Account* account) noexcept nogil:
+    cdef const Lot* lot
+    cdef int32_t soonest = DAY_NEVER
+    cdef uint32_t i
+    for i in range(account.lot_count):
+        lot = &core.arena.lots[account.lots + i]
+        if lot.expiry_day < soonest and lot.points > lot.held:
+            soonest = lot.expiry_day
+    account.next_expiry_day = soonest
+
+
+cdef uint32_t pool_take(Core* core) noexcept nogil:
+    # A free reservation; recycles the oldest finished one when there is none. NO_INDEX: all are ACTIVE.
+    cdef uint32_t index = core.pool_free
+    if index != NO_INDEX:
+        core.pool_free = core.pool[index].next
+        return index
+    if core.pool_used < core.pool_max:
+        core.pool_used += 1
+        return core.pool_used - 1
+    index = core.finished_first
+    if index == NO_INDEX:
+        return NO_INDEX
+    core.finished_first = core.pool[index].next
+    if core.finished_first == NO_INDEX:
+        core.finished_last = NO_INDEX
+    reservations_remove(&core.reservation_map, core.pool[index].id)
+    return index
+
+
+cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet, int64_t reserved, int64_t expire_time_us,
+                       uint32_t change_count) noexcept nogil:
+    # The entry's changes hold lots: they become the reservation's.
+    cdef Account* account = &core.accounts[member - 1]
+    cdef Reservation* reservation
+    cdef Lot* hold
+    cdef int64_t total = 0
+    cdef uint32_t i, index
+    cdef uint8_t cls
+    if id != core.stats.sequence + 1 or change_count == 0 or reserved <= 0:
+        return APPLY_RESERVATION
+    for i in range(change_count):
+        if core.changes[i].held <= 0 or core.changes[i].points != 0 or core.changes[i].wallet != wallet:
+            return APPLY_RESERVATION
+        total += core.changes[i].held
+    if total != reserved:
+        return APPLY_RESERVATION
+    cls = class_for(change_count)
+    if not arena_has(&core.arena, cls):
+        return APPLY_FULL
+    index = pool_take(core)
+    if index == NO_INDEX:
+        return APPLY_FULL
+    reservation = &core.pool[index]
+    reservation.holds = arena_take(&core.arena, cls)
+    reservation.hold_class = cls
+    reservation.hold_count = change_count
+    for i in range(change_count):
+        hold = &core.arena.lots[reservation.holds + i]
+        hold.points = core.changes[i].held
+        hold.held = 0
+        hold.available_day = core.changes[i].available_day
+        hold.expiry_day = core.changes[i].expiry_day
+        hold.wallet = core.changes[i].wallet
+        hold.funder = core.changes[i].funder
+        hold.next_free = 0
+    reservation.id = id
+    reservation.expire_time_us = expire_time_us
+    reservation.reserved_points = reserved
+    reservation.captured_points = 0
+    reservation.member = member
+    reservation.wallet = wallet
+    reservation.state = RESERVATION_ACTIVE
+    reservation.previous = NO_INDEX
+    reservation.next = account.reservations
+    if account.reservations != NO_INDEX:
+        core.pool[account.reservations].previous = index
+    account.reservations = index
+    account.reservation_count += 1
+    reservations_add(&core.reservation_map, id, index)
+    core.heap[core.heap_count] = index
+    reservation.heap_index = core.heap_count
+    core.heap_count += 1
+    heap_up(core, core.heap_count - 1)
+    digest_add(&core.digest, reservation_fact(reservation))
+    core.stats.reservations_active += 1
+    core.stats.reserved_points[wallet] += reserved
+    core.stats.reserved_total_points[wallet] += reserved
+    return APPLY_OK
+
+
+cdef int apply_end_of_reservation(Core* core, uint32_t member, uint64_t id, uint8_t state, int64_t captured) noexcept nogil:
+    cdef Account* account = &core.accounts[member - 1]
+    cdef int64_t index = reservations_find(&core.reservation_map, id)
+    cdef Reservation* reservation
+    if index < 0 or state < RESERVATION_CAPTURED or state > RESERVATION_EXPIRED:
+        return APPLY_RESERVATION
+    reservation = &core.pool[index]
+    if reservation.state != RESERVATION_ACTIVE or reservation.member != member or captured < 0 or captured > reservation.reserved_points:
+        return APPLY_RESERVATION
+    digest_sub(&core.digest, reservation_fact(reservation))
+    heap_remove(core, reservation.heap_index)
+    if reservation.previous != NO_INDEX:
+        core.pool[reservation.previous].next = reservation.next
+    else:
+        account.reservations = reservation.next
+    if reservation.next != NO_INDEX:
+        core.pool[reservation.next].previous = reservation.previous
+    account.reservation_count -= 1
+    arena_give(&core.arena, reservation.holds, reservation.hold_class)
+    reservation.hold_count = 0
+    reservation.state = state
+    reservation.captured_points = captured
+    reservation.next = NO_INDEX
+    if core.finished_last != NO_INDEX:
+        core.pool[core.finished_last].next = <uint32_t>index
+    else:
+        core.finished_first = <uint32_t>index
+    core.finished_last = <uint32_t>index
+    core.stats.reservations_active -= 1
+    core.stats.reserved_points[reservation.wallet] -= reservation.reserved_points
+    return APPLY_OK
+
+
+cdef int apply_postings(Core* core, const Slice* section, int64_t* member_points) noexcept nogil:
+    # Adds the postings to the programme's totals; member_points: what each wallet of the member must change by.
+    cdef int64_t sums[WALLETS_MAX]
+    cdef Cursor cursor
+    cdef uint64_t wallet
+    cdef uint8_t account
+    cdef int64_t points
+    cdef uint32_t w
+    memset(sums, 0, sizeof(sums))
+    cursor_open(&cursor, section)
+    while cursor_more(&cursor):
+        account = get_byte(&cursor)
+        wallet = get_varint(&cursor)
+        points = get_signed(&cursor)
+        if cursor.broken or wallet >= WALLETS_MAX:
+            return APPLY_FRAMING
+        if add_overflow(sums[wallet], points, &sums[wallet]):
+            return APPLY_SUM
+        if account == ACCOUNT_MEMBER:
+            if add_overflow(member_points[wallet], points, &member_points[wallet]):
+                return APPLY_SUM
+        elif account == ACCOUNT_ISSUED:
+            core.stats.issued_points[wallet] -= points
+        elif account == ACCOUNT_REDEEMED:
+            core.stats.redeemed_points[wallet] += points
+        elif account == ACCOUNT_EXPIRED:
+            core.stats.expired_points[wallet] += points
+        elif account == ACCOUNT_ADJUSTED:
+            core.stats.adjusted_points[wallet] -= points
+        else:
+            return APPLY_FRAMING
+    for w in range(WALLETS_MAX):
+        if sums[w] != 0:
+            return APPLY_SUM
+    return APPLY_OK
+
+
+cdef int apply_lots(Core* core, const EntryView* view, uint32_t member, uint32_t* change_count) noexcept nogil:
+    # POSTINGS and LOTS: the member's postings are the sums of the lots' changes.
+    cdef Account* account = &core.accounts[member - 1]
+    cdef int64_t member_points[WALLETS_MAX]
+    cdef Cursor cursor
+    cdef Change* change
+    cdef uint64_t wallet, available_day, expiry_day, funder
+    cdef uint32_t count = 0, w
+    cdef int result
+    memset(member_points, 0, sizeof(member_points))
+    if view.sections[SECTION_POSTINGS].data != NULL:
+        result = apply_postings(core, &view.sections[SECTION_POSTINGS], member_points)
+        if result != APPLY_OK:
+            return result
+    if view.sections[SECTION_LOTS].data != NULL:
+        cursor_open(&cursor, &view.sections[SECTION_LOTS])
+        while cursor_more(&cursor):
+            if count == CHANGES_MAX:
+                return APPLY_FRAMING
+            change = &core.changes[count]
+            wallet = get_varint(&cursor)
+            available_day = get_varint(&cursor)
+            expiry_day = get_varint(&cursor)
+            funder = get_varint(&cursor)
+            change.points = get_signed(&cursor)
+            change.held = get_signed(&cursor)
+            if cursor.broken or wallet >= WALLETS_MAX or available_day > DAY_NEVER or expiry_day > DAY_NEVER or funder > FUNDERS_MAX:
+                return APPLY_FRAMING
+            change.wallet = <uint16_t>wallet
+            change.available_day = <int32_t>available_day
+            change.expiry_day = <int32_t>expiry_day
+            change.funder = <uint16_t>funder
+            if add_overflow(member_points[wallet], -change.points, &member_points[wallet]):
+                return APPLY_LOTS
+            result = apply_change(core, account, member, change)
+            if result != APPLY_OK:
+                return result
+            count += 1
+    for w in range(WALLETS_MAX):
+        if member_points[w] != 0:
+            return APPLY_LOTS
+    if count != 0:
+        account_next_expiry(core, account)
+    change_count[0] = count
+    return APPLY_OK
+
+
+cdef int apply_reservation(Core* core, const EntryView* view, uint32_t change_count) noexcept nogil:
+    cdef Cursor cursor
+    cdef uint64_t id, wallet
+    cdef uint8_t state
+    cdef int64_t reserved, captured, expire_after
+    cursor_open(&cursor, &view.sections[SECTION_RESERVATION])
+    id = get_varint(&cursor)
+    state = get_byte(&cursor)
+    wallet = get_varint(&cursor)
+    reserved = get_signed(&cursor)
+    captured = get_signed(&cursor)
+    expire_after = get_signed(&cursor)
+    if cursor.broken or wallet >= WALLETS_MAX:
+        return APPLY_FRAMING
+    if state == RESERVATION_ACTIVE:
+        return apply_reserve(core, view.header.member, id, <uint16_t>wallet, reserved, view.header.time_us + expire_after, change_count)
+    return apply_end_of_reservation(core, view.header.member, id, state, captured)
+
+
+cdef void remember_keys(Core* core, const EntryView* view) noexcept nogil:
+    # The request id, and for a success the receipt key.
+    cdef const EntryHeader* header = view.header
+    cdef Context context
+    cdef Hash128 key
+    cdef KeySlot* slot
+    cdef bint earns, pays
+    context_read(view, &context)
+    memcpy(&key, header.request, 16)
+    if key.lo != 0 or key.hi != 0:
+        slot = keys_add(&core.request_ids, key, header.time_us + context.values[CONTEXT_SENT_TIME])
+        slot.first_low = <uint32_t>(core.stats.sequence + 1)
+        slot.first_high = <uint16_t>((core.stats.sequence + 1) >> 32)
+    if header.status != STATUS_OK or context.store.data == NULL or context.till.data == NULL or context.number.data == NULL:
+        return
+    if context.store.size > STORE_BYTES_MAX or context.till.size > TILL_BYTES_MAX or context.number.size > RECEIPT_NUMBER_BYTES_MAX:
+        return
+    key = receipt_key_hash(<int32_t>context.values[CONTEXT_BUSINESS_DAY], context.store, context.till, context.number)
+    slot = keys_find(&core.receipt_keys, key)
+    if slot == NULL:
+        slot = keys_add(&core.receipt_keys, key, context.values[CONTEXT_BUSINESS_DAY])
+    earns = header.kind == KIND_EARN or header.kind == KIND_COMMIT
+    pays = header.kind == KIND_BURN or header.kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE
+    if earns:
+        slot.first_low = <uint32_t>(core.stats.sequence + 1)
+        slot.first_high = <uint16_t>((core.stats.sequence + 1) >> 32)
+    if pays:
+        slot.second_low = <uint32_t>(core.stats.sequence + 1)
+        slot.second_high = <uint16_t>((core.stats.sequence + 1) >> 32)
+
+
+cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
+    # An entry that changes one account.
+    cdef const EntryHeader* header = view.header
+    cdef Account* account
+    cdef uint32_t change_count = 0
+    cdef int result
+    if header.flags & FLAG_OPENED:
+        if header.member != core.stats.members + 1:
+            return APPLY_MEMBER
+        if core.stats.members >= core.accounts_max:
+            return APPLY_FULL
+        account = &core.accounts[header.member - 1]
+        memset(account, 0, sizeof(Account))
+        account.lots = NO_PIECE
+        account.reservations = NO_INDEX
+        account.next_expiry_day = DAY_NEVER
+        core.stats.members += 1
+        core.stats.bytes_accounts += sizeof(Account)
+    else:
+        if header.member == 0 or header.member > core.stats.members:
+            return APPLY_MEMBER
+        account = &core.accounts[header.member - 1]
+        digest_sub(&core.digest, account_fact(account, header.member))
+    if view.sections[SECTION_IDENTIFIERS].data != NULL:
+        result = apply_identifiers(core, &view.sections[SECTION_IDENTIFIERS], header.member)
+        if result != APPLY_OK:
+            return result
+    result = apply_lots(core, view, header.member, &change_count)
+    if result != APPLY_OK:
+        return result
+    if view.sections[SECTION_RESERVATION].data != NULL:
+        result = apply_reservation(core, view, change_count)
+        if result != APPLY_OK:
+            return result
+        if header.kind != KIND_RESERVE:
+            account_next_expiry(core, account)
+    account.sequence = core.stats.sequence + 1
+    digest_add(&core.digest, account_fact(account, header.member))
+    return APPLY_OK
+
+
+cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
+    cdef EntryView view
+    cdef const EntryHeader* header
+    cdef int result = APPLY_OK
+    if not entry_view(entry, size, &view):
+        return APPLY_FRAMING
+    header = view.header
+    if header.time_us < core.stats.time_us:
+        return APPLY_SEQUENCE
+    if header.kind == KIND_PROGRAM:
+        result = apply_program(core, &view)
+    elif core.program == NULL or header.program != core.program.version:
+        return APPLY_PROGRAM
+    elif header.kind == KIND_DIGEST:
+        if (view.sections[SECTION_DIGEST].size != 16 or view.sections[SECTION_DIGEST].data == NULL
+                or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
+            return APPLY_DIGEST
+    elif KIND_EARN <= header.kind <= KIND_EXPIRE_RESERVATION:
+        if header.status == STATUS_OK:
+            result = apply_member(core, &view)
+        if result == APPLY_OK:
+            remember_keys(core, &view)
+    else:
+        return APPLY_FRAMING
+    if result != APPLY_OK:
+        return result
+    core.stats.sequence += 1
+    core.stats.time_us = header.time_us
+    core.stats.request_ids = keys_count(&core.request_ids)
+    core.stats.receipt_keys = keys_count(&core.receipt_keys)
+    core.stats.bytes_lots = core.arena.live * sizeof(Lot)
+    core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)
+    core.stats.bytes_request_ids = core.stats.request_ids * sizeof(KeySlot)
+    core.stats.bytes_receipt_keys = core.stats.receipt_keys * sizeof(KeySlot)
+    return APPLY_OK
+
+
+if sizeof(EntryHeader) != ENTRY_HEADER_BYTES or sizeof(GroupHeader) != GROUP_HEADER_BYTES or sizeof(Account) != 32:
+    raise ImportError("ledger._core was built with another layout: run `make build`")
