@@ -129,7 +129,6 @@ cdef enum:
     EVENTS_PER_TURN = 256
     RETRY_NS = 100000000        # between attempts to connect: a restarting service is found within 0.1 s
     GIVE_UP_NS = 30000000000    # a replay or preparation without any connection for so long ends
-    GRACE_NS = 10000000000      # how long answers are waited for after the end; later ones count as unanswered
     QUEUE_CALLS = 4194304       # open loop: arrivals waiting for a stream; at 13k/s a stall of five minutes
     HEADERS_PER_REQUEST = 8
     WINDOW_BYTES = 16777216     # receive windows: WINDOW_UPDATE frames stay rare
@@ -185,7 +184,7 @@ cdef struct Connection:
     uint8_t dirty               # something was submitted and not yet sent
 
 cdef struct Counts:             # one row per Method
-    Histogram latency           # answered calls, refused ones too: they were served
+    Histogram latency           # served calls: OK or refused by the ledger; errors have no latency worth knowing
     uint64_t codes[CODE_COUNT]  # every end that was not OK
     uint64_t refused            # of these, definite business refusals
 
@@ -198,7 +197,8 @@ cdef struct Load:
     uint32_t slots_per_connection
     uint8_t source              # Source
     double rate                 # calls/s; 0: closed loop
-    int64_t spin_ns
+    int64_t spin_ns             # open loop: the last stretch before an arrival is not slept
+    int64_t grace_ns            # how long answers are waited for after the end; later ones count as unanswered
     double weight_below[METHOD_COUNT]   # cumulated mix
     uint64_t todo               # prepare, replay: calls to make
     uint32_t prepare_first
@@ -218,7 +218,6 @@ cdef struct Load:
     Connection* connections
     Maker* maker
     nghttp2_session_callbacks* callbacks
-    nghttp2_option* option
     nghttp2_nv headers[METHOD_COUNT][HEADERS_PER_REQUEST]
     uint32_t header_count
     int epoll_fd
@@ -443,7 +442,7 @@ cdef void finish(Load* load, Connection* connection, Slot* slot) noexcept nogil:
         return
     stamp = slot.scheduled_ns if load.rate > 0 else load.now_ns
     if stamp >= load.measure_ns and (load.end_ns == 0 or stamp < load.end_ns):
-        if code < CODE_LOST:
+        if code == 0 or is_refusal(code, slot.has_details):
             histogram_add(&counts.latency, load.now_ns - slot.scheduled_ns)
         if code != 0:
             counts.codes[code] += 1
@@ -567,7 +566,7 @@ cdef void finish_connect(Load* load, Connection* connection) noexcept nogil:
     settings[0].value = 0
     settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
     settings[1].value = WINDOW_BYTES
-    if nghttp2_session_client_new2(&connection.session, load.callbacks, connection, load.option) != 0:
+    if nghttp2_session_client_new(&connection.session, load.callbacks, connection) != 0:
         connection.session = NULL
         disconnect(load, connection)
         return
@@ -704,7 +703,7 @@ cdef bint is_over(Load* load) noexcept nogil:
     if load.source != SOURCE_MIX and load.done == load.todo:
         return True
     if load.end_ns and load.now_ns >= load.end_ns:
-        load.ending = load.rate == 0 or load.queue_head == load.queue_tail or load.now_ns >= load.end_ns + GRACE_NS
+        load.ending = load.rate == 0 or load.queue_head == load.queue_tail or load.now_ns >= load.end_ns + load.grace_ns
     if load.stop_asked:
         load.ending = 1
     if load.source != SOURCE_MIX and load.now_ns - load.last_open_ns > GIVE_UP_NS:
@@ -714,7 +713,7 @@ cdef bint is_over(Load* load) noexcept nogil:
         return False
     if load.ended_ns == 0:
         load.ended_ns = load.now_ns
-    return load.in_flight == 0 or load.now_ns - load.ended_ns > GRACE_NS or load.stop_asked > 1
+    return load.in_flight == 0 or load.now_ns - load.ended_ns > load.grace_ns or load.stop_asked > 1
 
 
 cdef int64_t sleep_ns(Load* load) noexcept nogil:
@@ -951,13 +950,12 @@ cdef class Client:
         load.epoll_fd = epoll_create1(0)
         if load.epoll_fd < 0:
             raise OSError(errno, "epoll_create1")
-        if nghttp2_session_callbacks_new(&load.callbacks) or nghttp2_option_new(&load.option):
+        if nghttp2_session_callbacks_new(&load.callbacks):
             raise MemoryError()
         nghttp2_session_callbacks_set_on_header_callback(load.callbacks, on_header)
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(load.callbacks, on_data)
         nghttp2_session_callbacks_set_on_stream_close_callback(load.callbacks, on_stream_close)
         nghttp2_session_callbacks_set_on_frame_recv_callback(load.callbacks, on_frame)
-        nghttp2_option_set_peer_max_concurrent_streams(load.option, in_flight)
         authority = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
         for method, path in PATHS.items():
             headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", authority),
@@ -990,8 +988,6 @@ cdef class Client:
                 free(load.connections[i].out)
         if load.callbacks != NULL:
             nghttp2_session_callbacks_del(load.callbacks)
-        if load.option != NULL:
-            nghttp2_option_del(load.option)
         if load.epoll_fd >= 0:
             close(load.epoll_fd)
         free(load.connections)
@@ -1007,14 +1003,18 @@ cdef class Client:
             raise RuntimeError("a Client makes one run: make another Client")
         self.started = True
         self.load.start_ns = now_ns()
+        if self.load.grace_ns == 0:
+            self.load.grace_ns = 10 * <int64_t>SECOND_NS
         self.load.now_ns = self.load.start_ns
         with nogil:
             run(self.load)
 
-    def mix(self, weights: dict[str, float], *, seconds: float, warmup_s: float, rate: float = 0.0, spin_us: int = 100):
+    def mix(self, weights: dict[str, float], *, seconds: float, warmup_s: float, rate: float = 0.0, spin_us: int = 100,
+            grace_s: float = 10.0):
         """Make calls by `weights` (names of METHODS) for warmup_s + seconds; what ends in the warm-up is not counted.
 
         rate > 0: open loop, Poisson arrivals of so many calls/s, each timed from its scheduled arrival. rate 0: closed loop.
+        grace_s: how long answers are waited for at the end; later ones count as UNANSWERED.
         Errors: ValueError for an unknown name or weights that are all zero.
         """
         cdef Load* load = self.load
@@ -1031,6 +1031,7 @@ cdef class Client:
         load.source = SOURCE_MIX
         load.rate = rate
         load.spin_ns = spin_us * 1000
+        load.grace_ns = <int64_t>(grace_s * 1e9)
         if rate > 0:
             load.queue = <int64_t*>malloc(QUEUE_CALLS * sizeof(int64_t))
             if load.queue == NULL:

@@ -8,8 +8,6 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         pass
     ctypedef struct nghttp2_session_callbacks:
         pass
-    ctypedef struct nghttp2_option:
-        pass
     ctypedef struct nghttp2_frame_hd:
         size_t length
         int32_t stream_id
@@ -60,11 +58,7 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         nghttp2_session_callbacks* callbacks, nghttp2_on_data_chunk_recv_callback callback)
     void nghttp2_session_callbacks_set_on_stream_close_callback(
         nghttp2_session_callbacks* callbacks, nghttp2_on_stream_close_callback callback)
-    int nghttp2_option_new(nghttp2_option** option)
-    void nghttp2_option_del(nghttp2_option* option)
-    void nghttp2_option_set_peer_max_concurrent_streams(nghttp2_option* option, uint32_t value)
-    int nghttp2_session_client_new2(
-        nghttp2_session** session, const nghttp2_session_callbacks* callbacks, void* user_data, const nghttp2_option* option)
+    int nghttp2_session_client_new(nghttp2_session** session, const nghttp2_session_callbacks* callbacks, void* user_data)
     void nghttp2_session_del(nghttp2_session* session)
     int nghttp2_submit_settings(nghttp2_session* session, uint8_t flags, const nghttp2_settings_entry* entries, size_t count)
     int nghttp2_session_set_local_window_size(nghttp2_session* session, uint8_t flags, int32_t stream_id, int32_t window_size)

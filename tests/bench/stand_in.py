@@ -70,6 +70,8 @@ class StandIn:
 
     def stop(self, *, grace: float | None) -> None:
         """End the service, politely (GOAWAY, open calls get `grace` seconds) or at once."""
+        if not self._thread.is_alive():
+            return
         self._grace = grace
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(20)
