@@ -154,6 +154,9 @@ cdef struct Core:
     DayCache now_day
     DayCache other_day
     DayCache age_day
+    bint full                   # the journal takes nothing now
+    int64_t full_free_bytes
+    int64_t full_free_bytes_min
     Decision decision
     Award awards[AWARDS_MAX]
     Change changes[CHANGES_MAX]
@@ -215,6 +218,12 @@ cdef void program_free(Program* program) noexcept nogil:
 cdef void core_set_find(Core* core, FindEntry find, void* owner) noexcept nogil:
     core.find = find
     core.find_owner = owner
+
+
+cdef void core_set_full(Core* core, bint full, int64_t free_bytes, int64_t free_bytes_min) noexcept nogil:
+    core.full = full
+    core.full_free_bytes = free_bytes
+    core.full_free_bytes_min = free_bytes_min
 
 
 cdef const Program* core_program(const Core* core) noexcept nogil:
@@ -1344,6 +1353,9 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         return
     if command.sent_time_us <= core.request_ids.forgotten:
         refuse(outcome, STATUS_SENT_TIME_TOO_OLD, core.request_ids.forgotten + 1, 0)
+        return
+    if core.full:
+        refuse(outcome, STATUS_JOURNAL_FULL, core.full_free_bytes, core.full_free_bytes_min)
         return
     if not check_world(core, command, d, outcome):
         return
