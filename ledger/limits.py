@@ -65,10 +65,12 @@ TICK_ACCOUNTS_MAX = 512  # accounts looked at per tick by the rolling sweep: ~2 
 TICK_INTERVAL_US = 1000  # the tick's own clock; 10M members are swept in 20 s
 DIGEST_INTERVAL_S = 60  # how often the state digest is journaled
 TIME_JUMP_US_MAX = 3_600_000_000  # a clock step above an hour stops the ticks
+TIME_GAP_US_MAX = 604_800_000_000  # a start more than 7 days after the journal's last entry stops them too
+SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s is far below FREE_BYTES_MIN
 
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
-IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys: the same number)
+IDS_MAX_DEFAULT = 4_000_000  # --ids-max: request ids remembered (receipt keys: the same number); a day of 1000 stores
 MEMBERS_MAX_LIMIT = 100_000_000  # slots are uint32 with room to spare
 IDS_MAX_LIMIT = 1_000_000_000
 ID_GENERATIONS = 4  # one filling, two remembered, one being cleared
@@ -84,11 +86,23 @@ IDLE_TIMEOUT_S = 600  # a connection without calls is closed with GOAWAY
 SLOW_CLIENT_TIMEOUT_S = 20  # a peer that does not read its answers, or stops in the middle of a request
 DRAIN_GRACE_S = 10  # how long a shutdown waits for open calls
 INBOX_CALLS_MAX = 4096  # calls from the control port waiting for the hot thread
+INBOX_BYTES = 8_388_608  # their bytes: 60 of the largest, 20,000 usual ones
+OUTBOX_BYTES = 4_194_304  # answers on their way back: 64 of the largest; a full one waits in the hot thread
+CALLS_PER_TURN_MAX = 256  # calls run before other sockets are read: ~0.3 ms
+RESETS_BURST_MAX = 4096  # RST_STREAM frames of a connection at once: four times all its calls given up together
+RESETS_PER_S_MAX = 1024  # and for ever: above it, resetting is all that the peer does
+CONTROL_FRAMES_BURST_MAX = 8192  # frames that carry no call (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) at once
+CONTROL_FRAMES_PER_S_MAX = 512  # and for ever, besides CONTROL_FRAMES_PER_CALL
+CONTROL_FRAMES_PER_CALL = 8  # each call earns its peer so many: window updates and pings that real clients send
+LARGE_BUFFERS_MAX = 256  # of REQUEST_BYTES_MAX each, for what outgrows a stream's own buffer; 32 MB, touched only when used
+LARGE_BUFFERS_PER_CONNECTION_MAX = 64  # so that no connection takes them all
 
 assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
 assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
-assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX
+assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX + 4 * TAIL_BLOCK_BYTES
+assert INBOX_BYTES >= 4 * REQUEST_BYTES_MAX
+assert OUTBOX_BYTES >= 4 * ANSWER_BYTES_MAX
 assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63
 assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 20) + 4096

@@ -1,0 +1,56 @@
+# The write-ahead tail: groups hashed, written and flushed, and checked when read back. What it promises stands in _tail.pyx.
+# cimported by ledger/_engine.pyx (writes, recovers) and whoever checks groups.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from ledger._layout cimport GROUP_HEADER_BYTES, GroupHeader, EntryHeader
+from ledger._limits cimport TAIL_BLOCK_BYTES
+
+cdef extern from *:
+    """
+    #include <openssl/evp.h>
+    """
+    ctypedef struct EVP_MD_CTX:
+        pass
+    ctypedef struct EVP_MD:
+        pass
+
+cdef struct Hasher:             # SHA-256 by OpenSSL; used by one thread at a time
+    EVP_MD_CTX* context
+    EVP_MD* algorithm
+
+cdef enum:                      # GroupFault: what is wrong with a group by itself; 0 = sound
+    GROUP_SOUND = 0
+    GROUP_ABSENT = 1            # no group begins here: no room, or other bytes
+    GROUP_FOREIGN = 2           # of another version, shard, epoch or directory
+    GROUP_FRAMING = 3           # count, size and entries do not agree
+    GROUP_HASH = 4              # its bytes are not the ones that were hashed
+    GROUP_FAULT_COUNT = 5
+
+cdef int hasher_open(Hasher* hasher) except -1
+cdef void hasher_close(Hasher* hasher) noexcept
+cdef void group_hash(Hasher* hasher, const uint8_t* group, uint8_t* out) noexcept nogil
+    # SHA-256 over bytes 0..95 of the header and all entries; out: 32 bytes.
+cdef int group_check(Hasher* hasher, const uint8_t* group, uint64_t room, const uint8_t* directory) noexcept nogil
+    # Whether a sound group of this directory begins here and ends within room bytes. GroupFault.
+cdef int tail_write(int fd, uint64_t position, const uint8_t* group, uint64_t size) noexcept nogil
+    # One pwrite at a position of the ring and one fdatasync. 0, or errno; a short write is EIO. No second try: see D7.
+cdef int tail_read(int fd, uint8_t* ring, uint64_t size) noexcept nogil
+    # The whole ring into memory. 0, or errno; EIO when the file is shorter.
+
+
+cdef inline uint64_t group_span(uint64_t size) noexcept nogil:
+    # Bytes that a group with `size` bytes of entries takes in the ring.
+    return (size + GROUP_HEADER_BYTES + TAIL_BLOCK_BYTES - 1) & ~<uint64_t>(TAIL_BLOCK_BYTES - 1)
+
+
+cdef inline const uint8_t* group_entry(const uint8_t* group, uint64_t sequence, uint32_t* size) noexcept nogil:
+    # The entry of that sequence in a sound group; NULL when it has none.
+    cdef const GroupHeader* header = <const GroupHeader*>group
+    cdef const uint8_t* at = group + GROUP_HEADER_BYTES
+    cdef uint64_t i
+    if sequence < header.first_sequence or sequence - header.first_sequence >= header.count:
+        return NULL
+    for i in range(sequence - header.first_sequence):
+        at += (<const EntryHeader*>at).size
+    size[0] = (<const EntryHeader*>at).size
+    return at
