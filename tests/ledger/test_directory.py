@@ -10,7 +10,6 @@ import pytest
 
 from ledger import limits
 from ledger.engine import StartRefused, open_ledger
-
 from tests.ledger.conftest import PROGRAM
 
 

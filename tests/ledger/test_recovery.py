@@ -13,7 +13,6 @@ import pytest
 
 from ledger import limits
 from ledger.engine import OpenLedger, StartRefused
-
 from tests.ledger import tail_reader
 
 BLOCK = 4096

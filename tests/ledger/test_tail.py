@@ -7,7 +7,6 @@ import struct
 from pathlib import Path
 
 from ledger import limits
-
 from tests.ledger import tail_reader
 
 DIGEST_ENTRY_BYTES = 40 + 4 + 16
