@@ -58,6 +58,8 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     # Reserves the tables. identity_key: 16 bytes, or NULL where no identifier is looked up (verify). MemoryError.
 cdef void core_close(Core* core) noexcept
 cdef void core_set_find(Core* core, FindEntry find, void* owner) noexcept nogil
+cdef void core_set_full(Core* core, bint full, int64_t free_bytes, int64_t free_bytes_min) noexcept nogil
+    # While full, new writes are refused with JOURNAL_FULL; reads and repeats are answered.
 cdef const Program* core_program(const Core* core) noexcept nogil
     # The programme in force; NULL before the first PROGRAM entry.
 cdef const CoreStats* core_stats(const Core* core) noexcept nogil

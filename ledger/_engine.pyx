@@ -28,7 +28,7 @@ from ledger._clock cimport Clock, boot_us, clock_open, clock_turn, monotonic_us,
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
     APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_program,
-    core_set_find, core_stats, core_tick, core_write_digest, core_write_program,
+    core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
 from ledger._journal cimport (
@@ -37,8 +37,7 @@ from ledger._journal cimport (
     journal_scan_end, journal_used_bytes,
 )
 from ledger._layout cimport (
-    Command, EntryHeader, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, METHOD_GET_BALANCE, METHOD_GET_OPERATION, Outcome,
-    VALUE_NONE,
+    Command, EntryHeader, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Outcome,
 )
 from ledger._limits cimport (
     COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
@@ -46,7 +45,7 @@ from ledger._limits cimport (
     TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
 from ledger._rules cimport Program
-from ledger._status cimport STATUS_JOURNAL_FULL, STATUS_NOT_READY
+from ledger._status cimport STATUS_JOURNAL_FULL
 from ledger._tail cimport (
     GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, group_check, group_entry, group_hash, group_span, hasher_close,
     hasher_open, tail_read, tail_write,
@@ -371,9 +370,9 @@ cdef inline uint8_t* group_next(Engine* engine) noexcept nogil:
     return at_offset(engine, engine.open_offset) + GROUP_HEADER_BYTES + engine.open_size
 
 
-cdef inline void group_add(Engine* engine, uint32_t size) noexcept nogil:
+cdef inline void group_add(Engine* engine, uint32_t count, uint32_t size) noexcept nogil:
     engine.open_size += size
-    engine.open_count += 1
+    engine.open_count += count
 
 
 cdef void group_seal(Engine* engine) noexcept nogil:
@@ -455,36 +454,17 @@ cdef bint engine_room(Engine* engine) noexcept nogil:
     return group_room(engine, COMMAND_ENTRY_BYTES_MAX)
 
 
-cdef inline void refuse(Outcome* outcome, uint16_t status, int64_t a, int64_t b) noexcept nogil:
-    outcome.status = status
-    outcome.field = 0
-    outcome.index = -1
-    outcome.value_kind = VALUE_NONE
-    outcome.replayed = 0
-    outcome.written = 0
-    outcome.opened = 0
-    outcome.a = a
-    outcome.b = b
-    outcome.wait_sequence = 0
-    outcome.sequence = 0
-    outcome.entry = NULL
-    outcome.entry_size = 0
-    outcome.written_size = 0
-
-
 cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcome) noexcept nogil:
-    cdef bint reads = command.method == METHOD_GET_BALANCE or command.method == METHOD_GET_OPERATION
-    if engine.gate_now != GATE_OPEN and not reads:
-        engine.refused_full += 1
-        refuse(outcome, STATUS_JOURNAL_FULL, <int64_t>load_u64(&engine.free_bytes), FREE_BYTES_MIN)
-        return
-    if not engine.open:
+    # The gate is the core's to check: a repeat of a write that is in the journal is answered all the same.
+    core_set_full(engine.core, engine.gate_now != GATE_OPEN, <int64_t>load_u64(&engine.free_bytes), FREE_BYTES_MIN)
+    if not engine.open and engine.gate_now == GATE_OPEN:
         group_open(engine)
-    core_execute(engine.core, command, engine.clock.last_us, group_next(engine), outcome)
+    # While the gate is closed nothing is written, so there need not be a group to write to.
+    core_execute(engine.core, command, engine.clock.last_us, group_next(engine) if engine.open else engine.found, outcome)
+    if outcome.status == STATUS_JOURNAL_FULL:
+        engine.refused_full += 1
     if outcome.written:
-        VERIFY(not reads)
-        engine.open_size += outcome.written_size
-        engine.open_count += outcome.written
+        group_add(engine, outcome.written, outcome.written_size)
 
 
 cdef inline bint ticks_may_run(Engine* engine) noexcept nogil:
@@ -499,7 +479,7 @@ cdef void run_ticks(Engine* engine) noexcept nogil:
         size = core_tick(engine.core, engine.clock.last_us, group_next(engine))
         if size == 0:
             return
-        group_add(engine, size)
+        group_add(engine, 1, size)
         engine.open_ticks += 1
         engine.ticks += 1
 
@@ -508,7 +488,7 @@ cdef void write_digest(Engine* engine) noexcept nogil:
     cdef uint32_t size
     if group_room(engine, COMMAND_ENTRY_BYTES_MAX):
         size = core_write_digest(engine.core, engine.clock.last_us, group_next(engine))
-        group_add(engine, size)
+        group_add(engine, 1, size)
         engine.digest_sequence = engine.core_stats.sequence
 
 
@@ -627,7 +607,7 @@ cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) n
     if low < high and sequence >= engine.refs[low & engine.refs_mask].first_sequence:
         engine.finds_ring += 1
         while high - low > 1:       # the last group that begins at or before the sequence
-            middle = low + (high - low) / 2
+            middle = low + (high - low) // 2
             if engine.refs[middle & engine.refs_mask].first_sequence <= sequence:
                 low = middle
             else:
@@ -750,7 +730,7 @@ cdef void drain_loop(Engine* engine) noexcept nogil:
             next_space = now + <int64_t>SPACE_CHECK_MS * 1000
             check_space(engine)
         wait = (next_space if next_space < next_drain else next_drain) if undrained != 0 else next_space
-        wait = (wait - monotonic_us() + 999) / 1000
+        wait = (wait - monotonic_us() + 999) // 1000
         if wait > 0 and not ending:
             engine_event_wait(engine.drain_fd, <int>wait)
 
@@ -1117,7 +1097,7 @@ cdef class EngineHandle:
                                   group_next(engine))
         if size == 0:
             raise StartRefused("the compiled programme does not load: this is a fault of the compiler, not of the file")
-        group_add(engine, size)
+        group_add(engine, 1, size)
         group_seal(engine)
         flush_group(engine)
         engine.in_flight = False

@@ -3,14 +3,169 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
-from ledger._layout cimport Award, Command
-from ledger._limits cimport AWARDS_MAX, LINES_MAX
+from ledger._arith cimport (
+    add_overflow, civil_from_day, day_add_months, day_from_civil, day_from_yyyymmdd, div_floor, mul_div_floor, mul_div_rem, mul_overflow,
+)
+from ledger._entry cimport (
+    Cursor, EntryView, EntryWriter, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes, get_signed,
+    get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint, section_begin, section_end,
+)
+from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
+from ledger._layout cimport Award, Command, EntryHeader, SECTION_COUNT, Slice
+from ledger._limits cimport AWARDS_MAX, COMMAND_ENTRY_BYTES_MAX, LINES_MAX
 from ledger._rules cimport (
     ImageHeader, ImageWallet, Program, RuleOp, ZoneSpan, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
 )
 
 if sizeof(ImageHeader) != 192 or sizeof(ImageWallet) != 40 or sizeof(RuleOp) != 48 or sizeof(ZoneSpan) != 16:
     raise ImportError("the image's records do not have the sizes that docs/journal-format.md gives")
+
+
+def div_floor_(int64_t a, int64_t b):
+    return div_floor(a, b)
+
+
+def add_overflow_(int64_t a, int64_t b):
+    """a + b, or None when it does not fit 64 bits."""
+    cdef int64_t out
+    return None if add_overflow(a, b, &out) else out
+
+
+def mul_overflow_(int64_t a, int64_t b):
+    cdef int64_t out
+    return None if mul_overflow(a, b, &out) else out
+
+
+def mul_div_floor_(int64_t a, int64_t b, int64_t c):
+    cdef int64_t out
+    return None if mul_div_floor(a, b, c, &out) else out
+
+
+def mul_div_rem_(int64_t a, int64_t b, int64_t c):
+    cdef int64_t quotient, remainder
+    mul_div_rem(a, b, c, &quotient, &remainder)
+    return quotient, remainder
+
+
+def day_from_civil_(int32_t year, int32_t month, int32_t day):
+    return day_from_civil(year, month, day)
+
+
+def civil_from_day_(int32_t days):
+    cdef int32_t year, month, day
+    civil_from_day(days, &year, &month, &day)
+    return year, month, day
+
+
+def day_add_months_(int32_t days, int32_t months):
+    return day_add_months(days, months)
+
+
+def day_from_yyyymmdd_(int32_t value):
+    return day_from_yyyymmdd(value)
+
+
+def siphash_(bytes key not None, bytes data not None):
+    """SipHash-2-4-128: 16 bytes, low word first."""
+    if len(key) != 16:
+        raise ValueError("the key must have 16 bytes")
+    cdef Hash128 out = siphash(<const uint8_t*>key, <const uint8_t*>data, <uint32_t>len(data))
+    return (out.lo | <object>out.hi << 64).to_bytes(16, "little")
+
+
+def fact_hash_(uint64_t w0, uint64_t w1, uint64_t w2, uint64_t w3, uint64_t w4, uint64_t w5):
+    cdef Hash128 out = fact_hash(w0, w1, w2, w3, w4, w5)
+    return out.lo | <object>out.hi << 64
+
+
+def digest_sum(facts, gone):
+    """The sum of `facts` minus the sum of `gone`, modulo 2^128."""
+    cdef Hash128 out, fact
+    out.lo = out.hi = 0
+    for value in facts:
+        fact.lo, fact.hi = value & 0xFFFFFFFFFFFFFFFF, value >> 64
+        digest_add(&out, fact)
+    for value in gone:
+        fact.lo, fact.hi = value & 0xFFFFFFFFFFFFFFFF, value >> 64
+        digest_sub(&out, fact)
+    return out.lo | <object>out.hi << 64
+
+
+def entry_write(tuple header not None, sections):
+    """An entry through the compiled writer.
+
+    header: kind, flags, status, time_us, member, program, request. sections: (type, fields) in rising order, a field being
+    ("byte" | "varint" | "signed" | "bytes" | "text", value) or ("tag" | "tag_text", tag, value).
+    """
+    cdef uint8_t* buffer = <uint8_t*>calloc(COMMAND_ENTRY_BYTES_MAX, 1)
+    cdef EntryWriter writer
+    cdef EntryHeader* head
+    cdef Slice text
+    if buffer == NULL:
+        raise MemoryError
+    try:
+        head = entry_begin(&writer, buffer)
+        head.kind, head.flags, head.status, head.time_us, head.member, head.program, request = header
+        memcpy(head.request, <const uint8_t*><bytes>request, 16)
+        for section, fields in sections:
+            section_begin(&writer, section)
+            for field in fields:
+                what, value = field[0], field[len(field) - 1]
+                if what in ("bytes", "text", "tag_text"):
+                    text.data, text.size = <const uint8_t*><bytes>value, <uint32_t>len(value)
+                if what == "byte":
+                    put_byte(&writer, value)
+                elif what == "varint":
+                    put_varint(&writer, value)
+                elif what == "signed":
+                    put_signed(&writer, value)
+                elif what == "bytes":
+                    put_bytes(&writer, text.data, text.size)
+                elif what == "text":
+                    put_text(&writer, text)
+                elif what == "tag":
+                    put_tag(&writer, field[1], value)
+                else:
+                    put_tag_text(&writer, field[1], text)
+            section_end(&writer)
+        return (<const char*>buffer)[:entry_finish(&writer)]
+    finally:
+        free(buffer)
+
+
+def entry_sections(bytes entry not None):
+    """The sections of an entry by the compiled reader: {type: bytes}; None when the framing is broken."""
+    cdef EntryView view
+    cdef int i
+    if not entry_view(<const uint8_t*>entry, <uint32_t>len(entry), &view):
+        return None
+    return {i: (<const char*>view.sections[i].data)[:view.sections[i].size]
+            for i in range(<int>SECTION_COUNT) if view.sections[i].data != NULL}
+
+
+def section_read(bytes section not None, kinds):
+    """Reads fields of a section by the compiled cursor: (values, whether a read broke, whether more is left)."""
+    cdef Slice place
+    cdef Cursor cursor
+    cdef Slice text
+    cdef const uint8_t* data
+    place.data, place.size = <const uint8_t*>section, <uint32_t>len(section)
+    cursor_open(&cursor, &place)
+    values = []
+    for kind in kinds:
+        if kind == "byte":
+            values.append(get_byte(&cursor))
+        elif kind == "varint":
+            values.append(get_varint(&cursor))
+        elif kind == "signed":
+            values.append(get_signed(&cursor))
+        elif kind == "text":
+            text = get_text(&cursor)
+            values.append((<const char*>text.data)[:text.size] if text.size else b"")
+        else:
+            data = get_bytes(&cursor, kind)
+            values.append(None if data == NULL else (<const char*>data)[:kind])
+    return values, bool(cursor.broken), bool(cursor_more(&cursor))
 
 
 cdef class LoadedProgram:
@@ -36,6 +191,12 @@ cdef class LoadedProgram:
         free(self.copy)
         free(self.command)
         free(self.awards)
+
+    def wallet(self, bytes name not None):
+        """The wallet's index, or -1."""
+        cdef Slice place
+        place.data, place.size = <const uint8_t*>name, <uint32_t>len(name)
+        return program_wallet(&self.program, place)
 
     @property
     def wallets(self):

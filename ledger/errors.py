@@ -48,6 +48,10 @@ STATUSES = (
     Status(4, "MESSAGE_COMPRESSED", UNIMPLEMENTED, False, False, "", "",
            "compressed messages are not supported: send grpc-encoding identity"),
     Status(5, "METHOD_UNKNOWN", UNIMPLEMENTED, False, False, "", "", "unknown method"),
+    Status(6, "FRAMING_INVALID", INVALID_ARGUMENT, False, False, "bytes", "",
+           "the request must be one gRPC message: a prefix of 5 bytes with its length and exactly so many bytes; {a} bytes came"),
+    Status(7, "TIMEOUT_INVALID", INVALID_ARGUMENT, False, False, "", "",
+           "grpc-timeout must be 1..8 digits and one of H M S m u n"),
     # not found: not remembered
     Status(10, "MEMBER_NOT_FOUND", NOT_FOUND, False, False, "", "", "{field} names no member"),
     Status(11, "WALLET_NOT_FOUND", NOT_FOUND, False, False, "", "",

@@ -70,7 +70,7 @@ SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s
 
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
-IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys: the same number)
+IDS_MAX_DEFAULT = 4_000_000  # --ids-max: request ids remembered (receipt keys: the same number); a day of 1000 stores
 MEMBERS_MAX_LIMIT = 100_000_000  # slots are uint32 with room to spare
 IDS_MAX_LIMIT = 1_000_000_000
 ID_GENERATIONS = 4  # one filling, two remembered, one being cleared
@@ -88,6 +88,14 @@ DRAIN_GRACE_S = 10  # how long a shutdown waits for open calls
 INBOX_CALLS_MAX = 4096  # calls from the control port waiting for the hot thread
 INBOX_BYTES = 8_388_608  # their bytes: 60 of the largest, 20,000 usual ones
 OUTBOX_BYTES = 4_194_304  # answers on their way back: 64 of the largest; a full one waits in the hot thread
+CALLS_PER_TURN_MAX = 256  # calls run before other sockets are read: ~0.3 ms
+RESETS_BURST_MAX = 4096  # RST_STREAM frames of a connection at once: four times all its calls given up together
+RESETS_PER_S_MAX = 1024  # and for ever: above it, resetting is all that the peer does
+CONTROL_FRAMES_BURST_MAX = 8192  # frames that carry no call (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) at once
+CONTROL_FRAMES_PER_S_MAX = 512  # and for ever, besides CONTROL_FRAMES_PER_CALL
+CONTROL_FRAMES_PER_CALL = 8  # each call earns its peer so many: window updates and pings that real clients send
+LARGE_BUFFERS_MAX = 256  # of REQUEST_BYTES_MAX each, for what outgrows a stream's own buffer; 32 MB, touched only when used
+LARGE_BUFFERS_PER_CONNECTION_MAX = 64  # so that no connection takes them all
 
 assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536

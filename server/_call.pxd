@@ -4,6 +4,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._engine cimport Engine
 from ledger._layout cimport Command, Outcome
+from ledger._rules cimport Program
 
 cdef enum:
     DETAILS_BYTES_MAX = 1024    # google.rpc.Status of the longest refusal
@@ -27,3 +28,5 @@ cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* re
     # Decode, execute, encode. The caller has checked engine_room, the deadline and the size.
 cdef void call_refuse(Caller* caller, uint16_t status, int64_t a, int64_t b, Answer* answer) noexcept nogil
     # An answer that never reached the core: METHOD_UNKNOWN, MESSAGE_TOO_LARGE, DEADLINE_PASSED, ...
+cdef void call_encode(const Program* program, uint8_t method, const Outcome* outcome, Answer* answer) noexcept nogil
+    # The answer that an outcome gives; program may be NULL where there is none yet (then no outcome is OK).

@@ -2,6 +2,7 @@
 # cimported by server/_call.pyx and the fuzz harness.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memset
 from ledger._layout cimport Command, Outcome
 from ledger._rules cimport Program
 
@@ -14,3 +15,9 @@ cdef uint32_t wire_error(const Program* program, const Outcome* outcome, uint8_t
                          uint8_t* message, uint32_t message_max, uint32_t* message_size) noexcept nogil
     # A google.rpc.Status with ErrorInfo (and RetryInfo where retryable), and its message alone. Returns the size of details.
 cdef int wire_grpc_code(uint16_t status) noexcept nogil
+
+
+cdef inline void outcome_forget(Outcome* outcome) noexcept nogil:
+    # An outcome that names nothing yet; its balance stays as it was, nobody reads it.
+    memset(outcome, 0, <uint8_t*>&outcome.balance - <uint8_t*>outcome)
+    outcome.index = -1

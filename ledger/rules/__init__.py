@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from ledger import limits
 from ledger.rules import zones
-from ledger.rules.check import check
-from ledger.rules.lower import image_hash, lower
+from ledger.rules.check import check_source
+from ledger.rules.lower import image_hash, lower_program
 from ledger.rules.model import LifeUnit, PerStep, Program
 from ledger.rules.syntax import ProgramError
 
@@ -41,9 +41,9 @@ def compile_source(source: bytes, file: str = "<programme>") -> CompiledProgram:
     """Compile YAML text. `file` is its name in messages. ProgramError: what is wrong with it, one line per problem."""
     if len(source) > limits.SOURCE_BYTES_MAX:
         raise ProgramError(f"{file}:1:1: the file must have at most {limits.SOURCE_BYTES_MAX} bytes, has {len(source)}")
-    program = check(source, file)
+    program = check_source(source, file)
     try:
-        image = lower(program)
+        image = lower_program(program)
     except ValueError as error:
         raise ProgramError(f"{file}:1:1: {error}") from None
     return CompiledProgram(image, source, image_hash(image), program)

@@ -21,7 +21,7 @@ DELAY_DAYS_MAX = 3660
 MONTH_DAYS_MIN = 28
 
 
-def check(source: bytes, file: str) -> Program:
+def check_source(source: bytes, file: str) -> Program:
     """The programme in `source`. `file` is its name in messages. ProgramError: everything that is wrong with it."""
     problems = Problems(file)
     top = Mapping(syntax.parse(source, file), "", problems,

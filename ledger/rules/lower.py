@@ -37,7 +37,7 @@ ZONE = np.dtype([("start_us", "<i8"), ("offset_s", "<i4"), ("first_day", "<i4")]
 assert (HEADER.itemsize, WALLET.itemsize, RULE.itemsize, OP.itemsize, ZONE.itemsize) == (192, 40, 64, 48, 16)
 
 
-def lower(program: Program) -> bytes:
+def lower_program(program: Program) -> bytes:
     """The image of a programme. ValueError: it would be larger than IMAGE_BYTES_MAX."""
     wallets = np.array([(wallet.name.encode(), wallet.scale, 0) for wallet in program.wallets], WALLET)
     rules = np.array([(rule.name.encode(),) for rule in program.rules], RULE)

@@ -1,0 +1,1231 @@
+"""The compiled load generator: a gRPC client over HTTP/2 that makes, sends and times calls in one thread without the GIL.
+
+Three ways to work: *mix* (closed loop, or open loop with Poisson arrivals timed from their schedule), *prepare* (open the members)
+and *replay* (given requests, one in flight per lane, the lane's order kept). A call is *refused* when the service answered with a
+definite business refusal (a state code with google.rpc.Status details), an *error* when anything else went wrong.
+Not for talking to people or reading percentiles (bench/load.py, bench/measure.py). Used by bench/load.py, bench/run.py, bench/demo.py.
+"""
+
+import os
+import socket
+import time
+
+import numpy as np
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.math cimport log
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
+from posix.unistd cimport close
+from bench._histogram cimport HISTOGRAM_BUCKETS, HISTOGRAM_EXACT, Histogram, histogram_add
+from bench._nghttp2_client cimport *
+from bench._requests cimport (
+    Alias, Article, CODE_BYTES, Hold, ID_BYTES, Made, Maker, PREFIX_BYTES, REQUEST_ROOM, SentWrite, Tables, hold_remember, make_preparation,
+    make_request, put_digits, random_next, write_remember,
+)
+from ledger._layout cimport METHOD_COUNT, METHOD_GET_BALANCE, METHOD_RESERVE
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t recv(int fd, void* data, size_t size, int flags)
+    ssize_t send(int fd, const void* data, size_t size, int flags)
+    enum:
+        MSG_NOSIGNAL
+        AF_INET
+        AF_INET6
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint32_t u32
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event)
+    enum:
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLLIN
+        EPOLLOUT
+
+cdef extern from *:
+    """
+    #include <arpa/inet.h>
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
+    #include <poll.h>
+    #include <string.h>
+    #include <sys/epoll.h>
+    #include <sys/prctl.h>
+    #include <sys/socket.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    static inline int64_t load_clock(clockid_t clock) {
+        struct timespec t;
+        clock_gettime(clock, &t);
+        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    }
+    static inline int64_t load_now(void) { return load_clock(CLOCK_MONOTONIC); }
+    static inline int64_t load_wall(void) { return load_clock(CLOCK_REALTIME); }
+
+    /* Starts a connection without waiting for it: the socket, or -1. */
+    static int load_connect(int family, const uint8_t *address, uint16_t port) {
+        struct sockaddr_storage to;
+        socklen_t size;
+        int one = 1, fd;
+        memset(&to, 0, sizeof to);
+        if (family == AF_INET6) {
+            struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&to;
+            in6->sin6_family = AF_INET6;
+            in6->sin6_port = htons(port);
+            memcpy(&in6->sin6_addr, address, 16);
+            size = sizeof *in6;
+        } else {
+            struct sockaddr_in *in = (struct sockaddr_in *)&to;
+            in->sin_family = AF_INET;
+            in->sin_port = htons(port);
+            memcpy(&in->sin_addr, address, 4);
+            size = sizeof *in;
+        }
+        fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        if (fd < 0) return -1;
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        if (connect(fd, (struct sockaddr *)&to, size) < 0 && errno != EINPROGRESS) {
+            close(fd);
+            return -1;
+        }
+        return fd;
+    }
+
+    /* Waits with nanosecond resolution: epoll_wait counts in milliseconds, and ppoll works on every kernel. */
+    static int load_wait(int epoll_fd, struct epoll_event *events, int count, int64_t timeout_ns) {
+        if (timeout_ns > 0) {
+            struct pollfd one = {epoll_fd, POLLIN, 0};
+            struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+            if (ppoll(&one, 1, &t, NULL) <= 0) return 0;
+        }
+        return epoll_wait(epoll_fd, events, count, 0);
+    }
+
+    /* The default timer slack of 50 us would be part of every open-loop latency. */
+    static void load_sharp_timers(void) { prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); }
+    """
+    int64_t now_ns "load_now"() noexcept nogil
+    int64_t wall_ns "load_wall"() noexcept nogil
+    int connect_to "load_connect"(int family, const uint8_t* address, uint16_t port) noexcept nogil
+    int wait_for "load_wait"(int epoll_fd, epoll_event* events, int count, int64_t timeout_ns) noexcept nogil
+    void sharp_timers "load_sharp_timers"() noexcept nogil
+
+cdef enum:
+    SECOND_NS = 1000000000
+    RECEIVE_BYTES = 262144      # one read; a closed loop of 1024 answers of ~200 bytes fits
+    SEND_BYTES = 262144         # collected before one write
+    FRAME_BYTES_MAX = 16393     # nghttp2 hands out one frame at a time: 16384 + 9
+    ANSWER_KEPT_BYTES = 448     # of an answer; the reservation is within the first ~250
+    MESSAGE_KEPT_BYTES = 200    # of grpc-message, for people
+    EVENTS_PER_TURN = 256
+    RETRY_NS = 100000000        # between attempts to connect: a restarting service is found within 0.1 s
+    GIVE_UP_NS = 30000000000    # a replay or preparation without any connection for so long ends
+    QUEUE_CALLS = 4194304       # open loop: arrivals waiting for a stream; at 13k/s a stall of five minutes
+    HEADERS_PER_REQUEST = 8
+    WINDOW_BYTES = 16777216     # receive windows: WINDOW_UPDATE frames stay rare
+    CODE_LOST = 17              # behind the 17 gRPC codes: connection lost or stream reset before the answer
+    CODE_UNANSWERED = 18        # still open when the run ended
+    CODE_MALFORMED = 19         # OK without a whole message
+    CODE_COUNT = 20
+    CODE_NONE = -1
+    NOBODY = -1
+
+cdef enum ConnectionState:
+    CONNECTION_CLOSED = 0
+    CONNECTION_OPENING = 1
+    CONNECTION_OPEN = 2
+    CONNECTION_LEAVING = 3      # GOAWAY came: open calls end, new ones wait for the next connection
+
+cdef enum Source:
+    SOURCE_MIX = 0
+    SOURCE_PREPARE = 1
+    SOURCE_REPLAY = 2
+
+cdef struct Slot:               # one call in flight
+    int64_t scheduled_ns        # when it should have been (open loop) or was (closed loop) sent
+    const uint8_t* request
+    uint32_t request_size
+    uint32_t request_sent
+    uint32_t answer_size        # received so far; only the first ANSWER_KEPT_BYTES are kept
+    int32_t next_free           # index, or NOBODY
+    int32_t grpc_code           # CODE_NONE until the trailers came
+    uint32_t replay_index
+    uint16_t message_size
+    uint8_t busy
+    uint8_t has_details         # google.rpc.Status came along
+    Made made
+    uint8_t message[MESSAGE_KEPT_BYTES]
+    uint8_t answer[ANSWER_KEPT_BYTES]
+    uint8_t own[REQUEST_ROOM]
+
+cdef struct Connection:
+    nghttp2_session* session
+    Load* load
+    Slot* slots                 # in_flight of them
+    uint8_t* out                # SEND_BYTES
+    int64_t retry_ns
+    uint32_t out_size
+    uint32_t out_sent
+    uint32_t in_flight
+    int32_t free_slot           # index, or NOBODY
+    uint32_t index
+    int fd
+    uint8_t state               # ConnectionState
+    uint8_t writing             # EPOLLOUT is asked for
+    uint8_t dirty               # something was submitted and not yet sent
+
+cdef struct Counts:             # one row per Method
+    Histogram latency           # served calls: OK or refused by the ledger; errors have no latency worth knowing
+    uint64_t codes[CODE_COUNT]  # every end that was not OK
+    uint64_t refused            # of these, definite business refusals
+
+cdef struct Load:
+    # what to do
+    int family
+    uint16_t port
+    uint8_t address[16]
+    uint32_t connection_count
+    uint32_t slots_per_connection
+    uint8_t source              # Source
+    double rate                 # calls/s; 0: closed loop
+    int64_t spin_ns             # open loop: the last stretch before an arrival is not slept
+    int64_t grace_ns            # how long answers are waited for after the end; later ones count as unanswered
+    double weight_below[METHOD_COUNT]   # cumulated mix
+    uint64_t todo               # prepare, replay: calls to make
+    uint32_t prepare_first
+    uint8_t prepare_earn
+    # replay
+    uint8_t* replay_bytes
+    const int64_t* replay_offset
+    const uint32_t* replay_size
+    const uint8_t* replay_method
+    const uint32_t* replay_lane
+    const uint32_t* replay_patch
+    const int64_t* replay_next
+    int64_t* lane_reservation
+    uint32_t* ready             # heap of request indexes whose lane is free, earliest on top
+    uint32_t ready_count
+    # how it goes
+    Connection* connections
+    Maker* maker
+    nghttp2_session_callbacks* callbacks
+    nghttp2_nv headers[METHOD_COUNT][HEADERS_PER_REQUEST]
+    uint32_t header_count
+    int epoll_fd
+    uint8_t* receive_buffer
+    int64_t now_ns
+    int64_t start_ns
+    int64_t measure_ns          # warm-up ends
+    int64_t end_ns              # no new calls; 0: when all is done
+    int64_t next_arrival_ns
+    int64_t last_open_ns
+    int64_t* queue              # scheduled times of arrivals without a stream
+    uint64_t queue_head
+    uint64_t queue_tail
+    uint32_t cursor             # round robin over connections
+    uint64_t in_flight
+    uint64_t made
+    uint64_t done
+    uint64_t completed          # all answers ever, for the progress line
+    uint64_t connects_failed
+    uint64_t retried
+    uint64_t unsent             # open loop: arrivals that never got a stream
+    int64_t ended_ns
+    int stop_asked
+    uint8_t finished
+    uint8_t gave_up
+    uint8_t ending
+    Counts counts[METHOD_COUNT]
+    Histogram queueing          # open loop: from the schedule to the hand-over to HTTP/2
+    uint8_t messages[CODE_COUNT][MESSAGE_KEPT_BYTES]    # the first grpc-message of each code
+    uint16_t message_sizes[CODE_COUNT]
+    uint8_t message_methods[CODE_COUNT]
+
+
+# --- choosing and making calls --------------------------------------------------------------------------------------
+
+cdef void ready_push(Load* load, uint32_t index) noexcept nogil:
+    cdef uint32_t at = load.ready_count, parent
+    load.ready_count += 1
+    while at > 0:
+        parent = (at - 1) / 2
+        if load.ready[parent] <= index:
+            break
+        load.ready[at] = load.ready[parent]
+        at = parent
+    load.ready[at] = index
+
+
+cdef uint32_t ready_pop(Load* load) noexcept nogil:
+    cdef uint32_t top = load.ready[0], last, at = 0, child
+    load.ready_count -= 1
+    last = load.ready[load.ready_count]
+    while True:
+        child = 2 * at + 1
+        if child >= load.ready_count:
+            break
+        if child + 1 < load.ready_count and load.ready[child + 1] < load.ready[child]:
+            child += 1
+        if last <= load.ready[child]:
+            break
+        load.ready[at] = load.ready[child]
+        at = child
+    load.ready[at] = last
+    return top
+
+
+cdef inline double random_unit(uint64_t* state) noexcept nogil:
+    return <double>(random_next(state) >> 11) * 1.1102230246251565e-16
+
+
+cdef uint8_t draw_method(Load* load) noexcept nogil:
+    cdef double point = random_unit(&load.maker.random)
+    cdef uint8_t method
+    for method in range(METHOD_COUNT - 1):
+        if point < load.weight_below[method]:
+            return method
+    return METHOD_COUNT - 1
+
+
+cdef void patch_reservation(uint8_t* at, int64_t reservation_id) noexcept nogil:
+    # A varint of fixed width: ten bytes, padded. Every protobuf parser takes it.
+    cdef uint64_t value = <uint64_t>reservation_id
+    cdef int i
+    for i in range(9):
+        at[i] = <uint8_t>(value & 127) | 128
+        value >>= 7
+    at[9] = <uint8_t>value
+
+
+cdef bint next_request(Load* load, Slot* slot) noexcept nogil:
+    # Fills the slot with the next call; False: there is none now.
+    cdef int64_t wall
+    cdef uint32_t index, per_pass
+    if load.source == SOURCE_REPLAY:
+        if load.ready_count == 0:
+            return False
+        index = ready_pop(load)
+        slot.replay_index = index
+        slot.request = load.replay_bytes + load.replay_offset[index]
+        slot.request_size = load.replay_size[index]
+        slot.made.method = load.replay_method[index]
+        if load.replay_patch[index]:
+            patch_reservation(load.replay_bytes + load.replay_offset[index] + load.replay_patch[index],
+                              load.lane_reservation[load.replay_lane[index]])
+        return True
+    wall = wall_ns()
+    if load.source == SOURCE_PREPARE:
+        if load.made >= load.todo:
+            return False
+        per_pass = <uint32_t>(load.todo / 2) if load.prepare_earn else <uint32_t>load.todo
+        make_preparation(load.maker, load.prepare_first + <uint32_t>(load.made % per_pass), load.made >= per_pass, wall / SECOND_NS,
+                         wall % SECOND_NS, slot.own, &slot.made)
+    else:
+        make_request(load.maker, draw_method(load), wall / SECOND_NS, wall % SECOND_NS, slot.own, &slot.made)
+    load.made += 1
+    slot.request = slot.own
+    slot.request_size = slot.made.size
+    return True
+
+
+cdef ssize_t read_request(nghttp2_session* session, int32_t stream_id, uint8_t* out, size_t room, uint32_t* flags,
+                          nghttp2_data_source* source, void* user) noexcept nogil:
+    cdef Slot* slot = <Slot*>source.ptr
+    cdef size_t size = slot.request_size - slot.request_sent
+    if size > room:
+        size = room
+    memcpy(out, slot.request + slot.request_sent, size)
+    slot.request_sent += <uint32_t>size
+    if slot.request_sent == slot.request_size:
+        flags[0] |= NGHTTP2_DATA_FLAG_EOF
+    return <ssize_t>size
+
+
+cdef bint submit(Load* load, Connection* connection, int64_t scheduled_ns) noexcept nogil:
+    # Starts one call on a connection that is open and has a free slot. False: there is nothing to send, or HTTP/2 refused it.
+    cdef Slot* slot = &connection.slots[connection.free_slot]
+    cdef nghttp2_data_provider data
+    if not next_request(load, slot):
+        return False
+    slot.scheduled_ns = scheduled_ns
+    slot.request_sent = 0
+    slot.answer_size = 0
+    slot.grpc_code = CODE_NONE
+    slot.message_size = 0
+    slot.has_details = 0
+    data.source.ptr = slot
+    data.read_callback = read_request
+    connection.free_slot = slot.next_free
+    slot.busy = 1
+    connection.in_flight += 1
+    load.in_flight += 1
+    if nghttp2_submit_request(connection.session, NULL, load.headers[slot.made.method], load.header_count, &data, slot) < 0:
+        finish(load, connection, slot)
+        connection.state = CONNECTION_LEAVING
+        return False
+    connection.dirty = 1
+    return True
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+cdef const uint8_t* read_varint(const uint8_t* at, const uint8_t* end, uint64_t* value) noexcept nogil:
+    # NULL when it does not end before `end`.
+    cdef uint32_t shift = 0
+    value[0] = 0
+    while at < end and shift < 64:
+        value[0] |= <uint64_t>(at[0] & 127) << shift
+        shift += 7
+        if at[0] < 128:
+            return at + 1
+        at += 1
+    return NULL
+
+
+cdef int64_t reservation_of(const uint8_t* at, uint32_t size) noexcept nogil:
+    # Field 4 (reservation), field 1 (reservation_id) of a ReservePointsResponse; 0: not there.
+    cdef const uint8_t* end = at + size
+    cdef uint64_t tag, value
+    while at != NULL and at < end:
+        at = read_varint(at, end, &tag)
+        if at == NULL:
+            return 0
+        at = read_varint(at, end, &value)       # every field here is a varint or length-delimited
+        if at == NULL:
+            return 0
+        if tag == 0x22:
+            if value < 2 or at + 2 > end or at[0] != 0x08:
+                return 0
+            at = read_varint(at + 1, end, &value)
+            return <int64_t>value if at != NULL else 0
+        if tag & 7 == 2:
+            if value > <uint64_t>(end - at):
+                return 0
+            at += value
+    return 0
+
+
+cdef bint is_refusal(int code, bint has_details) noexcept nogil:
+    # NOT_FOUND, ALREADY_EXISTS, RESOURCE_EXHAUSTED, FAILED_PRECONDITION, OUT_OF_RANGE, said by the ledger itself.
+    return has_details and (code == 5 or code == 6 or code == 8 or code == 9 or code == 11)
+
+
+cdef void finish(Load* load, Connection* connection, Slot* slot) noexcept nogil:
+    # One call is over, well or not: count it, learn from it, free its slot.
+    cdef Counts* counts = &load.counts[slot.made.method]
+    cdef int code = slot.grpc_code
+    cdef int64_t stamp, reservation
+    cdef uint32_t size
+    if code == CODE_NONE:
+        code = CODE_LOST
+    elif code == 0 and (slot.answer_size < PREFIX_BYTES or slot.answer[0] != 0 or slot.answer_size != PREFIX_BYTES + (
+            (<uint32_t>slot.answer[1] << 24) | (<uint32_t>slot.answer[2] << 16) | (<uint32_t>slot.answer[3] << 8) | slot.answer[4])):
+        code = CODE_MALFORMED
+    slot.busy = 0
+    slot.next_free = connection.free_slot
+    connection.free_slot = <int32_t>(slot - connection.slots)
+    connection.in_flight -= 1
+    load.in_flight -= 1
+    if code == CODE_LOST and load.source == SOURCE_REPLAY and not load.ending:
+        # Nobody knows what became of it: the same request again, under the same id, finds out.
+        load.retried += 1
+        ready_push(load, slot.replay_index)
+        return
+    stamp = slot.scheduled_ns if load.rate > 0 else load.now_ns
+    if stamp >= load.measure_ns and (load.end_ns == 0 or stamp < load.end_ns):
+        if code == 0 or is_refusal(code, slot.has_details):
+            histogram_add(&counts.latency, load.now_ns - slot.scheduled_ns)
+        if code != 0:
+            counts.codes[code] += 1
+            if is_refusal(code, slot.has_details):
+                counts.refused += 1
+    load.completed += 1
+    load.done += 1
+    if code != 0 and load.message_sizes[code] == 0 and slot.message_size > 0:
+        memcpy(load.messages[code], slot.message, slot.message_size)
+        load.message_sizes[code] = slot.message_size
+        load.message_methods[code] = slot.made.method
+    if code == 0:
+        size = slot.answer_size if slot.answer_size < ANSWER_KEPT_BYTES else ANSWER_KEPT_BYTES
+        if slot.made.method == METHOD_RESERVE:
+            reservation = reservation_of(slot.answer + PREFIX_BYTES, size - PREFIX_BYTES)
+            if load.source == SOURCE_REPLAY:
+                load.lane_reservation[load.replay_lane[slot.replay_index]] = reservation
+            elif reservation > 0:
+                hold_remember(load.maker, reservation, slot.made.member)
+        if slot.made.method < METHOD_GET_BALANCE and load.source != SOURCE_REPLAY:
+            write_remember(load.maker, &slot.made.write)
+    if load.source == SOURCE_REPLAY and load.replay_next[slot.replay_index] >= 0:
+        ready_push(load, <uint32_t>load.replay_next[slot.replay_index])
+
+
+cdef int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t name_size,
+                   const uint8_t* value, size_t value_size, uint8_t flags, void* user) noexcept nogil:
+    cdef Slot* slot
+    cdef size_t i
+    cdef int code = 0
+    if name_size < 11 or memcmp(name, b"grpc-", 5) != 0:
+        return 0
+    slot = <Slot*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+    if slot == NULL:
+        return 0
+    if name_size == 11 and memcmp(name, b"grpc-status", 11) == 0:
+        for i in range(value_size):
+            if value[i] < 48 or value[i] > 57 or code > 16:
+                return 0
+            code = code * 10 + value[i] - 48
+        slot.grpc_code = code if code <= 16 else 2      # unknown codes are UNKNOWN, says gRPC
+    elif name_size == 12 and memcmp(name, b"grpc-message", 12) == 0:
+        slot.message_size = <uint16_t>(value_size if value_size < MESSAGE_KEPT_BYTES else MESSAGE_KEPT_BYTES)
+        memcpy(slot.message, value, slot.message_size)
+    elif name_size == 23 and memcmp(name, b"grpc-status-details-bin", 23) == 0:
+        slot.has_details = 1
+    return 0
+
+
+cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, const uint8_t* data, size_t size, void* user) noexcept nogil:
+    cdef Slot* slot = <Slot*>nghttp2_session_get_stream_user_data(session, stream_id)
+    cdef size_t room
+    if slot == NULL:
+        return 0
+    if slot.answer_size < ANSWER_KEPT_BYTES:
+        room = ANSWER_KEPT_BYTES - slot.answer_size
+        memcpy(slot.answer + slot.answer_size, data, size if size < room else room)
+    slot.answer_size += <uint32_t>size
+    return 0
+
+
+cdef int on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t error_code, void* user) noexcept nogil:
+    cdef Connection* connection = <Connection*>user
+    cdef Slot* slot = <Slot*>nghttp2_session_get_stream_user_data(session, stream_id)
+    if slot != NULL and slot.busy:
+        finish(connection.load, connection, slot)
+    return 0
+
+
+cdef int on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* user) noexcept nogil:
+    cdef Connection* connection = <Connection*>user
+    if frame.hd.type == NGHTTP2_GOAWAY and connection.state == CONNECTION_OPEN:
+        connection.state = CONNECTION_LEAVING
+    return 0
+
+
+# --- connections ----------------------------------------------------------------------------------------------------
+
+cdef void watch(Load* load, Connection* connection, int operation, bint writing) noexcept nogil:
+    cdef epoll_event event
+    memset(&event, 0, sizeof(event))
+    event.events = EPOLLIN | (EPOLLOUT if writing else 0)
+    event.data.u32 = connection.index
+    connection.writing = writing
+    epoll_ctl(load.epoll_fd, operation, connection.fd, &event)
+
+
+cdef void disconnect(Load* load, Connection* connection) noexcept nogil:
+    # Ends the connection; what was open on it is lost. The next attempt follows by itself.
+    cdef uint32_t i
+    if connection.session != NULL:
+        nghttp2_session_del(connection.session)
+        connection.session = NULL
+    if connection.fd >= 0:
+        close(connection.fd)
+        connection.fd = -1
+    connection.state = CONNECTION_CLOSED
+    connection.retry_ns = load.now_ns + RETRY_NS
+    connection.out_size = 0
+    connection.out_sent = 0
+    connection.dirty = 0
+    for i in range(load.slots_per_connection):
+        if connection.slots[i].busy:
+            finish(load, connection, &connection.slots[i])
+
+
+cdef void begin_connect(Load* load, Connection* connection) noexcept nogil:
+    connection.fd = connect_to(load.family, load.address, load.port)
+    if connection.fd < 0:
+        load.connects_failed += 1
+        connection.retry_ns = load.now_ns + RETRY_NS
+        return
+    connection.state = CONNECTION_OPENING
+    watch(load, connection, EPOLL_CTL_ADD, True)
+
+
+cdef void finish_connect(Load* load, Connection* connection) noexcept nogil:
+    # The socket is writable: connected, or failed (then the first send says so).
+    cdef nghttp2_settings_entry settings[2]
+    settings[0].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
+    settings[0].value = 0
+    settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
+    settings[1].value = WINDOW_BYTES
+    if nghttp2_session_client_new(&connection.session, load.callbacks, connection) != 0:
+        connection.session = NULL
+        disconnect(load, connection)
+        return
+    nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, settings, 2)
+    nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0, WINDOW_BYTES)
+    connection.state = CONNECTION_OPEN
+    watch(load, connection, EPOLL_CTL_MOD, False)
+    fill(load, connection)
+    pump(load, connection)
+    if connection.state == CONNECTION_CLOSED:
+        load.connects_failed += 1
+
+
+cdef bint pump(Load* load, Connection* connection) noexcept nogil:
+    # Sends what HTTP/2 has to say, as much as the socket takes. False: the connection is gone.
+    cdef const uint8_t* data
+    cdef ssize_t size
+    connection.dirty = 0
+    while connection.session != NULL:
+        if connection.out_sent == connection.out_size:
+            connection.out_sent = 0
+            connection.out_size = 0
+            while connection.out_size + FRAME_BYTES_MAX <= SEND_BYTES:
+                size = nghttp2_session_mem_send(connection.session, &data)
+                if size < 0 or size > FRAME_BYTES_MAX:
+                    disconnect(load, connection)
+                    return False
+                if size == 0:
+                    break
+                memcpy(connection.out + connection.out_size, data, <size_t>size)
+                connection.out_size += <uint32_t>size
+            if connection.out_size == 0:
+                break
+        size = send(connection.fd, connection.out + connection.out_sent, connection.out_size - connection.out_sent, MSG_NOSIGNAL)
+        if size < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:
+                if not connection.writing:
+                    watch(load, connection, EPOLL_CTL_MOD, True)
+                return True
+            disconnect(load, connection)
+            return False
+        connection.out_sent += <uint32_t>size
+    if connection.writing:
+        watch(load, connection, EPOLL_CTL_MOD, False)
+    if connection.state == CONNECTION_LEAVING and connection.in_flight == 0:
+        disconnect(load, connection)
+        connection.retry_ns = load.now_ns       # a polite good-bye needs no pause
+        return False
+    return True
+
+
+cdef void receive(Load* load, Connection* connection) noexcept nogil:
+    cdef ssize_t size
+    while True:
+        size = recv(connection.fd, load.receive_buffer, RECEIVE_BYTES, 0)
+        if size < 0 and errno == EINTR:
+            continue
+        if size < 0 and errno == EAGAIN:
+            break
+        if size <= 0:
+            disconnect(load, connection)
+            return
+        load.now_ns = now_ns()
+        if nghttp2_session_mem_recv(connection.session, load.receive_buffer, <size_t>size) < 0:
+            disconnect(load, connection)
+            return
+        if size < RECEIVE_BYTES:
+            break
+    fill(load, connection)
+    pump(load, connection)
+
+
+cdef void fill(Load* load, Connection* connection) noexcept nogil:
+    # Starts as many calls on this connection as may be: from the queue (open loop) or at once (closed loop).
+    cdef int64_t scheduled
+    while connection.state == CONNECTION_OPEN and connection.free_slot != NOBODY and not load.ending:
+        if load.rate > 0:
+            if load.queue_head == load.queue_tail:
+                return
+            scheduled = load.queue[load.queue_head % QUEUE_CALLS]
+            load.queue_head += 1
+            if scheduled >= load.measure_ns:
+                histogram_add(&load.queueing, load.now_ns - scheduled)
+            submit(load, connection, scheduled)
+        elif not submit(load, connection, load.now_ns):
+            return
+
+
+cdef void arrive(Load* load) noexcept nogil:
+    # Open loop: puts the calls whose time has come in the queue and starts those for which a stream is free.
+    cdef Connection* connection
+    cdef uint32_t looked
+    while load.next_arrival_ns <= load.now_ns and load.next_arrival_ns < load.end_ns:
+        if load.queue_tail - load.queue_head == QUEUE_CALLS:
+            load.unsent += 1
+        else:
+            load.queue[load.queue_tail % QUEUE_CALLS] = load.next_arrival_ns
+            load.queue_tail += 1
+        load.next_arrival_ns += <int64_t>(-log(1.0 - random_unit(&load.maker.random)) / load.rate * 1e9)
+    looked = 0
+    while load.queue_head != load.queue_tail and looked < load.connection_count:
+        connection = &load.connections[load.cursor]
+        load.cursor = load.cursor + 1 if load.cursor + 1 < load.connection_count else 0
+        looked += 1
+        if connection.state == CONNECTION_OPEN and connection.free_slot != NOBODY:
+            looked = 0
+            if load.queue[load.queue_head % QUEUE_CALLS] >= load.measure_ns:
+                histogram_add(&load.queueing, load.now_ns - load.queue[load.queue_head % QUEUE_CALLS])
+            load.queue_head += 1
+            submit(load, connection, load.queue[(load.queue_head - 1) % QUEUE_CALLS])
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+cdef void tend(Load* load) noexcept nogil:
+    # What no event announces: connections to open again, submitted calls to send.
+    cdef uint32_t i
+    cdef Connection* connection
+    for i in range(load.connection_count):
+        connection = &load.connections[i]
+        if connection.state == CONNECTION_CLOSED:
+            if connection.retry_ns <= load.now_ns and not load.ending:
+                begin_connect(load, connection)
+        else:
+            if connection.state != CONNECTION_OPENING:
+                load.last_open_ns = load.now_ns
+            if connection.dirty:
+                pump(load, connection)
+
+
+cdef bint is_over(Load* load) noexcept nogil:
+    if load.source != SOURCE_MIX and load.done == load.todo:
+        return True
+    if load.end_ns and load.now_ns >= load.end_ns:
+        load.ending = load.rate == 0 or load.queue_head == load.queue_tail or load.now_ns >= load.end_ns + load.grace_ns
+    if load.stop_asked:
+        load.ending = 1
+    if load.source != SOURCE_MIX and load.now_ns - load.last_open_ns > GIVE_UP_NS:
+        load.gave_up = 1
+        return True
+    if not load.ending:
+        return False
+    if load.ended_ns == 0:
+        load.ended_ns = load.now_ns
+    return load.in_flight == 0 or load.now_ns - load.ended_ns > load.grace_ns or load.stop_asked > 1
+
+
+cdef int64_t sleep_ns(Load* load) noexcept nogil:
+    cdef int64_t until = load.now_ns + RETRY_NS
+    if load.end_ns and load.now_ns < load.end_ns < until:
+        until = load.end_ns
+    if load.rate > 0 and load.now_ns < load.end_ns:
+        # A sleeping thread wakes late by tens of microseconds, and that would be measured: so the last stretch is not slept.
+        if load.next_arrival_ns - load.spin_ns < until:
+            until = load.next_arrival_ns - load.spin_ns
+    return until - load.now_ns if until > load.now_ns else 0
+
+
+cdef void run(Load* load) noexcept nogil:
+    cdef epoll_event events[EVENTS_PER_TURN]
+    cdef Connection* connection
+    cdef int count, i
+    cdef uint32_t c, s
+    cdef Slot* slot
+    sharp_timers()
+    load.last_open_ns = load.now_ns
+    while True:
+        load.now_ns = now_ns()
+        if load.rate > 0:
+            arrive(load)
+        tend(load)
+        if is_over(load):
+            break
+        count = wait_for(load.epoll_fd, events, EVENTS_PER_TURN, sleep_ns(load))
+        load.now_ns = now_ns()
+        for i in range(count):
+            connection = &load.connections[events[i].data.u32]
+            if connection.state == CONNECTION_OPENING:
+                finish_connect(load, connection)
+            elif connection.state != CONNECTION_CLOSED:
+                if events[i].events & EPOLLOUT and not pump(load, connection):
+                    continue
+                if events[i].events & ~<uint32_t>EPOLLOUT:
+                    receive(load, connection)
+    # What is still open was never answered; arrivals without a stream were not even sent.
+    load.ending = 1
+    for c in range(load.connection_count):
+        for s in range(load.slots_per_connection):
+            slot = &load.connections[c].slots[s]
+            if slot.busy and not load.stop_asked:
+                load.counts[slot.made.method].codes[CODE_UNANSWERED] += 1
+                slot.busy = 0
+    if load.rate > 0 and not load.stop_asked:
+        load.unsent += load.queue_tail - load.queue_head
+    if load.ended_ns == 0:
+        load.ended_ns = load.now_ns
+    load.finished = 1
+
+
+# --- Python's side --------------------------------------------------------------------------------------------------
+
+METHODS = {
+    "earn": 1, "burn": 2, "reserve": 3, "capture": 4, "release": 5, "commit": 6, "enroll": 7, "balance": 8, "operation": 9, "health": 10,
+}
+"""The names of --mix and their numbers (ledger/_layout.pxd, Method)."""
+
+PATHS = {
+    1: b"/loyalty.ledger.v1.LedgerService/EarnPoints", 2: b"/loyalty.ledger.v1.LedgerService/BurnPoints",
+    3: b"/loyalty.ledger.v1.LedgerService/ReservePoints", 4: b"/loyalty.ledger.v1.LedgerService/CaptureReservation",
+    5: b"/loyalty.ledger.v1.LedgerService/ReleaseReservation", 6: b"/loyalty.ledger.v1.LedgerService/CommitReceipt",
+    7: b"/loyalty.ledger.v1.LedgerService/EnrollMember", 8: b"/loyalty.ledger.v1.LedgerService/GetBalance",
+    9: b"/loyalty.ledger.v1.LedgerService/GetOperation", 10: b"/grpc.health.v1.Health/Check",
+}
+
+CODE_NAMES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
+    "UNAUTHENTICATED", "CONNECTION_LOST", "UNANSWERED", "MALFORMED",
+)
+
+
+def bucket_limits_ns():
+    """The largest value of each histogram bucket, in nanoseconds (int64 array of HISTOGRAM_BUCKETS)."""
+    index = np.arange(HISTOGRAM_BUCKETS, dtype=np.int64)
+    power, sub = np.divmod(np.maximum(index - HISTOGRAM_EXACT, 0), 128)
+    return np.where(index < HISTOGRAM_EXACT, index, ((sub + 129) << (power + 1)) - 1)
+
+
+cdef int alias_build(Alias* alias, const double[::1] weights) except -1:
+    # Vose's method: every cell gets at most one other index.
+    cdef uint32_t count = <uint32_t>weights.shape[0], i, small_count = 0, large_count = 0, small, large
+    cdef double[::1] share = np.asarray(weights) * (count / np.sum(weights))
+    cdef uint32_t[::1] stack = np.empty(count, dtype=np.uint32)     # small ones from the left, large ones from the right
+    alias.threshold = <uint32_t*>malloc(count * sizeof(uint32_t))
+    alias.other = <uint32_t*>malloc(count * sizeof(uint32_t))
+    alias.count = count
+    if alias.threshold == NULL or alias.other == NULL:
+        raise MemoryError()
+    for i in range(count):
+        alias.threshold[i] = 0xFFFFFFFF
+        alias.other[i] = i
+        if share[i] < 1.0:
+            stack[small_count] = i
+            small_count += 1
+        else:
+            large_count += 1
+            stack[count - large_count] = i
+    while small_count and large_count:
+        small_count -= 1
+        small = stack[small_count]
+        large = stack[count - large_count]
+        alias.threshold[small] = <uint32_t>(share[small] * 4294967295.0)
+        alias.other[small] = large
+        share[large] -= 1.0 - share[small]
+        if share[large] < 1.0:
+            large_count -= 1
+            stack[small_count] = large
+            small_count += 1
+    return 0
+
+
+def zipf_weights(count, skew):
+    """The weight of each rank 1..count: rank ** -skew (skew 0: all alike)."""
+    return np.arange(1, count + 1, dtype=np.float64) ** -float(skew)
+
+
+cdef class Chain:
+    """What the made-up chain looks like: members, articles, stores, and how popular each is. Shared by the runs of one process.
+
+    Units: members from 1; skew is the exponent of Zipf's law over members; prices in minor units of `currency`.
+    """
+
+    cdef Tables tables
+    cdef readonly object members
+
+    def __cinit__(self):
+        memset(&self.tables, 0, sizeof(self.tables))
+
+    def __init__(self, *, members: int, skew: float, seed: int, currency: str, business_day: int,
+                 articles: int = 20_000, stores: int = 400, tills_per_store: int = 12):
+        cdef Article* article
+        cdef uint8_t* at
+        cdef Py_ssize_t i
+        random = np.random.default_rng(seed)
+        self.members = members
+        # Popular members are spread over the card numbers, as in life: they are not neighbours in the ledger's memory.
+        weights = zipf_weights(members, skew)
+        random.shuffle(weights)
+        alias_build(&self.tables.members, weights)
+        alias_build(&self.tables.articles, random.permutation(zipf_weights(articles, 0.8)))
+        alias_build(&self.tables.stores, random.permutation(zipf_weights(stores, 0.5)))
+        prices = np.clip(np.round(np.exp(random.normal(5.6, 0.7, articles))), 19, 9999).astype(np.uint32)   # median 2.70
+        self.tables.article = <Article*>calloc(articles, sizeof(Article))
+        if self.tables.article == NULL:
+            raise MemoryError()
+        for i in range(articles):
+            article = &self.tables.article[i]
+            at = article.code
+            at[0] = 0x0A
+            at[1] = 13
+            at = put_digits(at + 2, <uint64_t>4000000000000 + <uint64_t>i * 7919, 13)
+            at[0] = 0x12
+            at[1] = 4
+            at[2] = 67      # 'C'
+            at = put_digits(at + 3, <uint64_t>(i * 300 // articles), 3)
+            article.code_size = <uint32_t>(at - article.code)
+            article.price_minor = prices[i]
+        self.tables.tills_per_store = tills_per_store
+        self.tables.business_day = business_day
+        code = currency.encode()
+        if len(code) != 3:
+            raise ValueError(f"currency must be an ISO 4217 code of 3 letters, was {currency!r}")
+        memcpy(self.tables.currency, <const char*>code, 3)
+
+    def __dealloc__(self):
+        free(self.tables.members.threshold)
+        free(self.tables.members.other)
+        free(self.tables.articles.threshold)
+        free(self.tables.articles.other)
+        free(self.tables.stores.threshold)
+        free(self.tables.stores.other)
+        free(self.tables.article)
+
+
+cdef class Client:
+    """One run of calls against one address: set up, one of `mix`, `prepare` and `replay` (each blocks without the GIL), read.
+
+    `snapshot` and `stop` may be called from other threads while it runs. One Client makes one run.
+    Units: in_flight per connection; deadline_s 0: none.
+    """
+
+    cdef Load* load
+    cdef Chain chain
+    cdef list keep      # bytes and arrays that the run points into
+    cdef object started
+
+    def __cinit__(self):
+        self.load = NULL
+
+    def __init__(self, host: str, port: int, *, connections: int, in_flight: int, chain: Chain | None = None, seed: int = 0,
+                 deadline_s: float = 0.0):
+        cdef Load* load
+        cdef uint32_t i, s
+        cdef Connection* connection
+        cdef int method
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        packed = socket.inet_pton(family, address[0])
+        self.keep = []
+        self.started = False
+        self.chain = chain
+        load = <Load*>calloc(1, sizeof(Load))
+        if load == NULL:
+            raise MemoryError()
+        self.load = load
+        load.epoll_fd = -1
+        load.family = family
+        load.port = port
+        memcpy(load.address, <const char*>packed, len(packed))
+        load.connection_count = connections
+        load.slots_per_connection = in_flight
+        load.receive_buffer = <uint8_t*>malloc(RECEIVE_BYTES)
+        load.connections = <Connection*>calloc(connections, sizeof(Connection))
+        load.maker = <Maker*>calloc(1, sizeof(Maker))
+        if load.receive_buffer == NULL or load.connections == NULL or load.maker == NULL:
+            raise MemoryError()
+        for i in range(load.connection_count):
+            connection = &load.connections[i]
+            connection.fd = -1
+            connection.index = i
+            connection.load = load
+        for i in range(load.connection_count):
+            connection = &load.connections[i]
+            connection.slots = <Slot*>calloc(in_flight, sizeof(Slot))
+            connection.out = <uint8_t*>malloc(SEND_BYTES)
+            if connection.slots == NULL or connection.out == NULL:
+                raise MemoryError()
+            for s in range(load.slots_per_connection):
+                connection.slots[s].next_free = <int32_t>s + 1 if s + 1 < load.slots_per_connection else NOBODY
+        load.epoll_fd = epoll_create1(0)
+        if load.epoll_fd < 0:
+            raise OSError(errno, "epoll_create1")
+        if nghttp2_session_callbacks_new(&load.callbacks):
+            raise MemoryError()
+        nghttp2_session_callbacks_set_on_header_callback(load.callbacks, on_header)
+        nghttp2_session_callbacks_set_on_data_chunk_recv_callback(load.callbacks, on_data)
+        nghttp2_session_callbacks_set_on_stream_close_callback(load.callbacks, on_stream_close)
+        nghttp2_session_callbacks_set_on_frame_recv_callback(load.callbacks, on_frame)
+        authority = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
+        for method, path in PATHS.items():
+            headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", authority),
+                       (b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"daybook-load")]
+            if deadline_s:
+                headers.append((b"grpc-timeout", f"{max(1, round(deadline_s * 1e6))}u".encode()))
+            load.header_count = len(headers)
+            for i, (name, value) in enumerate(headers):
+                self.keep += [name, value]
+                load.headers[method][i].name = <uint8_t*><const char*>name
+                load.headers[method][i].namelen = len(name)
+                load.headers[method][i].value = <uint8_t*><const char*>value
+                load.headers[method][i].valuelen = len(value)
+                load.headers[method][i].flags = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
+        if chain is not None:
+            maker_open(load.maker, chain, seed)
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        cdef Load* load = self.load
+        if load == NULL:
+            return
+        if load.connections != NULL:
+            for i in range(load.connection_count):
+                if load.connections[i].session != NULL:
+                    nghttp2_session_del(load.connections[i].session)
+                if load.connections[i].fd >= 0:
+                    close(load.connections[i].fd)
+                free(load.connections[i].slots)
+                free(load.connections[i].out)
+        if load.callbacks != NULL:
+            nghttp2_session_callbacks_del(load.callbacks)
+        if load.epoll_fd >= 0:
+            close(load.epoll_fd)
+        free(load.connections)
+        free(load.maker)
+        free(load.receive_buffer)
+        free(load.queue)
+        free(load.ready)
+        free(load.lane_reservation)
+        free(load)
+
+    cdef run_once(self):
+        if self.started:
+            raise RuntimeError("a Client makes one run: make another Client")
+        self.started = True
+        self.load.start_ns = now_ns()
+        if self.load.grace_ns == 0:
+            self.load.grace_ns = 10 * <int64_t>SECOND_NS
+        self.load.now_ns = self.load.start_ns
+        with nogil:
+            run(self.load)
+
+    def mix(self, weights: dict[str, float], *, seconds: float, warmup_s: float, rate: float = 0.0, spin_us: int = 100,
+            grace_s: float = 10.0):
+        """Make calls by `weights` (names of METHODS) for warmup_s + seconds; what ends in the warm-up is not counted.
+
+        rate > 0: open loop, Poisson arrivals of so many calls/s, each timed from its scheduled arrival. rate 0: closed loop.
+        grace_s: how long answers are waited for at the end; later ones count as UNANSWERED.
+        Errors: ValueError for an unknown name or weights that are all zero.
+        """
+        cdef Load* load = self.load
+        cdef double below = 0.0
+        cdef int number
+        assert self.chain is not None, "a mix needs a Chain"
+        unknown = set(weights) - set(METHODS)
+        total = sum(weights.values())
+        if unknown or total <= 0 or min(weights.values()) < 0:
+            raise ValueError(f"weights must be positive and for some of {', '.join(METHODS)}; were {weights}")
+        for number in range(METHOD_COUNT):
+            below += sum(weight for name, weight in weights.items() if METHODS[name] == number) / total
+            load.weight_below[number] = below
+        load.source = SOURCE_MIX
+        load.rate = rate
+        load.spin_ns = spin_us * 1000
+        load.grace_ns = <int64_t>(grace_s * 1e9)
+        if rate > 0:
+            load.queue = <int64_t*>malloc(QUEUE_CALLS * sizeof(int64_t))
+            if load.queue == NULL:
+                raise MemoryError()
+        load.measure_ns = now_ns() + <int64_t>(warmup_s * 1e9)
+        load.end_ns = load.measure_ns + <int64_t>(seconds * 1e9)
+        load.next_arrival_ns = now_ns()
+        self.run_once()
+
+    def prepare(self, first: int, count: int, *, earn: bool):
+        """Open the accounts of members first..first+count-1; with `earn`, then give each of them points."""
+        assert self.chain is not None, "a preparation needs a Chain"
+        self.load.source = SOURCE_PREPARE
+        self.load.prepare_first = first
+        self.load.prepare_earn = earn
+        self.load.todo = count * 2 if earn else count
+        if count:
+            self.run_once()
+
+    def replay(self, uint8_t[::1] data not None, const int64_t[::1] offsets not None, const uint32_t[::1] sizes not None,
+               const uint8_t[::1] methods not None, const uint32_t[::1] lanes not None, const uint32_t[::1] patches not None):
+        """Send given requests: earliest first, at most one in flight per lane, each lane in its order.
+
+        Shape: request i is data[offsets[i]:][:sizes[i]], gRPC prefix included, and calls methods[i] (METHODS). Where patches[i] > 0, the
+        ten bytes at that place of the request become the reservation id of the lane's last answered ReservePoints.
+        A request whose connection is lost is sent again as it is. `data` is written to.
+        """
+        cdef Load* load = self.load
+        cdef Py_ssize_t count = offsets.shape[0], i
+        if not (sizes.shape[0] == methods.shape[0] == lanes.shape[0] == patches.shape[0] == count):
+            raise ValueError("offsets, sizes, methods, lanes and patches must have one element per request")
+        if count == 0:
+            return
+        ends = np.asarray(offsets) + np.asarray(sizes)
+        if np.min(offsets) < 0 or np.max(ends) > data.shape[0]:
+            raise ValueError(f"a request lies outside data (of {data.shape[0]} bytes)")
+        if np.any((np.asarray(patches) > 0) & (np.asarray(patches).astype(np.int64) + 10 > np.asarray(sizes))):
+            raise ValueError("a patch of 10 bytes lies outside its request")
+        if not set(np.unique(methods)) <= set(PATHS):
+            raise ValueError(f"methods must be among {sorted(PATHS)}")
+        order = np.argsort(lanes, kind="stable")
+        sorted_lanes = np.asarray(lanes)[order]
+        same = sorted_lanes[1:] == sorted_lanes[:count - 1]
+        following = np.full(count, -1, dtype=np.int64)
+        following[order[:count - 1][same]] = order[1:][same]
+        firsts = np.sort(order[np.concatenate(([True], ~same))]).astype(np.uint32)
+        cdef const int64_t[::1] following_view = following
+        cdef const uint32_t[::1] firsts_view = firsts
+        self.keep += [following, data, offsets, sizes, methods, lanes, patches]
+        load.source = SOURCE_REPLAY
+        load.todo = count
+        load.replay_bytes = &data[0]
+        load.replay_offset = &offsets[0]
+        load.replay_size = &sizes[0]
+        load.replay_method = &methods[0]
+        load.replay_lane = &lanes[0]
+        load.replay_patch = &patches[0]
+        load.replay_next = &following_view[0]
+        load.ready = <uint32_t*>malloc(len(firsts) * sizeof(uint32_t))
+        load.lane_reservation = <int64_t*>calloc(int(np.max(lanes)) + 1, sizeof(int64_t))
+        if load.ready == NULL or load.lane_reservation == NULL:
+            raise MemoryError()
+        for i in range(firsts_view.shape[0]):
+            load.ready[i] = firsts_view[i]      # sorted, so already a heap
+        load.ready_count = <uint32_t>firsts_view.shape[0]
+        self.run_once()
+
+    def stop(self):
+        """Ask the run to end: no new calls, open ones get their answers; a second call does not wait for them."""
+        self.load.stop_asked += 1
+
+    def progress(self) -> dict:
+        """Where the run is: calls `completed` since the start, `in_flight`, `queued` (open loop), `connected` connections, `finished`."""
+        cdef uint32_t i
+        cdef uint32_t connected = 0
+        for i in range(self.load.connection_count):
+            connected += self.load.connections[i].state == CONNECTION_OPEN
+        return {
+            "completed": self.load.completed,
+            "todo": self.load.todo,
+            "in_flight": self.load.in_flight,
+            "queued": self.load.queue_tail - self.load.queue_head,
+            "connected": connected,
+            "connects_failed": self.load.connects_failed,
+            "finished": bool(self.load.finished),
+        }
+
+    def histogram(self, method: int | None = None):
+        """Counts per bucket (uint64 array) of one method, or of all."""
+        cdef uint64_t[::1] view
+        cdef int number
+        result = np.zeros(HISTOGRAM_BUCKETS, dtype=np.uint64)
+        for number in range(METHOD_COUNT):
+            if method is None or method == number:
+                view = <uint64_t[:HISTOGRAM_BUCKETS]>self.load.counts[number].latency.counts
+                result += np.asarray(view)
+        return result
+
+    def result(self) -> dict:
+        """What was counted, by name of METHODS: `count`, `sum_ns`, `max_ns`, `histogram`, `codes` by name, `refused`; and the run as a whole.
+
+        Units: `measured_s` is the time that was counted, `messages` the first grpc-message of each code.
+        """
+        cdef Load* load = self.load
+        cdef Counts* counts
+        cdef uint64_t[::1] view
+        calls = {}
+        for name, number in METHODS.items():
+            counts = &load.counts[<int>number]
+            codes = {CODE_NAMES[i]: counts.codes[i] for i in range(1, CODE_COUNT) if counts.codes[i]}
+            if counts.latency.count or codes:
+                calls[name] = {
+                    "count": counts.latency.count, "sum_ns": counts.latency.sum_ns, "max_ns": counts.latency.max_ns,
+                    "histogram": self.histogram(number), "codes": codes, "refused": counts.refused,
+                }
+        names = {number: name for name, number in METHODS.items()}
+        messages = {}
+        for i in range(CODE_COUNT):
+            if load.message_sizes[i]:
+                text = bytes(load.messages[i][:load.message_sizes[i]])
+                messages[CODE_NAMES[i]] = (names[load.message_methods[i]], text.decode("utf-8", "replace"))
+        view = <uint64_t[:HISTOGRAM_BUCKETS]>load.queueing.counts
+        end_ns = min(load.ended_ns, load.end_ns) if load.end_ns else load.ended_ns
+        begin_ns = load.measure_ns if load.measure_ns else load.start_ns
+        return {
+            "calls": calls,
+            "messages": messages,
+            "measured_s": max(0.0, (end_ns - begin_ns) / 1e9),
+            "queueing": {"count": load.queueing.count, "max_ns": load.queueing.max_ns, "histogram": np.array(view)},
+            "connects_failed": load.connects_failed,
+            "retried": load.retried,
+            "unsent": load.unsent,
+            "completed": load.completed,
+            "gave_up": bool(load.gave_up),
+        }
+
+
+cdef maker_open(Maker* maker, Chain chain, seed):
+    maker.tables = &chain.tables
+    maker.random = (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & 0xFFFFFFFFFFFFFFFF
+    # Contents follow the seed, but ids never repeat: the same run against the same ledger is new writes, not repeats.
+    maker.run = int.from_bytes(os.urandom(8), "little")
+    maker.run_number = int(time.time() * 1000) % 86_400_000
+
+
+def sample_requests(chain: Chain, weights: dict[str, float], count: int, *, seed: int, reservations=(), prepare: bool = False):
+    """Make `count` requests and give them as (name, message bytes): what a run would send. For tests and the core's bench.
+
+    reservations: (reservation_id, member) pairs for capture, release and commit to use.
+    """
+    cdef Maker* maker = <Maker*>calloc(1, sizeof(Maker))
+    cdef Made made
+    cdef uint8_t out[REQUEST_ROOM]
+    cdef int64_t wall
+    if maker == NULL:
+        raise MemoryError()
+    names = {number: name for name, number in METHODS.items()}
+    result = []
+    try:
+        maker_open(maker, chain, seed)
+        for reservation_id, member in reservations:
+            hold_remember(maker, reservation_id, member)
+        draw = np.random.default_rng(seed)
+        total = sum(weights.values())
+        chosen = draw.choice([METHODS[name] for name in weights], size=count, p=[weight / total for weight in weights.values()])
+        for i in range(count):
+            wall = wall_ns()
+            if prepare:
+                make_preparation(maker, i, i % 2 == 1, wall / SECOND_NS, wall % SECOND_NS, out, &made)
+            else:
+                make_request(maker, chosen[i], wall / SECOND_NS, wall % SECOND_NS, out, &made)
+            result.append((names[made.method], bytes(out[PREFIX_BYTES:made.size])))
+            if made.method < METHOD_GET_BALANCE:
+                write_remember(maker, &made.write)
+    finally:
+        free(maker)
+    return result
+
+
+def patched(reservation_id: int) -> bytes:
+    """The ten bytes that stand for a reservation id in a replayed request. For tests."""
+    cdef uint8_t out[10]
+    patch_reservation(out, reservation_id)
+    return bytes(out[:10])
+
+
+def bucket_of(value_ns: int) -> int:
+    """The histogram bucket of a latency. For tests."""
+    cdef Histogram* histogram = <Histogram*>calloc(1, sizeof(Histogram))
+    if histogram == NULL:
+        raise MemoryError()
+    histogram_add(histogram, value_ns)
+    for i in range(HISTOGRAM_BUCKETS):
+        if histogram.counts[i]:
+            free(histogram)
+            return i
+    raise AssertionError("no bucket")

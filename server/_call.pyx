@@ -1,0 +1,45 @@
+# One call from request bytes to answer bytes: decode, execute, encode (docs/ARCHITECTURE.md).
+# Not for sockets, deadlines and sizes (server/_transport.pyx) nor for meaning (ledger/_core.pyx).
+# Called by server/_transport.pyx for its sockets and the inbox; call_encode also by server/_local.pyx.
+
+from libc.string cimport memcpy, strlen
+from ledger._engine cimport engine_execute, engine_program
+from ledger._status cimport STATUS_OK
+from server._wire cimport outcome_forget, wire_answer, wire_decode, wire_error, wire_grpc_code
+
+cdef enum:
+    GRPC_INTERNAL = 13
+
+cdef const char* UNREADABLE = "the entry that answers this request cannot be read"
+
+
+cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, Answer* answer) noexcept nogil:
+    # A request that the codec refuses looked at nothing: its answer waits for no sequence.
+    if wire_decode(method, request, size, &caller.command, &caller.outcome):
+        engine_execute(engine, &caller.command, &caller.outcome)
+    call_encode(engine_program(engine), method, &caller.outcome, answer)
+
+
+cdef void call_refuse(Caller* caller, uint16_t status, int64_t a, int64_t b, Answer* answer) noexcept nogil:
+    outcome_forget(&caller.outcome)
+    caller.outcome.status = status
+    caller.outcome.a = a
+    caller.outcome.b = b
+    call_encode(NULL, 0, &caller.outcome, answer)
+
+
+cdef void call_encode(const Program* program, uint8_t method, const Outcome* outcome, Answer* answer) noexcept nogil:
+    answer.status = outcome.status
+    answer.replayed = outcome.replayed
+    answer.wait_sequence = outcome.wait_sequence
+    answer.message_size = 0
+    answer.grpc_code = wire_grpc_code(outcome.status)
+    if outcome.status != STATUS_OK:
+        answer.size = wire_error(program, outcome, answer.data, DETAILS_BYTES_MAX, answer.message, MESSAGE_BYTES_MAX, &answer.message_size)
+        return
+    answer.size = wire_answer(program, method, outcome, answer.data)
+    if answer.size == 0:
+        # No answer is empty, so its entry is damaged. Without details the caller takes the outcome for unknown, and that it is.
+        answer.grpc_code = GRPC_INTERNAL
+        answer.message_size = <uint32_t>strlen(UNREADABLE)
+        memcpy(answer.message, UNREADABLE, answer.message_size)

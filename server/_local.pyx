@@ -1,0 +1,512 @@
+# The ledger in one process without sockets or disks, for tests and the bench of the core; and the codec alone, for its tests.
+# Not for serving: nothing here is durable, and every call takes the GIL. The codec is server/_wire.pyx, the decisions are ledger/_core.pyx.
+# Imported by tests/ and bench/ alone; the Python signatures stand in _local.pyi.
+
+cimport cython
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+from ledger._arith cimport civil_from_day, div_floor
+from ledger._core cimport (
+    APPLY_OK, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_program, core_set_find,
+    core_stats, core_tick, core_write_digest, core_write_program,
+)
+from ledger._hash cimport Hash128
+from ledger._layout cimport (
+    Command, EntryHeader, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, MEMBER_BY_CARD,
+    MEMBER_BY_ID, MEMBER_NONE, METHOD_EARN, METHOD_GET_BALANCE, MemberRef, Outcome, Slice, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT,
+)
+from ledger._limits cimport (
+    ANSWER_BYTES_MAX, COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, LINES_MAX, TICK_ACCOUNTS_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+)
+from ledger._rules cimport Program
+from ledger._status cimport STATUS_NOT_READY, STATUS_OK
+from server._call cimport Answer, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call_encode
+from server._wire cimport outcome_forget, wire_answer, wire_decode, wire_error, wire_grpc_code
+
+# Scratch of the functions below; they hold the GIL from end to end.
+cdef Caller scratch
+cdef uint8_t scratch_answer[ANSWER_BYTES_MAX]
+
+MEMBER_KINDS = (None, "member_id", "card", "phone", "email", "app")
+
+
+cdef const uint8_t* exact_copy(bytes data) except NULL:
+    # A buffer without a spare byte behind it, so that AddressSanitizer sees the first byte read too many. To be freed.
+    cdef uint8_t* copy = <uint8_t*>malloc(len(data) or 1)
+    if copy == NULL:
+        raise MemoryError
+    memcpy(copy, <const uint8_t*>data, len(data))
+    return copy
+
+
+cdef bytes to_bytes(Slice text):
+    return (<const char*>text.data)[:text.size] if text.size else b""
+
+
+cdef object to_member(const MemberRef* member):
+    if member.kind == MEMBER_NONE:
+        return None
+    return MEMBER_KINDS[member.kind], member.member_id if member.kind == MEMBER_BY_ID else to_bytes(member.text).decode()
+
+
+cdef dict to_dict(const Command* command):
+    cdef uint32_t i
+    cdef int given = command.given
+    return {
+        "method": command.method,
+        "payment": command.payment,
+        "request_id": to_bytes(command.request_id).decode(),
+        "sent_time_us": command.sent_time_us if given & GIVEN_SENT_TIME else None,
+        "business_time_us": command.business_time_us if given & GIVEN_BUSINESS_TIME else None,
+        "ttl_us": command.ttl_us if given & GIVEN_TTL else None,
+        "wallet": to_bytes(command.wallet).decode() if given & GIVEN_WALLET else None,
+        "receipt": given & GIVEN_RECEIPT != 0,
+        "receipt_key": (
+            to_bytes(command.store).decode(), to_bytes(command.till).decode(), command.business_day, to_bytes(command.number).decode(),
+        ) if given & GIVEN_RECEIPT_KEY else None,
+        "member": to_member(&command.member),
+        "points": command.points,
+        "reservation_id": command.reservation_id,
+        "currency": to_bytes(command.currency).decode(),
+        "total_minor": command.total_minor,
+        "identifiers": [to_member(&command.identifiers[i]) for i in range(command.identifier_count)],
+        "lines": [
+            (to_bytes(command.lines[i].sku).decode(), to_bytes(command.lines[i].category).decode(),
+             command.lines[i].quantity_milli, command.lines[i].amount_minor)
+            for i in range(command.line_count)
+        ],
+    }
+
+
+def decode(uint8_t method, bytes request not None):
+    """Decode one request; ValueError(status, field, index, value) where the codec refuses it."""
+    cdef const uint8_t* data = exact_copy(request)
+    cdef Outcome* outcome = &scratch.outcome
+    # What an earlier request left must not show through.
+    memset(&scratch, 0xA5, sizeof(Caller))
+    try:
+        if wire_decode(method, data, <uint32_t>len(request), &scratch.command, outcome):
+            return to_dict(&scratch.command)
+        value = None
+        if outcome.value_kind == VALUE_TEXT:
+            value = to_bytes(outcome.text)
+        elif outcome.value_kind != VALUE_NONE:
+            value = outcome.value
+        elif outcome.a:
+            value = outcome.a
+        raise ValueError(outcome.status, outcome.field, outcome.index, value)
+    finally:
+        free(<void*>data)
+
+
+def bench_decode(uint8_t method, bytes request not None, uint32_t count):
+    """Decode the same request `count` times; the caller holds the watch."""
+    cdef const uint8_t* data = request
+    cdef uint32_t size = <uint32_t>len(request)
+    cdef uint32_t i
+    cdef uint64_t good = 0
+    with nogil:
+        for i in range(count):
+            good += wire_decode(method, data, size, &scratch.command, &scratch.outcome)
+    if good != count:
+        raise ValueError("the request does not decode")
+
+
+cdef int name_wallets(Program* program, list wallets, str currency) except -1:
+    # As much of a programme as the codec looks at.
+    cdef bytes name
+    memset(program, 0, sizeof(Program))
+    for i, wallet in enumerate(wallets):
+        name = wallet.encode()
+        assert i < WALLETS_MAX and len(name) <= WALLET_NAME_BYTES_MAX
+        memcpy(program.wallets[i].name, <const char*>name, len(name))
+        program.wallets[i].name_size = <uint32_t>len(name)
+    program.wallet_count = <uint32_t>len(wallets)
+    name = currency.encode()[:3]
+    memcpy(program.currency, <const char*>name, len(name))
+    return 0
+
+
+def answer(uint8_t method, list wallets not None, bytes entry not None, uint64_t sequence, bint replayed):
+    """The response message that an entry gives; wallets: names in the programme's order."""
+    cdef Program program
+    cdef const uint8_t* data = exact_copy(entry)
+    cdef uint32_t size
+    name_wallets(&program, wallets, "EUR")
+    memset(&scratch.outcome, 0, sizeof(Outcome))
+    scratch.outcome.entry = data
+    scratch.outcome.entry_size = <uint32_t>len(entry)
+    scratch.outcome.sequence = sequence
+    scratch.outcome.replayed = replayed
+    try:
+        size = wire_answer(&program, method, &scratch.outcome, scratch_answer)
+        return (<const char*>scratch_answer)[:size]
+    finally:
+        free(<void*>data)
+
+
+def bench_answer(uint8_t method, list wallets not None, bytes entry not None, uint32_t count):
+    """Encode the same answer `count` times; the caller holds the watch."""
+    cdef Program program
+    cdef uint32_t i
+    name_wallets(&program, wallets, "EUR")
+    memset(&scratch.outcome, 0, sizeof(Outcome))
+    scratch.outcome.entry = entry
+    scratch.outcome.entry_size = <uint32_t>len(entry)
+    scratch.outcome.sequence = 1
+    with nogil:
+        for i in range(count):
+            wire_answer(&program, method, &scratch.outcome, scratch_answer)
+
+
+def balance_answer(list wallets not None, uint32_t member, uint64_t sequence, int64_t read_time_us, list views not None):
+    """GetBalanceResponse. views: (wallet index, posted, pending, reserved, [(expiry time in us, points), ...])."""
+    cdef Program program
+    cdef uint32_t size
+    name_wallets(&program, wallets, "EUR")
+    memset(&scratch.outcome, 0, sizeof(Outcome))
+    scratch.outcome.balance.member = member
+    scratch.outcome.balance.sequence = sequence
+    scratch.outcome.balance.read_time_us = read_time_us
+    scratch.outcome.balance.wallet_count = <uint32_t>len(views)
+    for i, (wallet, posted, pending, reserved, expiries) in enumerate(views):
+        scratch.outcome.balance.wallets[i].wallet = wallet
+        scratch.outcome.balance.wallets[i].posted_points = posted
+        scratch.outcome.balance.wallets[i].pending_points = pending
+        scratch.outcome.balance.wallets[i].reserved_points = reserved
+        scratch.outcome.balance.wallets[i].expiry_count = <uint32_t>len(expiries)
+        for j, (time_us, points) in enumerate(expiries):
+            scratch.outcome.balance.wallets[i].expiry_time_us[j] = time_us
+            scratch.outcome.balance.wallets[i].expiry_points[j] = points
+    size = wire_answer(&program, METHOD_GET_BALANCE, &scratch.outcome, scratch_answer)
+    return (<const char*>scratch_answer)[:size]
+
+
+def refusal(uint16_t status, uint16_t field, int index, value, int64_t a, int64_t b, bint replayed):
+    """(gRPC code, google.rpc.Status bytes, message) of a refusal; value: None, an int or bytes as sent."""
+    cdef Program program
+    cdef uint8_t details[DETAILS_BYTES_MAX]
+    cdef uint8_t message[MESSAGE_BYTES_MAX]
+    cdef uint32_t message_size = 0
+    cdef uint32_t size
+    cdef bytes text
+    name_wallets(&program, ["points"], "EUR")
+    memset(&scratch.outcome, 0, sizeof(Outcome))
+    scratch.outcome.status = status
+    scratch.outcome.field = field
+    scratch.outcome.index = index
+    scratch.outcome.a = a
+    scratch.outcome.b = b
+    scratch.outcome.replayed = replayed
+    if isinstance(value, bytes):
+        text = value
+        scratch.outcome.value_kind = VALUE_TEXT
+        scratch.outcome.text.data = text
+        scratch.outcome.text.size = <uint32_t>len(text)
+    elif value is not None:
+        scratch.outcome.value_kind = VALUE_NUMBER
+        scratch.outcome.value = value
+    size = wire_error(&program, &scratch.outcome, details, DETAILS_BYTES_MAX, message, MESSAGE_BYTES_MAX, &message_size)
+    return wire_grpc_code(status), (<const char*>details)[:size], (<const char*>message)[:message_size].decode()
+
+
+# --- the ledger --------------------------------------------------------------------------------------------------
+
+cdef enum:
+    JOURNAL_BYTES_FIRST = 65_536    # the kept entries grow by doubling from here
+    ENTRIES_FIRST = 1024
+    DIGITS = 8                      # of the counters that run_earns writes into ids and cards
+
+
+cdef const uint8_t* find_kept(void* owner, uint64_t sequence, uint32_t* size) noexcept nogil:
+    # FindEntry over the kept entries.
+    cdef Kept* kept = <Kept*>owner
+    cdef const uint8_t* entry
+    if sequence == 0 or sequence > kept.count:
+        return NULL
+    entry = kept.data + kept.offsets[sequence - 1]
+    size[0] = (<const EntryHeader*>entry).size
+    return entry
+
+
+cdef struct Kept:               # every entry's bytes, back to back
+    uint8_t* data
+    uint64_t size               # bytes
+    uint64_t room               # bytes
+    uint64_t* offsets           # of the entry with sequence i + 1
+    uint64_t count              # entries
+    uint64_t offsets_room       # entries
+
+
+cdef bint keep(Kept* kept, const uint8_t* entries, uint64_t size) noexcept nogil:
+    # Appends entries that stand back to back. False: no memory.
+    cdef void* grown
+    cdef uint64_t end = kept.size + size
+    while end > kept.room:
+        grown = realloc(kept.data, 2 * kept.room)
+        if grown == NULL:
+            return False
+        kept.data = <uint8_t*>grown
+        kept.room *= 2
+    memcpy(kept.data + kept.size, entries, size)
+    while kept.size < end:
+        if kept.count == kept.offsets_room:
+            grown = realloc(kept.offsets, 2 * kept.offsets_room * sizeof(uint64_t))
+            if grown == NULL:
+                return False
+            kept.offsets = <uint64_t*>grown
+            kept.offsets_room *= 2
+        kept.offsets[kept.count] = kept.size
+        kept.count += 1
+        kept.size += (<EntryHeader*>(kept.data + kept.size)).size
+    return True
+
+
+cdef void write_digits(uint8_t* text, uint32_t value) noexcept nogil:
+    cdef uint32_t i
+    for i in range(DIGITS):
+        text[DIGITS - 1 - i] = <uint8_t>(48 + value % 10)
+        value //= 10
+
+
+@cython.final
+cdef class LocalLedger:
+    """The whole ledger in one object: the codec, the core, and every entry's bytes in memory.
+
+    image, source: a compiled programme and its YAML; None: none yet, as a follower that will apply() the journal.
+    Units: times in us since 1970; they are given, never read from a clock.
+    Errors: MemoryError; ValueError where the image does not load.
+    """
+    cdef Core* core
+    cdef Kept kept
+    cdef Caller caller
+    cdef Answer answer
+    cdef uint8_t* entry         # room for the largest entry of any kind
+    cdef bint whole             # every entry was kept (run_earns keeps none)
+
+    def __cinit__(self, image, source, int64_t now_us, uint32_t members_max=10_000, uint64_t ids_max=100_000,
+                  uint32_t reservations_max=10_000, bytes identity_key not None=bytes(16)):
+        cdef CoreSizes sizes
+        sizes.members_max = members_max
+        sizes.ids_max = ids_max
+        sizes.reservations_max = reservations_max
+        if len(identity_key) != 16:
+            raise ValueError(f"identity_key must have 16 bytes, has {len(identity_key)}")
+        self.whole = True
+        self.entry = <uint8_t*>malloc(ENTRY_BYTES_MAX if ENTRY_BYTES_MAX > COMMAND_ENTRY_BYTES_MAX else COMMAND_ENTRY_BYTES_MAX)
+        self.answer.data = <uint8_t*>malloc(ANSWER_BYTES_MAX)
+        self.kept.data = <uint8_t*>malloc(JOURNAL_BYTES_FIRST)
+        self.kept.room = JOURNAL_BYTES_FIRST
+        self.kept.offsets = <uint64_t*>malloc(ENTRIES_FIRST * sizeof(uint64_t))
+        self.kept.offsets_room = ENTRIES_FIRST
+        if self.entry == NULL or self.answer.data == NULL or self.kept.data == NULL or self.kept.offsets == NULL:
+            raise MemoryError
+        self.core = core_open(&sizes, identity_key)
+        core_set_find(self.core, find_kept, &self.kept)
+        if image is not None:
+            self.publish(image, source, now_us)
+
+    def __dealloc__(self):
+        core_close(self.core)
+        free(self.entry)
+        free(self.answer.data)
+        free(self.kept.data)
+        free(self.kept.offsets)
+
+    cdef int keep_entries(self, uint64_t size) except -1:
+        if not keep(&self.kept, self.entry, size):
+            raise MemoryError("no memory for the kept entries")
+        return 0
+
+    cdef int check_whole(self) except -1:
+        if not self.whole:
+            raise ValueError("run_earns keeps no entries: this ledger can only be measured from now on")
+        return 0
+
+    @classmethod
+    def replay(cls, entries, **sizes):
+        """A new ledger from the entries of another, by applying alone. ValueError: one cannot be applied."""
+        cdef LocalLedger ledger = cls(None, None, 0, **sizes)
+        for index, entry in enumerate(entries):
+            result = ledger.apply(entry)
+            if result != APPLY_OK:
+                raise ValueError(f"entry {index + 1} cannot be applied: ApplyResult {result}")
+        return ledger
+
+    def publish(self, bytes image not None, bytes source not None, int64_t now_us):
+        """Bring a programme into force. ValueError: its image does not load (nothing written)."""
+        cdef uint32_t size
+        self.check_whole()
+        size = core_write_program(self.core, now_us, image, <uint32_t>len(image), source, <uint32_t>len(source),
+                                  core_program(self.core) == NULL, self.entry)
+        if size == 0:
+            raise ValueError("the programme's image does not load")
+        self.keep_entries(size)
+
+    def call(self, uint8_t method, bytes request not None, int64_t now_us):
+        """One call. Shape: (gRPC code, response message or google.rpc.Status, sequence of the entry that answers; 0: none)."""
+        cdef const uint8_t* data
+        self.check_whole()
+        data = exact_copy(request)
+        try:
+            self.execute(method, data, <uint32_t>len(request), now_us)
+        finally:
+            # What the outcome says about the request was encoded; its texts must not be used any more.
+            self.caller.outcome.text.size = 0
+            free(<void*>data)
+        self.keep_entries(self.caller.outcome.written_size)
+        return self.answer.grpc_code, (<const char*>self.answer.data)[:self.answer.size], self.caller.outcome.sequence
+
+    cdef void execute(self, uint8_t method, const uint8_t* data, uint32_t size, int64_t now_us) noexcept nogil:
+        # As call() in _call.pyx does with an engine.
+        if wire_decode(method, data, size, &self.caller.command, &self.caller.outcome):
+            if core_program(self.core) == NULL:
+                outcome_forget(&self.caller.outcome)
+                self.caller.outcome.status = STATUS_NOT_READY
+            else:
+                core_execute(self.core, &self.caller.command, now_us, self.entry, &self.caller.outcome)
+        call_encode(core_program(self.core), method, &self.caller.outcome, &self.answer)
+
+    def outcome(self):
+        """What the last call came to, in the words of ledger/_layout.pxd, and its message for people."""
+        cdef Outcome* outcome = &self.caller.outcome
+        return {
+            "status": outcome.status, "field": outcome.field, "index": outcome.index, "a": outcome.a, "b": outcome.b,
+            "replayed": outcome.replayed != 0, "written": outcome.written, "sequence": outcome.sequence,
+            "wait_sequence": outcome.wait_sequence,
+            "message": (<const char*>self.answer.message)[:self.answer.message_size].decode(),
+        }
+
+    def apply(self, bytes entry not None):
+        """Apply an entry of a journal as the next sequence. Returns its ApplyResult; 0: applied. After another one the state is spoilt."""
+        cdef const uint8_t* data
+        cdef int result
+        self.check_whole()
+        data = exact_copy(entry)
+        try:
+            result = core_apply(self.core, data, <uint32_t>len(entry))
+            if result == APPLY_OK and not keep(&self.kept, data, len(entry)):
+                raise MemoryError("no memory for the kept entries")
+            return result
+        finally:
+            free(<void*>data)
+
+    def tick(self, int64_t now_us, uint64_t entries_max=1_000_000):
+        """Post what is due, until the sweep has gone once around without finding anything. Returns the entries posted, at most entries_max."""
+        cdef uint64_t posted = 0
+        cdef uint64_t quiet = 0
+        cdef uint32_t size
+        self.check_whole()
+        while posted < entries_max and quiet * TICK_ACCOUNTS_MAX <= core_stats(self.core).members:
+            size = core_tick(self.core, now_us, self.entry)
+            if size == 0:
+                quiet += 1
+                continue
+            quiet = 0
+            posted += 1
+            self.keep_entries(size)
+        return posted
+
+    def write_digest(self, int64_t now_us):
+        """Post a DIGEST entry."""
+        self.check_whole()
+        self.keep_entries(core_write_digest(self.core, now_us, self.entry))
+
+    def digest(self):
+        """The state digest: 16 bytes, low word first."""
+        cdef Hash128 digest = core_digest(self.core)
+        return (<const char*>&digest)[:sizeof(Hash128)]
+
+    def entries(self):
+        """Every entry's bytes, in order."""
+        cdef uint32_t size = 0
+        cdef const uint8_t* entry
+        cdef uint64_t i
+        self.check_whole()
+        found = []
+        for i in range(self.kept.count):
+            entry = find_kept(&self.kept, i + 1, &size)
+            found.append((<const char*>entry)[:size])
+        return found
+
+    def stats(self):
+        """CoreStats as a dict; the sums per wallet as lists, one number per wallet of the programme."""
+        cdef const CoreStats* stats = core_stats(self.core)
+        cdef const Program* program = core_program(self.core)
+        cdef uint32_t w, wallets = program.wallet_count if program != NULL else 0
+        return {
+            "sequence": stats.sequence, "time_us": stats.time_us, "members": stats.members, "identifiers": stats.identifiers,
+            "lots": stats.lots, "reservations_active": stats.reservations_active, "request_ids": stats.request_ids,
+            "receipt_keys": stats.receipt_keys, "entries_expired_lots": stats.entries_expired_lots,
+            "entries_expired_reservations": stats.entries_expired_reservations, "bytes_accounts": stats.bytes_accounts,
+            "bytes_identifiers": stats.bytes_identifiers, "bytes_lots": stats.bytes_lots,
+            "bytes_reservations": stats.bytes_reservations, "bytes_request_ids": stats.bytes_request_ids,
+            "bytes_receipt_keys": stats.bytes_receipt_keys,
+            "issued_points": [stats.issued_points[w] for w in range(wallets)],
+            "redeemed_points": [stats.redeemed_points[w] for w in range(wallets)],
+            "expired_points": [stats.expired_points[w] for w in range(wallets)],
+            "adjusted_points": [stats.adjusted_points[w] for w in range(wallets)],
+            "reserved_points": [stats.reserved_points[w] for w in range(wallets)],
+            "reserved_total_points": [stats.reserved_total_points[w] for w in range(wallets)],
+        }
+
+    def run_earns(self, const uint32_t[::1] members not None, uint32_t line_count, uint32_t first, int64_t now_us, int64_t step_us,
+                  str currency not None):
+        """Decide and apply one earn per element of `members`, without the codec and without keeping the entries.
+
+        members: indexes of members from 0; each is known by a card, and an unknown card opens an account.
+        first: number of the first request; ids and receipts count on from it. step_us: server time between two earns.
+        Shape: (earns that succeeded, bytes of entries). The caller holds the watch.
+        """
+        cdef Command* command = &self.caller.command
+        cdef uint8_t[8 + DIGITS] request_id, card, number
+        cdef uint8_t[LINES_MAX * 16] skus
+        cdef int32_t year, month, day
+        cdef bytes currency_bytes = currency.encode()
+        cdef uint64_t done = 0, written = 0
+        cdef Py_ssize_t i, count = members.shape[0]
+        cdef uint32_t j
+        if line_count > LINES_MAX:
+            raise ValueError(f"line_count must be 0..{LINES_MAX}, was {line_count}")
+        self.whole = False
+        memset(command, 0, sizeof(Command))
+        memcpy(request_id, b"bench-id", 8)
+        memcpy(card, b"29000000", 8)
+        memcpy(number, b"number--", 8)
+        command.method = METHOD_EARN
+        command.given = GIVEN_SENT_TIME | GIVEN_RECEIPT | GIVEN_RECEIPT_KEY
+        command.member.kind = MEMBER_BY_CARD
+        set_slice(&command.member.text, card, 8 + DIGITS)
+        set_slice(&command.request_id, request_id, 8 + DIGITS)
+        set_slice(&command.store, b"S042", 4)
+        set_slice(&command.till, b"07", 2)
+        set_slice(&command.number, number, 8 + DIGITS)
+        set_slice(&command.currency, <const char*>currency_bytes, <uint32_t>len(currency_bytes))
+        civil_from_day(<int32_t>div_floor(now_us, 86_400_000_000), &year, &month, &day)
+        command.business_day = year * 10_000 + month * 100 + day
+        command.line_count = line_count
+        for j in range(line_count):
+            memcpy(&skus[16 * j], b"40012345", 8)
+            write_digits(&skus[16 * j + 8], j)
+            set_slice(&command.lines[j].sku, &skus[16 * j], 16)
+            set_slice(&command.lines[j].category, b"dairy", 5)
+            command.lines[j].quantity_milli = 1000
+            command.lines[j].amount_minor = 249 + j
+            command.total_minor += 249 + j
+        with nogil:
+            for i in range(count):
+                write_digits(request_id + 8, first + <uint32_t>i)
+                write_digits(number + 8, first + <uint32_t>i)
+                write_digits(card + 8, members[i])
+                command.sent_time_us = now_us
+                core_execute(self.core, command, now_us, self.entry, &self.caller.outcome)
+                done += self.caller.outcome.status == STATUS_OK
+                written += self.caller.outcome.written_size
+                now_us += step_us
+        return done, written
+
+
+cdef void set_slice(Slice* slice, const void* data, uint32_t size) noexcept nogil:
+    slice.data = <const uint8_t*>data
+    slice.size = size

@@ -1,0 +1,1644 @@
+"""The checkout port: unary gRPC over HTTP/2 (nghttp2) on epoll, in one thread, without the GIL. The hot loop of the service.
+
+One turn of the loop: wait for sockets -> read them into nghttp2 -> run complete requests through `call` -> drain the inbox of
+the control port -> end the engine's turn -> release the answers that became durable -> write, one send per connection.
+An answer leaves when the durable sequence has reached its `wait_sequence`, never before.
+
+Not for meaning: what a request says is `server/_call` and behind it; this file knows methods by number and statuses only where the
+transport itself refuses. Nothing is allocated per call: streams, buffers and connections come from pools sized at start,
+in memory that is touched only when used. (nghttp2 allocates its own few hundred bytes per stream and frame.)
+Everything that a peer can make grow is bounded in `ledger/limits.py`.
+
+Called by `server/cli.py`: `run()` is the body of the hot thread, `stats()` is read by `server/metrics.py`.
+TLS has its place in connection_receive and connection_send.
+"""
+
+import resource
+import socket
+
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as posix_open
+from posix.unistd cimport close
+
+from ledger._clock cimport monotonic_us
+from ledger._engine cimport (
+    Engine, EngineHandle, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
+    engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
+)
+from ledger._layout cimport METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
+from ledger._limits cimport (
+    ANSWER_BYTES_MAX, CALLS_PER_TURN_MAX, CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL,
+    CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX, IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX,
+    LARGE_BUFFERS_PER_CONNECTION_MAX, REQUEST_BYTES_MAX, RESETS_BURST_MAX, RESETS_PER_S_MAX, SLOW_CLIENT_TIMEOUT_S,
+    STREAMS_MAX, STREAMS_PER_CONNECTION_MAX,
+)
+from ledger._status cimport (
+    STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_FRAMING_INVALID, STATUS_MESSAGE_COMPRESSED, STATUS_MESSAGE_TOO_LARGE,
+    STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_TIMEOUT_INVALID, STATUS_TOO_MANY_CALLS,
+)
+from server._call cimport Answer, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call, call_refuse
+from server._grpc cimport (
+    GRPC_CODE_COUNT, GRPC_PREFIX_BYTES, grpc_base64, grpc_content_type, grpc_health_service, grpc_method, grpc_percent_encode,
+    grpc_text_is, grpc_timeout_us,
+)
+from server._nghttp2 cimport *
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    enum:
+        EPOLLIN
+        EPOLLOUT
+        EPOLLERR
+        EPOLLHUP
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CTL_DEL
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event* event)
+    int epoll_wait(int epoll, epoll_event* events, int events_max, int timeout_ms)
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_NOSIGNAL
+        SHUT_WR
+        SOCK_NONBLOCK
+        SOCK_CLOEXEC
+    int c_accept4 "accept4"(int fd, void* address, void* size, int flags)
+    ssize_t c_recv "recv"(int fd, void* data, size_t size, int flags)
+    ssize_t c_send "send"(int fd, const void* data, size_t size, int flags)
+    int c_shutdown "shutdown"(int fd, int how)
+    int c_setsockopt "setsockopt"(int fd, int level, int name, const void* value, unsigned int size)
+
+cdef extern from *:
+    """
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
+    #include <sys/mman.h>
+    #include <sys/socket.h>
+
+    static void *transport_reserve(size_t size) {  /* zeroed, touched only when used; NULL: no memory */
+        void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return memory == MAP_FAILED ? NULL : memory;
+    }
+    static void transport_socket_options(int fd) {  /* answers leave at once; a peer that vanished is noticed */
+        int on = 1, idle_s = 60, interval_s = 10, count = 3;
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+    }
+    static const char *const TRANSPORT_CODES[17] = {
+        "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"};
+    static const int64_t TRANSPORT_BOUNDS_US[19] = {
+        10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000,
+        1000000, 2000000, 5000000, 10000000};
+    """
+    void* transport_reserve(size_t size) nogil
+    void transport_socket_options(int fd) nogil
+    const char* TRANSPORT_CODES[]
+    const int64_t TRANSPORT_BOUNDS_US[]
+    int munmap(void* memory, size_t size) nogil
+
+cdef enum:
+    STREAM_BYTES = 4096         # a stream's own buffer: requests have ~300 bytes, encoded refusals at most ~2.9 kB
+    LARGE_BYTES = REQUEST_BYTES_MAX + 64    # what outgrows it: the largest request or answer, with its prefix
+    INPUT_BYTES = 65_536        # read at once from one socket
+    OUTPUT_BYTES = 65_536       # gathered for one send
+    FRAME_BYTES = 20_480        # what nghttp2 hands out at once: a DATA frame of 16 kB and its head
+    EVENTS_MAX = 256            # sockets looked at in one turn
+    ACCEPTS_PER_TURN_MAX = 64   # new connections in one turn
+    LISTENERS_MAX = 8           # addresses of one name
+    CONNECTION_WINDOW_BYTES = 16_777_216    # calls are taken out at once, so the window only has to cover the way there and back
+    STREAM_WINDOW_BYTES = 262_144           # above REQUEST_BYTES_MAX: an allowed request never waits for a window update
+    HEADER_BYTES_HARD_MAX = 65_536          # a header block above it is no mistake any more: the connection goes
+    CONTINUATIONS_MAX = 8       # CONTINUATION frames of one header block
+    SETTINGS_MAX = 32           # entries of one SETTINGS frame
+    ACKS_MAX = 1000             # PING and SETTINGS acknowledgements waiting for a peer that does not read
+    CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
+    LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
+    NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
+    MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
+    BUCKETS = 20                # len(TRANSPORT_BOUNDS_US) + 1
+    EVENT_ENGINE = 0            # values of epoll_event.data
+    EVENT_LISTENER = 1          # .. + LISTENERS_MAX
+    EVENT_CONNECTION = 16       # .. + CONNECTIONS_MAX
+
+cdef enum:
+    PORT_CHECKOUT = 0
+    PORT_CONTROL = 1
+    PORT_COUNT = 2
+
+cdef enum StreamState:
+    STREAM_RECEIVING = 1        # in server.receiving
+    STREAM_READY = 2            # complete, in server.ready
+    STREAM_HELD = 3             # decided, in server.held until durable
+    STREAM_ANSWERED = 4         # given to nghttp2, in server.answered
+
+cdef struct Stream:             # one call
+    Stream* previous            # in the list of its state; free ones: next alone
+    Stream* next
+    Stream* sibling_previous    # among the streams of its connection
+    Stream* sibling_next
+    Connection* connection      # NULL: the peer has gone and only the decided answer is waited for
+    uint8_t* large              # NULL: everything is in `own`
+    int64_t headers_us          # monotonic us at which its HEADERS were read
+    int64_t deadline_us         # monotonic us; 0: none
+    int64_t answered_us         # monotonic us at which it was given to nghttp2
+    int64_t refusal_a           # numbers of the refusal
+    int64_t refusal_b
+    int32_t id                  # HTTP/2 stream
+    uint32_t received           # bytes of body, prefix included; saturates above what is allowed
+    uint32_t message_size       # bytes, from the prefix
+    uint32_t header_bytes       # of the header block, counted as RFC 9113 6.5.2 does
+    uint32_t size               # bytes of the answer in the buffer, prefix included (grpc_code 0); of the encoded details (others)
+    uint32_t sent               # bytes of the answer that nghttp2 took
+    uint32_t text_size          # bytes of the encoded grpc-message
+    uint16_t refusal            # STATUS_* found while receiving; 0: none
+    uint16_t http_status        # 200, or what plain HTTP says to it
+    uint8_t state               # StreamState
+    uint8_t method              # Method
+    uint8_t grpc_code
+    uint8_t is_post
+    uint8_t is_grpc
+    uint8_t complete            # the peer has sent everything
+    uint8_t expired             # reset for being slow
+    uint8_t own[STREAM_BYTES]   # the request, then the answer in its place
+
+cdef struct StreamList:
+    Stream* first
+    Stream* last
+    uint32_t count
+
+cdef struct Held:               # an answer waiting for the disk
+    uint64_t wait_sequence
+    Stream* stream
+
+cdef struct ControlAnswer:      # an answer of the control port, waiting for the disk or for room in the outbox
+    ControlAnswer* next
+    uint64_t token
+    uint64_t wait_sequence
+    int64_t taken_us
+    uint8_t* large              # NULL: in `own`
+    uint32_t size
+    uint32_t message_size
+    uint16_t status
+    uint8_t method
+    uint8_t grpc_code
+    uint8_t message[MESSAGE_BYTES_MAX]
+    uint8_t own[STREAM_BYTES]
+
+cdef struct Connection:
+    Server* server
+    nghttp2_session* session    # NULL: the slot is free
+    Stream* streams             # all of its open calls
+    Connection* next_free
+    Connection* next_dirty
+    Connection* next_doomed
+    uint8_t* pending            # OUTPUT_BYTES of its own: what the socket did not take
+    int64_t opened_us           # monotonic us
+    int64_t last_call_us        # of its newest call, or opened_us
+    int64_t blocked_us          # since when `pending` waits; 0: nothing waits
+    int64_t closing_us          # when it lingers or got its notice
+    int64_t reset_tokens        # see connection_frame
+    int64_t control_tokens
+    uint32_t pending_offset
+    uint32_t pending_size
+    uint32_t stream_count
+    uint32_t large_count
+    uint32_t index
+    uint32_t events             # what epoll watches
+    int fd
+    uint8_t greeted             # its preface and SETTINGS came
+    uint8_t dirty               # to be written in this turn
+    uint8_t doomed              # to be closed at the end of this turn
+    uint8_t paused              # not read: the engine has no room and the streams run out
+    uint8_t terminated          # nghttp2 was told to end it
+    uint8_t leaving             # 1: notice sent, 2: final GOAWAY submitted
+    uint8_t lingering           # everything is sent and our side is shut
+
+cdef struct Counters:           # plain aligned words: written by the hot thread, read by anybody
+    uint64_t calls[PORT_COUNT][METHOD_COUNT][STATUS_COUNT]
+    uint64_t latency[PORT_COUNT][METHOD_COUNT][BUCKETS]
+    uint64_t latency_us[PORT_COUNT][METHOD_COUNT]
+    uint64_t connections_total
+    uint64_t connections_refused
+    uint64_t connections_abused
+    uint64_t connections_broken
+    uint64_t connections_timed_out
+    uint64_t streams_refused
+    uint64_t streams_timed_out
+    uint64_t calls_cancelled
+    uint64_t answers_dropped
+    uint64_t http_refused
+    uint64_t resets_received
+    uint64_t resets_sent
+    uint64_t bytes_received
+    uint64_t bytes_sent
+    uint64_t turns
+
+cdef struct Server:
+    Engine* engine
+    Connection* connections     # CONNECTIONS_MAX of them
+    Stream* streams             # STREAMS_MAX of them
+    uint8_t* large              # LARGE_BUFFERS_MAX * LARGE_BYTES
+    uint8_t* pending            # CONNECTIONS_MAX * OUTPUT_BYTES
+    Held* held                  # STREAMS_MAX of them
+    ControlAnswer* control      # INBOX_CALLS_MAX of them
+    nghttp2_session_callbacks* callbacks
+    nghttp2_option* option
+    uint32_t connections_max
+    uint32_t streams_max
+    int64_t idle_us
+    int64_t slow_us
+    int64_t drain_us
+    int epoll
+    int spare_fd                # given up for a moment to refuse a connection when descriptors run out
+    int listeners[LISTENERS_MAX]
+    uint32_t listener_count
+
+    Connection* free_connections
+    uint32_t connections_used   # slots ever used
+    uint32_t connection_count
+    uint32_t paused_count
+    Stream* free_streams
+    uint32_t streams_used       # ever taken from `streams`
+    uint32_t stream_count       # taken, those of peers that went included
+    uint8_t** free_large
+    uint32_t free_large_count
+    ControlAnswer* free_control
+    ControlAnswer* control_first    # in order
+    ControlAnswer* control_last
+    uint32_t control_count
+
+    StreamList receiving        # by time of HEADERS
+    StreamList ready            # first come, first served
+    StreamList answered         # by time of the answer
+    uint32_t held_count
+    Connection* dirty
+    Connection* doomed
+
+    int64_t now_us              # monotonic us, read at each socket and phase
+    int64_t crowd_until_us
+    int64_t next_look_us
+    int64_t look_us             # between two looks at the time-outs
+    int64_t stop_us             # when the stop was noticed; 0: not yet
+    int stopping                # as engine_stopping said in this turn
+    uint64_t released_sequence  # durable sequence of the last release
+    int failed                  # errno of epoll_wait
+
+    Counters counters
+    Caller* caller
+    Answer answer
+    uint8_t answer_data[ANSWER_BYTES_MAX]
+    uint8_t input[INPUT_BYTES]
+    uint8_t output[OUTPUT_BYTES]
+    epoll_event events[EVENTS_MAX]
+
+
+# --- pools and lists ----------------------------------------------------------------------------------------------------
+
+cdef inline void list_append(StreamList* queue, Stream* stream) noexcept nogil:
+    stream.previous = queue.last
+    stream.next = NULL
+    if queue.last != NULL:
+        queue.last.next = stream
+    else:
+        queue.first = stream
+    queue.last = stream
+    queue.count += 1
+
+
+cdef inline void list_remove(StreamList* queue, Stream* stream) noexcept nogil:
+    if stream.previous != NULL:
+        stream.previous.next = stream.next
+    else:
+        queue.first = stream.next
+    if stream.next != NULL:
+        stream.next.previous = stream.previous
+    else:
+        queue.last = stream.previous
+    queue.count -= 1
+
+
+cdef Stream* stream_take(Server* server, Connection* connection, int32_t stream_id) noexcept nogil:
+    """A stream from the pool, receiving; NULL: all are in use. The last one given back comes first: it is still in the cache."""
+    cdef Stream* stream
+    if server.stream_count >= server.streams_max:
+        return NULL
+    if server.free_streams != NULL:
+        stream = server.free_streams
+        server.free_streams = stream.next
+    else:
+        stream = &server.streams[server.streams_used]
+        server.streams_used += 1
+    server.stream_count += 1
+    memset(stream, 0, sizeof(Stream) - STREAM_BYTES)
+    stream.id = stream_id
+    stream.state = STREAM_RECEIVING
+    stream.http_status = 200
+    stream.headers_us = server.now_us
+    stream.connection = connection
+    stream.sibling_next = connection.streams
+    if connection.streams != NULL:
+        connection.streams.sibling_previous = stream
+    connection.streams = stream
+    connection.stream_count += 1
+    list_append(&server.receiving, stream)
+    return stream
+
+
+cdef void stream_give_up_large(Server* server, Stream* stream) noexcept nogil:
+    if stream.large == NULL:
+        return
+    server.free_large[server.free_large_count] = stream.large
+    server.free_large_count += 1
+    stream.large = NULL
+    if stream.connection != NULL:
+        stream.connection.large_count -= 1
+
+
+cdef bint stream_take_large(Server* server, Stream* stream, uint32_t reserve) noexcept nogil:
+    """Gives the stream a large buffer, its first bytes copied; False: none is left above `reserve`, or its connection has its share."""
+    if stream.large != NULL:
+        return True
+    if server.free_large_count <= reserve or stream.connection == NULL:
+        return False
+    if stream.connection.large_count >= LARGE_BUFFERS_PER_CONNECTION_MAX:
+        return False
+    server.free_large_count -= 1
+    stream.large = server.free_large[server.free_large_count]
+    stream.connection.large_count += 1
+    memcpy(stream.large, stream.own, GRPC_PREFIX_BYTES)
+    return True
+
+
+cdef void stream_leave(Server* server, Stream* stream) noexcept nogil:
+    """Takes the stream off its connection: the peer will hear nothing more of it."""
+    cdef Connection* connection = stream.connection
+    stream_give_up_large(server, stream)
+    if stream.sibling_previous != NULL:
+        stream.sibling_previous.sibling_next = stream.sibling_next
+    else:
+        connection.streams = stream.sibling_next
+    if stream.sibling_next != NULL:
+        stream.sibling_next.sibling_previous = stream.sibling_previous
+    connection.stream_count -= 1
+    stream.connection = NULL
+
+
+cdef void stream_free(Server* server, Stream* stream) noexcept nogil:
+    stream.state = 0
+    stream.next = server.free_streams
+    server.free_streams = stream
+    server.stream_count -= 1
+
+
+cdef void stream_closed(Server* server, Stream* stream, bint well) noexcept nogil:
+    """The call is over on the wire. What was not decided is never decided; what was decided stays so, and is dropped quietly."""
+    stream_leave(server, stream)
+    if stream.state == STREAM_HELD:     # server.held still points to it: freed at its release
+        server.counters.answers_dropped += 1
+        return
+    if stream.state == STREAM_RECEIVING:
+        list_remove(&server.receiving, stream)
+        server.counters.calls_cancelled += 1
+    elif stream.state == STREAM_READY:
+        list_remove(&server.ready, stream)
+        server.counters.calls_cancelled += 1
+    else:
+        list_remove(&server.answered, stream)
+        if not well:
+            server.counters.answers_dropped += 1
+        elif stream.http_status == 200:
+            count_latency(server, PORT_CHECKOUT, stream.method, server.now_us - stream.headers_us)
+    stream_free(server, stream)
+
+
+cdef inline void count_latency(Server* server, int port, uint8_t method, int64_t took_us) noexcept nogil:
+    cdef int bucket = 0
+    while bucket < BUCKETS - 1 and took_us > TRANSPORT_BOUNDS_US[bucket]:
+        bucket += 1
+    server.counters.latency[port][method][bucket] += 1
+    server.counters.latency_us[port][method] += <uint64_t>took_us
+
+
+cdef inline void connection_mark(Connection* connection) noexcept nogil:
+    """To be written in this turn."""
+    if not connection.dirty:
+        connection.dirty = 1
+        connection.next_dirty = connection.server.dirty
+        connection.server.dirty = connection
+
+
+cdef inline void connection_doom(Connection* connection) noexcept nogil:
+    """To be closed at the end of this turn: not at once, because callers up the stack still hold it."""
+    if not connection.doomed:
+        connection.doomed = 1
+        connection.next_doomed = connection.server.doomed
+        connection.server.doomed = connection
+
+
+# --- answers ------------------------------------------------------------------------------------------------------------
+
+cdef inline void header(nghttp2_nv* pair, const char* name, size_t name_size, const void* value, size_t value_size, uint8_t flags) noexcept nogil:
+    """A header that nghttp2 does not copy: both texts live until the stream is closed."""
+    pair.name = <uint8_t*>name
+    pair.namelen = name_size
+    pair.value = <uint8_t*>value
+    pair.valuelen = value_size
+    pair.flags = flags | NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
+
+
+cdef ssize_t answer_read(nghttp2_session* session, int32_t stream_id, uint8_t* out, size_t room, uint32_t* flags,
+                         nghttp2_data_source* source, void* user_data) noexcept nogil:
+    """nghttp2 takes the next bytes of an answer; after the last ones follow the trailers."""
+    cdef Stream* stream = <Stream*>source.ptr
+    cdef nghttp2_nv trailer
+    if stream.id != stream_id or stream.connection != <Connection*>user_data or stream.sent > stream.size:
+        return NGHTTP2_ERR_CALLBACK_FAILURE
+    cdef size_t size = stream.size - stream.sent
+    if size > room:
+        size = room
+    memcpy(out, (stream.large if stream.large != NULL else stream.own) + stream.sent, size)
+    stream.sent += <uint32_t>size
+    if stream.sent == stream.size:
+        flags[0] |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
+        header(&trailer, b"grpc-status", 11, <const char*>b"0", 1, 0)
+        if nghttp2_submit_trailer(session, stream_id, &trailer, 1) != 0:
+            return NGHTTP2_ERR_CALLBACK_FAILURE
+    return <ssize_t>size
+
+
+cdef void stream_submit(Server* server, Stream* stream) noexcept nogil:
+    """Gives the answer in the stream's buffer to nghttp2."""
+    cdef Connection* connection = stream.connection
+    cdef nghttp2_nv pairs[6]
+    cdef nghttp2_data_provider provider
+    cdef size_t count = 2
+    cdef int result
+    stream.answered_us = server.now_us
+    stream.state = STREAM_ANSWERED
+    list_append(&server.answered, stream)
+    connection_mark(connection)
+    header(&pairs[0], b":status", 7, <const char*>b"200", 3, 0)
+    header(&pairs[1], b"content-type", 12, <const char*>b"application/grpc", 16, 0)
+    if stream.http_status == 405:
+        header(&pairs[0], b":status", 7, <const char*>b"405", 3, 0)
+        header(&pairs[1], b"allow", 5, <const char*>b"POST", 4, 0)
+        result = nghttp2_submit_response(connection.session, stream.id, pairs, 2, NULL)
+    elif stream.http_status == 415:
+        header(&pairs[0], b":status", 7, <const char*>b"415", 3, 0)
+        header(&pairs[1], b"accept", 6, <const char*>b"application/grpc", 16, 0)
+        result = nghttp2_submit_response(connection.session, stream.id, pairs, 2, NULL)
+    elif stream.grpc_code == 0 and stream.http_status == 200:
+        provider.source.ptr = stream
+        provider.read_callback = answer_read
+        result = nghttp2_submit_response(connection.session, stream.id, pairs, 2, &provider)
+    else:
+        if stream.http_status == 431:
+            header(&pairs[0], b":status", 7, <const char*>b"431", 3, 0)
+        header(&pairs[2], b"grpc-status", 11, TRANSPORT_CODES[stream.grpc_code], 1 if stream.grpc_code < 10 else 2, 0)
+        count = 3
+        if stream.text_size > 0:
+            header(&pairs[count], b"grpc-message", 12, stream.own, stream.text_size, NGHTTP2_NV_FLAG_NO_INDEX)
+            count += 1
+        if stream.size > 0:
+            header(&pairs[count], b"grpc-status-details-bin", 23, stream.own + MESSAGE_ROOM, stream.size, NGHTTP2_NV_FLAG_NO_INDEX)
+            count += 1
+        if stream.refusal == STATUS_MESSAGE_COMPRESSED:
+            header(&pairs[count], b"grpc-accept-encoding", 20, <const char*>b"identity", 8, 0)
+            count += 1
+        result = nghttp2_submit_response(connection.session, stream.id, pairs, count, NULL)
+    if result != 0:     # out of memory: the peer learns "unknown" from the broken connection
+        connection_doom(connection)
+
+
+cdef void stream_keep_code(Server* server, Stream* stream, int grpc_code, const char* text, uint32_t text_size) noexcept nogil:
+    """Writes an answer that has a code and a text alone. Without ErrorInfo it means: unknown, ask again."""
+    stream_give_up_large(server, stream)
+    stream.grpc_code = <uint8_t>grpc_code
+    stream.size = 0
+    stream.text_size = grpc_percent_encode(<const uint8_t*>text, text_size, stream.own)
+
+
+cdef void stream_keep(Server* server, Stream* stream, const Answer* answer) noexcept nogil:
+    """Copies an answer into the stream's buffer, over the request, in the form in which it is sent."""
+    cdef uint32_t size = answer.size
+    cdef uint8_t* out
+    server.counters.calls[PORT_CHECKOUT][stream.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
+    stream.sent = 0
+    if answer.grpc_code == 0:
+        stream.grpc_code = 0
+        if size > ANSWER_BYTES_MAX:
+            stream_keep_code(server, stream, 13, b"the answer is too large", 23)
+            return
+        if size + GRPC_PREFIX_BYTES > STREAM_BYTES:
+            if not stream_take_large(server, stream, 0):
+                stream_keep_code(server, stream, 14, b"too many large answers are open: ask again with the same request_id", 67)
+                return
+        else:
+            stream_give_up_large(server, stream)
+        out = stream.large if stream.large != NULL else stream.own
+        out[0] = 0
+        out[1] = <uint8_t>(size >> 24)
+        out[2] = <uint8_t>(size >> 16)
+        out[3] = <uint8_t>(size >> 8)
+        out[4] = <uint8_t>size
+        memcpy(out + GRPC_PREFIX_BYTES, answer.data, size)
+        stream.size = size + GRPC_PREFIX_BYTES
+        return
+    stream_give_up_large(server, stream)
+    stream.grpc_code = <uint8_t>(answer.grpc_code if 0 < answer.grpc_code < GRPC_CODE_COUNT else 2)
+    stream.text_size = grpc_percent_encode(
+        answer.message, answer.message_size if answer.message_size < MESSAGE_BYTES_MAX else MESSAGE_BYTES_MAX, stream.own)
+    stream.size = 0
+    if size <= DETAILS_BYTES_MAX:
+        stream.size = grpc_base64(answer.data, size, stream.own + MESSAGE_ROOM)
+
+
+cdef void stream_refuse(Server* server, Stream* stream, uint16_t status, int64_t a, int64_t b) noexcept nogil:
+    """Answers a call that never reaches the core. The stream is in no list any more."""
+    server.answer.wait_sequence = 0
+    call_refuse(server.caller, status, a, b, &server.answer)
+    stream_keep(server, stream, &server.answer)
+    stream_submit(server, stream)
+
+
+cdef void stream_health(Server* server, Stream* stream) noexcept nogil:
+    """Answers grpc.health.v1.Health/Check."""
+    cdef const uint8_t* body = (stream.large if stream.large != NULL else stream.own) + GRPC_PREFIX_BYTES
+    cdef const uint8_t* service
+    cdef uint32_t size
+    cdef Answer* answer = &server.answer
+    answer.status = STATUS_OK
+    answer.grpc_code = 0
+    answer.message_size = 0
+    if not grpc_health_service(body, stream.message_size, &service, &size):
+        stream_keep_code(server, stream, 3, b"the request is not a grpc.health.v1.HealthCheckRequest", 54)
+    elif size != 0 and not grpc_text_is(service, size, b"loyalty.ledger.v1.LedgerService", 31):
+        stream_keep_code(server, stream, 5, b"unknown service", 15)
+    else:
+        answer.data[0] = 0x08                               # status = 1
+        answer.data[1] = 1 if server.stopping == 0 else 2   # SERVING, NOT_SERVING
+        answer.size = 2
+        stream_keep(server, stream, answer)
+    stream_submit(server, stream)
+
+
+# --- requests: what nghttp2 calls while it reads ------------------------------------------------------------------------
+
+cdef void connection_terminate(Connection* connection, uint32_t error_code) noexcept nogil:
+    """GOAWAY, then the end; what is open is lost."""
+    if not connection.terminated:
+        connection.terminated = 1
+        if nghttp2_session_terminate_session(connection.session, error_code) != 0:
+            connection_doom(connection)
+        connection_mark(connection)
+
+
+cdef void connection_abused(Connection* connection) noexcept nogil:
+    if not connection.terminated:
+        connection.server.counters.connections_abused += 1
+        connection_terminate(connection, NGHTTP2_ENHANCE_YOUR_CALM)
+
+
+cdef int on_begin_frame(nghttp2_session* session, const nghttp2_frame_hd* hd, void* user_data) noexcept nogil:
+    """Meters what costs us and carries no call: a peer that sends little else is sent away. Tokens come back in server_look."""
+    cdef Connection* connection = <Connection*>user_data
+    if hd.type == NGHTTP2_HEADERS or (hd.type == NGHTTP2_DATA and hd.length >= GRPC_PREFIX_BYTES):
+        return 0
+    if hd.type == NGHTTP2_RST_STREAM:
+        connection.server.counters.resets_received += 1
+        connection.reset_tokens -= 1
+        if connection.reset_tokens < 0:
+            connection_abused(connection)
+        return 0
+    connection.control_tokens -= 1
+    if connection.control_tokens < 0:
+        connection_abused(connection)
+    return 0
+
+
+cdef int on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef Server* server = connection.server
+    cdef Stream* stream
+    if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+        return 0
+    connection.last_call_us = server.now_us
+    stream = stream_take(server, connection, frame.hd.stream_id)
+    if stream == NULL:
+        server.counters.streams_refused += 1
+        connection.reset_tokens += 1    # this reset is our doing
+        if nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_REFUSED_STREAM) != 0:
+            return NGHTTP2_ERR_CALLBACK_FAILURE
+        return 0
+    if nghttp2_session_set_stream_user_data(session, frame.hd.stream_id, stream) != 0:
+        stream_closed(server, stream, False)
+        return NGHTTP2_ERR_CALLBACK_FAILURE
+    return 0
+
+
+cdef int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t name_size,
+                   const uint8_t* value, size_t value_size, uint8_t flags, void* user_data) noexcept nogil:
+    cdef Stream* stream
+    cdef int64_t timeout_us
+    if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+        return 0                        # a request's trailers say nothing to us
+    stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+    if stream == NULL or stream.state != STREAM_RECEIVING:
+        return 0
+    if stream.header_bytes + name_size + value_size + 32 > HEADER_BYTES_HARD_MAX:
+        connection_abused(<Connection*>user_data)
+        return 0
+    stream.header_bytes += <uint32_t>(name_size + value_size + 32)
+    if name_size == 5:
+        if grpc_text_is(name, name_size, b":path", 5):
+            stream.method = grpc_method(value, value_size)
+    elif name_size == 7:
+        if grpc_text_is(name, name_size, b":method", 7):
+            stream.is_post = grpc_text_is(value, value_size, b"POST", 4)
+    elif name_size == 12:
+        if grpc_text_is(name, name_size, b"content-type", 12):
+            stream.is_grpc = grpc_content_type(value, value_size)
+        elif grpc_text_is(name, name_size, b"grpc-timeout", 12):
+            timeout_us = grpc_timeout_us(value, value_size)
+            if timeout_us < 0:
+                stream.refusal = STATUS_TIMEOUT_INVALID
+            else:
+                stream.deadline_us = stream.headers_us + timeout_us
+    elif name_size == 13 and grpc_text_is(name, name_size, b"grpc-encoding", 13):
+        if not grpc_text_is(value, value_size, b"identity", 8):
+            stream.refusal = STATUS_MESSAGE_COMPRESSED
+    return 0
+
+
+cdef void stream_headers_done(Server* server, Stream* stream) noexcept nogil:
+    """Decides what the headers alone decide; it is said when the request is complete, which is what clients expect."""
+    if stream.header_bytes > HEADER_BYTES_MAX:
+        stream.http_status = 431
+    elif not stream.is_post:
+        stream.http_status = 405
+    elif not stream.is_grpc:
+        stream.http_status = 415
+    elif stream.method == METHOD_NONE:
+        stream.refusal = STATUS_METHOD_UNKNOWN
+
+
+cdef void stream_answer_early(Server* server, Stream* stream) noexcept nogil:
+    """Says what is wrong with a request, complete or not."""
+    list_remove(&server.receiving, stream)
+    if stream.http_status == 200:
+        stream_refuse(server, stream, stream.refusal, stream.refusal_a, stream.refusal_b)
+        return
+    server.counters.http_refused += 1
+    stream.grpc_code = 8
+    if stream.http_status == 431:
+        stream_keep_code(server, stream, 8, b"the header block has more than 8192 bytes", 41)
+    else:
+        stream_give_up_large(server, stream)
+    stream_submit(server, stream)
+
+
+cdef void stream_complete(Server* server, Stream* stream) noexcept nogil:
+    """The peer has sent everything."""
+    if stream.state != STREAM_RECEIVING or stream.complete:
+        return
+    stream.complete = 1
+    stream.connection.control_tokens += CONTROL_FRAMES_PER_CALL
+    if stream.connection.control_tokens > CONTROL_FRAMES_BURST_MAX:
+        stream.connection.control_tokens = CONTROL_FRAMES_BURST_MAX
+    if stream.http_status == 200 and stream.refusal == 0 and (
+            stream.received < GRPC_PREFIX_BYTES or stream.received != stream.message_size + GRPC_PREFIX_BYTES):
+        stream.refusal = STATUS_FRAMING_INVALID
+        stream.refusal_a = stream.received
+    if stream.http_status != 200 or stream.refusal != 0:
+        stream_answer_early(server, stream)
+        return
+    list_remove(&server.receiving, stream)
+    if stream.method == METHOD_HEALTH_CHECK:
+        stream_health(server, stream)
+        return
+    stream.state = STREAM_READY
+    list_append(&server.ready, stream)
+
+
+cdef void stream_prefix(Server* server, Stream* stream) noexcept nogil:
+    """The five bytes before the message are there."""
+    cdef const uint8_t* own = stream.own
+    stream.message_size = <uint32_t>own[1] << 24 | <uint32_t>own[2] << 16 | <uint32_t>own[3] << 8 | own[4]
+    if stream.refusal != 0 or stream.http_status != 200:
+        return
+    if own[0] == 1:
+        stream.refusal = STATUS_MESSAGE_COMPRESSED
+    elif own[0] != 0:
+        stream.refusal = STATUS_FRAMING_INVALID
+        stream.refusal_a = stream.received
+    elif stream.message_size > REQUEST_BYTES_MAX:
+        stream.refusal = STATUS_MESSAGE_TOO_LARGE
+        stream.refusal_a = stream.message_size
+        stream.refusal_b = REQUEST_BYTES_MAX
+        stream_answer_early(server, stream)
+    elif stream.message_size + GRPC_PREFIX_BYTES > STREAM_BYTES and not stream_take_large(server, stream, LARGE_BUFFERS_MAX / 8):
+        stream.refusal = STATUS_TOO_MANY_CALLS
+        stream_answer_early(server, stream)
+
+
+cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, const uint8_t* data, size_t size, void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef Server* server = connection.server
+    cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)
+    cdef size_t take
+    if stream == NULL or stream.state != STREAM_RECEIVING:
+        return 0
+    if stream.received < GRPC_PREFIX_BYTES:
+        take = GRPC_PREFIX_BYTES - stream.received
+        if take > size:
+            take = size
+        memcpy(stream.own + stream.received, data, take)
+        stream.received += <uint32_t>take
+        data += take
+        size -= take
+        if stream.received < GRPC_PREFIX_BYTES:
+            return 0
+        stream_prefix(server, stream)
+        if stream.state != STREAM_RECEIVING:
+            return 0
+    if size == 0:
+        return 0
+    if stream.refusal == 0 and stream.http_status == 200:
+        if size <= stream.message_size + GRPC_PREFIX_BYTES - stream.received:
+            memcpy((stream.large if stream.large != NULL else stream.own) + stream.received, data, size)
+            stream.received += <uint32_t>size
+            return 0
+        stream.refusal = STATUS_FRAMING_INVALID     # a second message, or bytes behind the first
+        stream.refusal_a = <int64_t>stream.received + <int64_t>size
+    # Refused already: what still comes is thrown away, as long as it could have been a request.
+    if size > REQUEST_BYTES_MAX + GRPC_PREFIX_BYTES - stream.received if stream.received <= REQUEST_BYTES_MAX + GRPC_PREFIX_BYTES else True:
+        stream_answer_early(server, stream)
+        return 0
+    stream.received += <uint32_t>size
+    if stream.refusal == STATUS_FRAMING_INVALID:
+        stream.refusal_a = stream.received
+    return 0
+
+
+cdef int on_frame_recv(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef Stream* stream
+    if frame.hd.type == NGHTTP2_DATA or frame.hd.type == NGHTTP2_HEADERS:
+        if frame.hd.type == NGHTTP2_DATA and not frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+            return 0
+        stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+        if stream == NULL:
+            return 0
+        if frame.hd.type == NGHTTP2_HEADERS and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
+            stream_headers_done(connection.server, stream)
+        if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+            stream_complete(connection.server, stream)
+    elif frame.hd.type == NGHTTP2_SETTINGS:
+        connection.greeted = 1
+    elif frame.hd.type == NGHTTP2_PING and frame.hd.flags & NGHTTP2_FLAG_ACK and connection.leaving == 1:
+        connection_leave(connection)
+    return 0
+
+
+cdef int on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t error_code, void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)
+    if stream != NULL:
+        stream_closed(connection.server, stream, error_code == NGHTTP2_NO_ERROR)
+    return 0
+
+
+cdef int on_frame_send(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef Stream* stream
+    if frame.hd.type == NGHTTP2_RST_STREAM:     # also those that a peer provokes
+        connection.server.counters.resets_sent += 1
+        connection.reset_tokens -= 1
+        if connection.reset_tokens < 0:
+            connection_abused(connection)
+    elif frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+        stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+        if stream != NULL and not stream.complete:      # answered early: tell the peer to stop sending (RFC 9113 8.1)
+            connection.reset_tokens += 1
+            if nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_NO_ERROR) != 0:
+                return NGHTTP2_ERR_CALLBACK_FAILURE
+    return 0
+
+
+# --- connections --------------------------------------------------------------------------------------------------------
+
+cdef inline ssize_t connection_receive(Connection* connection, uint8_t* data, size_t size) noexcept nogil:
+    """Reads bytes off the wire; TLS decrypts here. As recv(2)."""
+    return c_recv(connection.fd, data, size, 0)
+
+
+cdef inline ssize_t connection_send(Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
+    """Puts bytes on the wire; TLS encrypts here. As send(2)."""
+    return c_send(connection.fd, data, size, MSG_NOSIGNAL)
+
+
+cdef void connection_watch(Connection* connection, uint32_t events) noexcept nogil:
+    cdef epoll_event event
+    if connection.events == events:
+        return
+    connection.events = events
+    event.events = events
+    event.data.u64 = EVENT_CONNECTION + connection.index
+    if epoll_ctl(connection.server.epoll, EPOLL_CTL_MOD, connection.fd, &event) != 0:
+        connection_doom(connection)
+
+
+cdef void connection_open(Server* server, int fd) noexcept nogil:
+    """Takes an accepted socket into service; closes it where that is not possible."""
+    cdef Connection* connection
+    cdef epoll_event event
+    cdef uint32_t index
+    cdef nghttp2_settings_entry settings[4]
+    if server.connection_count >= server.connections_max:
+        server.counters.connections_refused += 1
+        close(fd)
+        return
+    if server.free_connections != NULL:
+        connection = server.free_connections
+        server.free_connections = connection.next_free
+    else:
+        connection = &server.connections[server.connections_used]
+        server.connections_used += 1
+    index = <uint32_t>(connection - server.connections)
+    memset(connection, 0, sizeof(Connection))
+    connection.server = server
+    connection.index = index
+    connection.fd = fd
+    connection.pending = server.pending + <size_t>index * OUTPUT_BYTES
+    connection.opened_us = server.now_us
+    connection.last_call_us = server.now_us
+    connection.reset_tokens = RESETS_BURST_MAX
+    connection.control_tokens = CONTROL_FRAMES_BURST_MAX
+    connection.events = EPOLLIN
+    server.connection_count += 1
+    server.counters.connections_total += 1
+    transport_socket_options(fd)
+    event.events = EPOLLIN
+    event.data.u64 = EVENT_CONNECTION + index
+    settings[0].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
+    settings[0].value = STREAMS_PER_CONNECTION_MAX
+    settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
+    settings[1].value = STREAM_WINDOW_BYTES
+    settings[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
+    settings[2].value = HEADER_BYTES_MAX
+    settings[3].settings_id = NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES    # no tree of priorities to keep or to abuse
+    settings[3].value = 1
+    if (nghttp2_session_server_new3(&connection.session, server.callbacks, connection, server.option, NULL) != 0
+            or nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, settings, 4) != 0
+            or nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0, CONNECTION_WINDOW_BYTES) != 0
+            or epoll_ctl(server.epoll, EPOLL_CTL_ADD, fd, &event) != 0):
+        connection_doom(connection)
+        return
+    connection_mark(connection)
+
+
+cdef void connection_close(Server* server, Connection* connection) noexcept nogil:
+    """Frees everything; calls that were not decided never will be."""
+    while connection.streams != NULL:
+        stream_closed(server, connection.streams, False)
+    if connection.session != NULL:
+        nghttp2_session_del(connection.session)
+        connection.session = NULL
+    close(connection.fd)    # epoll forgets it with its last descriptor
+    if connection.paused:
+        server.paused_count -= 1
+    connection.next_free = server.free_connections
+    server.free_connections = connection
+    server.connection_count -= 1
+
+
+cdef void connection_leave(Connection* connection) noexcept nogil:
+    """The final GOAWAY: names the last call that is served. nghttp2 ends the session when the open ones are answered."""
+    connection.leaving = 2
+    if nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(connection.session),
+                             NGHTTP2_NO_ERROR, NULL, 0) != 0:
+        connection_doom(connection)
+    connection_mark(connection)
+
+
+cdef void connection_notice(Server* server, Connection* connection) noexcept nogil:
+    """Begins to drain a connection (RFC 9113 6.8): a GOAWAY that still allows calls under way, and a PING that tells when it was seen."""
+    connection.leaving = 1
+    connection.closing_us = server.now_us
+    if (nghttp2_submit_shutdown_notice(connection.session) != 0
+            or nghttp2_submit_ping(connection.session, NGHTTP2_FLAG_NONE, NULL) != 0):
+        connection_doom(connection)
+    connection_mark(connection)
+
+
+cdef void connection_read(Server* server, Connection* connection) noexcept nogil:
+    cdef ssize_t size = connection_receive(connection, server.input, INPUT_BYTES)
+    cdef ssize_t used
+    if size <= 0:
+        if size == 0 or (errno != EAGAIN and errno != EINTR):
+            connection_doom(connection)
+        return
+    server.counters.bytes_received += <uint64_t>size
+    if connection.lingering:
+        return
+    server.now_us = monotonic_us()
+    used = nghttp2_session_mem_recv(connection.session, server.input, <size_t>size)
+    if used != size:    # beyond repair: not HTTP/2, a flood, or no memory
+        if used == NGHTTP2_ERR_FLOODED or used == NGHTTP2_ERR_TOO_MANY_CONTINUATIONS:
+            server.counters.connections_abused += 1
+        else:
+            server.counters.connections_broken += 1
+        connection_doom(connection)
+        return
+    connection_mark(connection)
+
+
+cdef bint connection_push(Server* server, Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
+    """Sends; what the socket does not take is kept and waited for. False: it is kept, or the connection is lost."""
+    cdef ssize_t sent = connection_send(connection, data, size)
+    if sent < 0:
+        if errno != EAGAIN and errno != EINTR:
+            connection_doom(connection)
+            return False
+        sent = 0
+    server.counters.bytes_sent += <uint64_t>sent
+    if <size_t>sent == size:
+        return True
+    if data != connection.pending + connection.pending_offset:
+        memcpy(connection.pending, data + sent, size - <size_t>sent)
+        connection.pending_offset = 0
+        connection.pending_size = <uint32_t>(size - <size_t>sent)
+        connection.blocked_us = server.now_us
+    else:
+        connection.pending_offset += <uint32_t>sent
+        connection.pending_size -= <uint32_t>sent
+    connection_watch(connection, connection.events | EPOLLOUT)
+    return False
+
+
+cdef void connection_flush(Server* server, Connection* connection) noexcept nogil:
+    """Writes what nghttp2 has to say: everything in one send, as long as it fits."""
+    cdef size_t size = 0
+    cdef ssize_t frame_size
+    cdef const uint8_t* data
+    if connection.lingering:
+        return
+    server.now_us = monotonic_us()
+    if connection.pending_size > 0:
+        if not connection_push(server, connection, connection.pending + connection.pending_offset, connection.pending_size):
+            return
+        connection.pending_size = 0
+        connection.blocked_us = 0
+        connection_watch(connection, connection.events & ~<uint32_t>EPOLLOUT)
+    while size <= OUTPUT_BYTES - FRAME_BYTES:
+        frame_size = nghttp2_session_mem_send(connection.session, &data)
+        if frame_size == 0:
+            break
+        if frame_size < 0 or <size_t>frame_size > OUTPUT_BYTES - size:
+            connection_doom(connection)
+            return
+        memcpy(server.output + size, data, <size_t>frame_size)
+        size += <size_t>frame_size
+    if size > 0 and not connection_push(server, connection, server.output, size):
+        return
+    if size > OUTPUT_BYTES - FRAME_BYTES:
+        connection_mark(connection)     # there may be more: next turn, after the others
+    elif not nghttp2_session_want_read(connection.session) and not nghttp2_session_want_write(connection.session):
+        # All is said. Closing now could throw away what the peer has not read yet, so shut our side and wait for theirs.
+        connection.lingering = 1
+        connection.closing_us = server.now_us
+        c_shutdown(connection.fd, SHUT_WR)
+
+
+# --- the turn -----------------------------------------------------------------------------------------------------------
+
+cdef void server_accept(Server* server, int listener) noexcept nogil:
+    cdef int fd
+    cdef int i
+    for i in range(ACCEPTS_PER_TURN_MAX):
+        fd = c_accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd >= 0:
+            connection_open(server, fd)
+        elif errno == EMFILE or errno == ENFILE:
+            # Out of descriptors: without this the peer would hang and epoll would report the listener for ever.
+            server.counters.connections_refused += 1
+            close(server.spare_fd)
+            fd = c_accept4(listener, NULL, NULL, SOCK_CLOEXEC)
+            if fd >= 0:
+                close(fd)
+            server.spare_fd = posix_open(b"/dev/null", O_RDONLY | O_CLOEXEC)
+            return
+        elif errno != EINTR and errno != ECONNABORTED:
+            return
+
+
+cdef inline bint server_must_pause(Server* server) noexcept nogil:
+    """Whether reading would only fill the last streams while the engine has no room for those that wait."""
+    return server.ready.count > 0 and server.streams_max - server.stream_count < server.streams_max / 16
+
+
+cdef void server_resume(Server* server) noexcept nogil:
+    cdef uint32_t i
+    for i in range(server.connections_used):
+        if server.connections[i].session != NULL and server.connections[i].paused and not server.connections[i].doomed:
+            server.connections[i].paused = 0
+            server.paused_count -= 1
+            connection_watch(&server.connections[i], server.connections[i].events | EPOLLIN)
+
+
+cdef void server_event(Server* server, epoll_event* event) noexcept nogil:
+    cdef uint64_t what = event.data.u64
+    cdef Connection* connection
+    if what == EVENT_ENGINE:
+        return      # engine_begin_turn reads it
+    if what < EVENT_CONNECTION:
+        if what - EVENT_LISTENER < server.listener_count:
+            server_accept(server, server.listeners[what - EVENT_LISTENER])
+        return
+    connection = &server.connections[what - EVENT_CONNECTION]
+    if connection.session == NULL or connection.doomed:
+        return
+    if event.events & EPOLLOUT:
+        connection_mark(connection)
+    if event.events & EPOLLIN:
+        if not server_must_pause(server):
+            connection_read(server, connection)
+        elif not connection.paused:
+            connection.paused = 1
+            server.paused_count += 1
+            connection_watch(connection, connection.events & ~<uint32_t>EPOLLIN)
+    elif event.events & (EPOLLERR | EPOLLHUP):
+        connection_doom(connection)
+
+
+cdef void server_run_ready(Server* server) noexcept nogil:
+    """Runs the calls that wait, first come first served, until the engine has no room or it is the sockets' turn again."""
+    cdef Stream* stream
+    cdef uint32_t i
+    cdef Answer* answer = &server.answer
+    for i in range(CALLS_PER_TURN_MAX):
+        stream = server.ready.first
+        if stream == NULL:
+            return
+        if stream.deadline_us != 0:
+            server.now_us = monotonic_us()
+            if server.now_us >= stream.deadline_us:
+                list_remove(&server.ready, stream)
+                stream_refuse(server, stream, STATUS_DEADLINE_PASSED, 0, 0)
+                continue
+        if not engine_room(server.engine):
+            return
+        list_remove(&server.ready, stream)
+        answer.wait_sequence = 0
+        call(server.caller, server.engine, stream.method, (stream.large if stream.large != NULL else stream.own) + GRPC_PREFIX_BYTES,
+             stream.message_size, answer)
+        stream_keep(server, stream, answer)
+        if answer.wait_sequence <= engine_durable(server.engine):
+            stream_submit(server, stream)
+        else:
+            stream.state = STREAM_HELD
+            server.held[server.held_count].wait_sequence = answer.wait_sequence
+            server.held[server.held_count].stream = stream
+            server.held_count += 1
+
+
+cdef void server_release(Server* server) noexcept nogil:
+    """Submits the held answers that became durable; the others keep their order."""
+    cdef uint64_t durable = engine_durable(server.engine)
+    cdef uint32_t i, kept = 0
+    cdef Stream* stream
+    if durable == server.released_sequence or server.held_count == 0:
+        return
+    server.released_sequence = durable
+    for i in range(server.held_count):
+        if server.held[i].wait_sequence > durable:
+            server.held[kept] = server.held[i]
+            kept += 1
+            continue
+        stream = server.held[i].stream
+        if stream.connection != NULL:
+            stream_submit(server, stream)
+        else:
+            stream_free(server, stream)
+    server.held_count = kept
+
+
+cdef bint control_put(Server* server, ControlAnswer* waiting) noexcept nogil:
+    """Hands an answer to the control port and counts it; False: the outbox is full."""
+    cdef const uint8_t* data = waiting.large if waiting.large != NULL else waiting.own
+    cdef bint well = waiting.grpc_code == 0
+    if not engine_outbox_put(server.engine, waiting.token, waiting.grpc_code, data if well else NULL, waiting.size if well else 0,
+                             NULL if well else data, 0 if well else waiting.size, waiting.message, waiting.message_size):
+        return False
+    count_latency(server, PORT_CONTROL, waiting.method, server.now_us - waiting.taken_us)
+    if waiting.large != NULL:
+        server.free_large[server.free_large_count] = waiting.large
+        server.free_large_count += 1
+    waiting.next = server.free_control
+    server.free_control = waiting
+    return True
+
+
+cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
+    """Runs the calls of the control port, as many as of the sockets; returns how many."""
+    cdef InboxCall taken
+    cdef ControlAnswer* waiting
+    cdef Answer* answer = &server.answer
+    cdef uint32_t count = 0
+    while (count < CALLS_PER_TURN_MAX and server.free_control != NULL and server.free_large_count > 0 and engine_room(server.engine)
+            and engine_inbox_take(server.engine, &taken)):
+        count += 1
+        server.now_us = monotonic_us()
+        answer.wait_sequence = 0
+        if taken.method == METHOD_NONE or taken.method >= METHOD_HEALTH_CHECK:
+            taken.method = METHOD_NONE
+            call_refuse(server.caller, STATUS_METHOD_UNKNOWN, 0, 0, answer)
+        elif taken.deadline_us != 0 and server.now_us >= taken.deadline_us:
+            call_refuse(server.caller, STATUS_DEADLINE_PASSED, 0, 0, answer)
+        elif taken.size > REQUEST_BYTES_MAX:
+            call_refuse(server.caller, STATUS_MESSAGE_TOO_LARGE, taken.size, REQUEST_BYTES_MAX, answer)
+        else:
+            call(server.caller, server.engine, taken.method, taken.data, taken.size, answer)
+        server.counters.calls[PORT_CONTROL][taken.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
+        waiting = server.free_control
+        server.free_control = waiting.next
+        waiting.next = NULL
+        waiting.token = taken.token
+        waiting.wait_sequence = answer.wait_sequence
+        waiting.taken_us = server.now_us
+        waiting.method = taken.method
+        waiting.status = answer.status
+        waiting.grpc_code = <uint8_t>(answer.grpc_code if 0 <= answer.grpc_code < GRPC_CODE_COUNT else 2)
+        waiting.size = answer.size if answer.size <= ANSWER_BYTES_MAX else 0
+        waiting.message_size = answer.message_size if answer.message_size <= MESSAGE_BYTES_MAX else 0
+        waiting.large = NULL
+        if waiting.size > STREAM_BYTES:
+            server.free_large_count -= 1
+            waiting.large = server.free_large[server.free_large_count]
+        memcpy(waiting.large if waiting.large != NULL else waiting.own, answer.data, waiting.size)
+        if waiting.message_size > 0:
+            memcpy(waiting.message, answer.message, waiting.message_size)
+        if server.control_last != NULL:
+            server.control_last.next = waiting
+        else:
+            server.control_first = waiting
+        server.control_last = waiting
+        server.control_count += 1
+    return count
+
+
+cdef void server_release_control(Server* server) noexcept nogil:
+    """Puts what became durable into the outbox; what is not, or finds no room, keeps its place."""
+    cdef uint64_t durable = engine_durable(server.engine)
+    cdef ControlAnswer* waiting = server.control_first
+    cdef ControlAnswer* next
+    cdef ControlAnswer* last = NULL
+    cdef bint room = True
+    while waiting != NULL and room:
+        next = waiting.next
+        if waiting.wait_sequence > durable:
+            last = waiting
+        elif control_put(server, waiting):
+            server.control_count -= 1
+            if last != NULL:
+                last.next = next
+            else:
+                server.control_first = next
+            if next == NULL:
+                server.control_last = last
+        else:
+            room = False
+        waiting = next
+
+
+cdef bint server_alone(Server* server, uint32_t inbox_calls) noexcept nogil:
+    """Whether nobody else is waiting, so that the flush is done right here and saves the hand-over (50 us).
+
+    Two open calls, or one of the control port, are a crowd; a crowd is remembered for CROWD_US. A crowd that only forms during an
+    inline flush is found by server_probe."""
+    if server.stream_count > 1 or inbox_calls > 0 or server.control_count > 0 or server.ready.count > 0:
+        server.crowd_until_us = server.now_us + CROWD_US
+        return False
+    return server.now_us >= server.crowd_until_us
+
+
+cdef void server_probe(Server* server) noexcept nogil:
+    """After an inline flush, before its answers leave: whoever is readable now did not wait for them, so the flush kept him waiting."""
+    cdef int i
+    cdef int count = epoll_wait(server.epoll, server.events, EVENTS_MAX, 0)
+    for i in range(count):
+        if server.events[i].data.u64 >= EVENT_CONNECTION and server.events[i].events & EPOLLIN:
+            server.crowd_until_us = monotonic_us() + CROWD_US
+            return
+
+
+cdef void server_write(Server* server) noexcept nogil:
+    cdef Connection* connection = server.dirty
+    cdef Connection* next
+    server.dirty = NULL
+    while connection != NULL:
+        next = connection.next_dirty
+        connection.dirty = 0
+        if not connection.doomed:
+            connection_flush(server, connection)
+        connection = next
+
+
+cdef void server_reap(Server* server) noexcept nogil:
+    """Closes the doomed. None of them is on the dirty list of the next turn: the flush passes them by, and here they are taken off."""
+    cdef Connection* connection
+    cdef Connection** link = &server.dirty
+    if server.doomed == NULL:
+        return
+    while link[0] != NULL:
+        if link[0].doomed:
+            link[0] = link[0].next_dirty
+        else:
+            link = &link[0].next_dirty
+    while server.doomed != NULL:
+        connection = server.doomed
+        server.doomed = connection.next_doomed
+        connection_close(server, connection)
+
+
+cdef void server_expire(Server* server, Stream* stream) noexcept nogil:
+    """Resets a stream whose peer is too slow; nghttp2 closes it when the reset is written."""
+    stream.expired = 1
+    server.counters.streams_timed_out += 1
+    if nghttp2_submit_rst_stream(stream.connection.session, NGHTTP2_FLAG_NONE, stream.id, NGHTTP2_CANCEL) != 0:
+        connection_doom(stream.connection)
+    connection_mark(stream.connection)
+
+
+cdef void connection_look(Server* server, Connection* connection, int64_t elapsed_us) noexcept nogil:
+    cdef int64_t now = server.now_us
+    connection.reset_tokens += RESETS_PER_S_MAX * elapsed_us / 1_000_000
+    if connection.reset_tokens > RESETS_BURST_MAX:
+        connection.reset_tokens = RESETS_BURST_MAX
+    connection.control_tokens += CONTROL_FRAMES_PER_S_MAX * elapsed_us / 1_000_000
+    if connection.control_tokens > CONTROL_FRAMES_BURST_MAX:
+        connection.control_tokens = CONTROL_FRAMES_BURST_MAX
+    if connection.lingering:
+        if now - connection.closing_us > LINGER_US:
+            connection_doom(connection)
+    elif connection.blocked_us != 0 and now - connection.blocked_us > server.slow_us:
+        server.counters.connections_timed_out += 1
+        connection_doom(connection)
+    elif not connection.greeted:
+        if now - connection.opened_us > server.slow_us:
+            server.counters.connections_timed_out += 1
+            connection_doom(connection)
+    elif connection.leaving == 1 and now - connection.closing_us > NOTICE_US:
+        connection_leave(connection)
+    elif connection.stream_count == 0 and now - connection.last_call_us > server.idle_us and not connection.terminated:
+        server.counters.connections_timed_out += 1
+        connection_terminate(connection, NGHTTP2_NO_ERROR)
+
+
+cdef void server_look(Server* server, int64_t elapsed_us) noexcept nogil:
+    """About once a second: time-outs, and tokens for the meters of connection_frame."""
+    cdef Stream* stream = server.receiving.first
+    cdef uint32_t i
+    while stream != NULL and server.now_us - stream.headers_us > server.slow_us:
+        if not stream.expired:
+            server_expire(server, stream)
+        stream = stream.next
+    stream = server.answered.first
+    while stream != NULL and server.now_us - stream.answered_us > server.slow_us:
+        if not stream.expired:
+            server_expire(server, stream)
+        stream = stream.next
+    for i in range(server.connections_used):
+        if server.connections[i].session != NULL and not server.connections[i].doomed:
+            connection_look(server, &server.connections[i], elapsed_us)
+
+
+cdef void server_begin_stop(Server* server) noexcept nogil:
+    """Takes no new connections and gives every peer notice; their open calls are finished."""
+    cdef uint32_t i
+    server.stop_us = server.now_us
+    for i in range(server.listener_count):
+        epoll_ctl(server.epoll, EPOLL_CTL_DEL, server.listeners[i], NULL)
+        close(server.listeners[i])
+    server.listener_count = 0
+    for i in range(server.connections_used):
+        if server.connections[i].session != NULL and not server.connections[i].doomed and not server.connections[i].lingering:
+            connection_notice(server, &server.connections[i])
+
+
+cdef bint server_finished(Server* server) noexcept nogil:
+    """Whether the loop may end: everything is said and done, or the patience is over."""
+    if server.stopping >= 2:
+        return True
+    if server.stopping == 0:
+        return False
+    if server.now_us - server.stop_us > server.drain_us:
+        return True
+    return (server.connection_count == 0 and server.stream_count == 0 and server.control_count == 0
+            and engine_idle(server.engine))
+
+
+cdef int server_timeout_ms(Server* server) noexcept nogil:
+    """How long epoll may wait: not at all with work at hand, else until the ticks or the time-outs are due."""
+    cdef int64_t sleep_us
+    if server.dirty != NULL or server.doomed != NULL:
+        return 0
+    if server.ready.first != NULL and engine_room(server.engine):
+        return 0
+    sleep_us = engine_sleep_us(server.engine)
+    if sleep_us <= 0:
+        return 0
+    if sleep_us > server.look_us:
+        sleep_us = server.look_us
+    return <int>((sleep_us + 999) / 1000)
+
+
+cdef void server_turn(Server* server) noexcept nogil:
+    cdef int i, count
+    cdef bint alone
+    cdef uint64_t durable
+    cdef uint32_t inbox_calls
+    count = epoll_wait(server.epoll, server.events, EVENTS_MAX, server_timeout_ms(server))
+    if count < 0:
+        if errno != EINTR:
+            server.failed = errno
+            return
+        count = 0
+    server.counters.turns += 1
+    engine_begin_turn(server.engine)
+    server.now_us = monotonic_us()
+    server.stopping = engine_stopping(server.engine)
+    for i in range(count):
+        server_event(server, &server.events[i])
+    if server.stopping != 0 and server.stop_us == 0:
+        server_begin_stop(server)
+    server_run_ready(server)
+    inbox_calls = server_run_inbox(server)
+    server_release_control(server)
+    alone = server_alone(server, inbox_calls)
+    durable = engine_durable(server.engine)
+    engine_end_turn(server.engine, alone)
+    if alone and engine_durable(server.engine) != durable:
+        server_probe(server)
+    server_release(server)
+    server_release_control(server)
+    if server.now_us >= server.next_look_us:
+        server_look(server, server.look_us + server.now_us - server.next_look_us)
+        server.next_look_us = server.now_us + server.look_us
+    server_write(server)
+    server_reap(server)
+    if server.paused_count > 0 and not server_must_pause(server):
+        server_resume(server)
+
+
+cdef void server_loop(Server* server) noexcept nogil:
+    server.now_us = monotonic_us()
+    server.next_look_us = server.now_us + server.look_us
+    while server.failed == 0 and not server_finished(server):
+        server_turn(server)
+
+
+# --- start and stop -----------------------------------------------------------------------------------------------------
+
+cdef void server_close(Server* server) noexcept:
+    """Closes every socket and frees all memory."""
+    cdef uint32_t i
+    for i in range(server.connections_used):
+        if server.connections[i].session != NULL:
+            connection_close(server, &server.connections[i])
+    for i in range(server.listener_count):
+        close(server.listeners[i])
+    if server.epoll >= 0:
+        close(server.epoll)
+    if server.spare_fd >= 0:
+        close(server.spare_fd)
+    nghttp2_session_callbacks_del(server.callbacks)
+    nghttp2_option_del(server.option)
+    _unmap(server.connections, CONNECTIONS_MAX * sizeof(Connection))
+    _unmap(server.streams, STREAMS_MAX * sizeof(Stream))
+    _unmap(server.large, <size_t>LARGE_BUFFERS_MAX * LARGE_BYTES)
+    _unmap(server.pending, <size_t>CONNECTIONS_MAX * OUTPUT_BYTES)
+    _unmap(server.held, STREAMS_MAX * sizeof(Held))
+    _unmap(server.control, INBOX_CALLS_MAX * sizeof(ControlAnswer))
+    free(server.free_large)
+    free(server.caller)
+    free(server)
+
+
+cdef void _unmap(void* memory, size_t size) noexcept:
+    if memory != NULL:
+        munmap(memory, size)
+
+
+cdef int server_reserve(Server* server) except -1:
+    """All memory of the server. Errors: MemoryError (what was reserved goes with server_close)."""
+    cdef uint32_t i
+    server.connections = <Connection*>transport_reserve(CONNECTIONS_MAX * sizeof(Connection))
+    server.streams = <Stream*>transport_reserve(STREAMS_MAX * sizeof(Stream))
+    server.large = <uint8_t*>transport_reserve(<size_t>LARGE_BUFFERS_MAX * LARGE_BYTES)
+    server.pending = <uint8_t*>transport_reserve(<size_t>CONNECTIONS_MAX * OUTPUT_BYTES)
+    server.held = <Held*>transport_reserve(STREAMS_MAX * sizeof(Held))
+    server.control = <ControlAnswer*>transport_reserve(INBOX_CALLS_MAX * sizeof(ControlAnswer))
+    server.free_large = <uint8_t**>calloc(LARGE_BUFFERS_MAX, sizeof(uint8_t*))
+    server.caller = <Caller*>calloc(1, sizeof(Caller))
+    if (server.connections == NULL or server.streams == NULL or server.large == NULL or server.pending == NULL or server.held == NULL
+            or server.control == NULL or server.free_large == NULL or server.caller == NULL):
+        raise MemoryError("the checkout port finds no memory for its buffers")
+    for i in range(LARGE_BUFFERS_MAX):
+        server.free_large[i] = server.large + <size_t>i * LARGE_BYTES
+    server.free_large_count = LARGE_BUFFERS_MAX
+    for i in range(INBOX_CALLS_MAX):
+        server.control[INBOX_CALLS_MAX - 1 - i].next = server.free_control
+        server.free_control = &server.control[INBOX_CALLS_MAX - 1 - i]
+    server.answer.data = server.answer_data
+    if nghttp2_session_callbacks_new(&server.callbacks) != 0 or nghttp2_option_new(&server.option) != 0:
+        raise MemoryError("nghttp2 finds no memory")
+    nghttp2_session_callbacks_set_on_begin_frame_callback(server.callbacks, on_begin_frame)
+    nghttp2_session_callbacks_set_on_begin_headers_callback(server.callbacks, on_begin_headers)
+    nghttp2_session_callbacks_set_on_header_callback(server.callbacks, on_header)
+    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(server.callbacks, on_data)
+    nghttp2_session_callbacks_set_on_frame_recv_callback(server.callbacks, on_frame_recv)
+    nghttp2_session_callbacks_set_on_stream_close_callback(server.callbacks, on_stream_close)
+    nghttp2_session_callbacks_set_on_frame_send_callback(server.callbacks, on_frame_send)
+    nghttp2_option_set_no_closed_streams(server.option, 1)
+    nghttp2_option_set_max_settings(server.option, SETTINGS_MAX)
+    nghttp2_option_set_max_outbound_ack(server.option, ACKS_MAX)
+    nghttp2_option_set_max_continuations(server.option, CONTINUATIONS_MAX)
+    # Ours (connection_frame) is the limit that counts: it also sees the resets that a peer makes us send.
+    nghttp2_option_set_stream_reset_rate_limit(server.option, RESETS_BURST_MAX * 2, RESETS_PER_S_MAX * 2)
+    return 0
+
+
+def _listen(host: str, port: int) -> list:
+    """Sockets that listen on every address of `host`, all on one port. Errors: OSError that names the address."""
+    sockets = []
+    try:
+        addresses = dict.fromkeys((family, address) for family, _, _, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE) if family in (socket.AF_INET, socket.AF_INET6))
+        for family, address in list(addresses)[:LISTENERS_MAX]:
+            listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((address[0], port, *address[2:]))
+            listener.listen(1024)
+            port = listener.getsockname()[1]
+    except OSError as error:
+        for listener in sockets:
+            listener.close()
+        raise OSError(error.errno, f"cannot listen on {host or '*'}:{port}: {error.strerror}") from None
+    return sockets
+
+
+def _raise_descriptor_limit() -> None:
+    """Lets the process have as many sockets as CONNECTIONS_MAX needs, where the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS_MAX + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if allowed > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+cdef class CheckoutServer:
+    """Serves the checkout calls on one address.
+
+    Units: the time-outs are milliseconds; they and the maxima are set lower only by tests.
+    Errors: OSError that names the address; ValueError; MemoryError.
+    """
+
+    cdef Server* server
+    cdef EngineHandle handle
+    cdef bint started
+    cdef readonly int port
+
+    def __cinit__(self):
+        self.server = <Server*>calloc(1, sizeof(Server))
+        if self.server == NULL:
+            raise MemoryError("the checkout port finds no memory")
+        self.server.epoll = -1
+        self.server.spare_fd = -1
+
+    def __init__(self, EngineHandle handle not None, host: str, port: int, *, idle_timeout_ms: int = IDLE_TIMEOUT_S * 1000,
+                 slow_client_timeout_ms: int = SLOW_CLIENT_TIMEOUT_S * 1000, drain_grace_ms: int = DRAIN_GRACE_S * 1000,
+                 connections_max: int = CONNECTIONS_MAX, streams_max: int = STREAMS_MAX):
+        cdef Server* server = self.server
+        cdef epoll_event event
+        if server.epoll >= 0:
+            raise RuntimeError("this server was set up before")
+        if not 1 <= connections_max <= CONNECTIONS_MAX:
+            raise ValueError(f"connections_max must be 1..{CONNECTIONS_MAX}, was {connections_max}")
+        if not 1 <= streams_max <= STREAMS_MAX:
+            raise ValueError(f"streams_max must be 1..{STREAMS_MAX}, was {streams_max}")
+        self.handle = handle
+        server.engine = handle.engine
+        server.connections_max = connections_max
+        server.streams_max = streams_max
+        server.idle_us = idle_timeout_ms * 1000
+        server.slow_us = slow_client_timeout_ms * 1000
+        server.drain_us = drain_grace_ms * 1000
+        server.look_us = max(10_000, min(1_000_000, server.slow_us // 4, server.idle_us // 4))
+        sockets = _listen(host, port)
+        for listener in sockets:
+            server.listeners[server.listener_count] = listener.detach()
+            server.listener_count += 1
+            if server.listener_count == 1:
+                name = socket.socket(fileno=server.listeners[0])
+                self.port = name.getsockname()[1]
+                name.detach()
+        server_reserve(server)
+        _raise_descriptor_limit()
+        server.epoll = epoll_create1(EPOLL_CLOEXEC)
+        server.spare_fd = posix_open(b"/dev/null", O_RDONLY | O_CLOEXEC)
+        if server.epoll < 0 or server.spare_fd < 0:
+            raise OSError(errno, "cannot open an event queue for the checkout port")
+        event.events = EPOLLIN
+        event.data.u64 = EVENT_ENGINE
+        if epoll_ctl(server.epoll, EPOLL_CTL_ADD, engine_event_fd(server.engine), &event) != 0:
+            raise OSError(errno, "cannot watch the engine")
+        for index in range(server.listener_count):
+            event.data.u64 = EVENT_LISTENER + <uint64_t>index
+            if epoll_ctl(server.epoll, EPOLL_CTL_ADD, server.listeners[index], &event) != 0:
+                raise OSError(errno, "cannot watch the listening socket")
+
+    def __dealloc__(self):
+        if self.server != NULL:
+            server_close(self.server)
+
+    def run(self) -> None:
+        """The body of the hot thread: returns when the engine was asked to stop. Never takes the GIL meanwhile."""
+        cdef Server* server = self.server
+        if server.epoll < 0 or self.started:
+            raise RuntimeError("the checkout server runs once")
+        self.started = True
+        with nogil:
+            server_loop(server)
+            server_hang_up(server)
+        if server.failed != 0:
+            raise OSError(server.failed, "the event queue of the checkout port failed")
+
+    def stats(self) -> dict:
+        """A copy of all counters; see Stats in _transport.pyi."""
+        cdef Server* server = self.server
+        cdef Counters* counters = &server.counters
+        cdef int port, method, status, bucket
+        calls = {}
+        latency = {}
+        for port in range(PORT_COUNT):
+            name = "checkout" if port == PORT_CHECKOUT else "control"
+            for method in range(METHOD_COUNT):
+                for status in range(STATUS_COUNT):
+                    if counters.calls[port][method][status] != 0:
+                        calls[name, method, status] = counters.calls[port][method][status]
+                buckets = tuple([counters.latency[port][method][bucket] for bucket in range(BUCKETS)])
+                if any(buckets):
+                    latency[name, method] = (buckets, counters.latency_us[port][method])
+        return {
+            "calls": calls,
+            "latency": latency,
+            "connections": server.connection_count,
+            "streams": server.stream_count,
+            "held": server.held_count,
+            "connections_total": counters.connections_total,
+            "connections_refused": counters.connections_refused,
+            "streams_refused": counters.streams_refused,
+            "http_refused": counters.http_refused,
+            "calls_cancelled": counters.calls_cancelled,
+            "answers_dropped": counters.answers_dropped,
+            "resets_received": counters.resets_received,
+            "resets_sent": counters.resets_sent,
+            "connections_abused": counters.connections_abused,
+            "connections_broken": counters.connections_broken,
+            "connections_timed_out": counters.connections_timed_out,
+            "streams_timed_out": counters.streams_timed_out,
+            "bytes_received": counters.bytes_received,
+            "bytes_sent": counters.bytes_sent,
+            "turns": counters.turns,
+        }
+
+
+cdef void server_hang_up(Server* server) noexcept nogil:
+    """After the loop: closes every socket, so that peers know at once."""
+    cdef uint32_t i
+    for i in range(server.listener_count):
+        close(server.listeners[i])
+    server.listener_count = 0
+    for i in range(server.connections_used):
+        if server.connections[i].session != NULL:
+            connection_close(server, &server.connections[i])
+
+
+LATENCY_BOUNDS_US = tuple([TRANSPORT_BOUNDS_US[_index] for _index in range(BUCKETS - 1)])

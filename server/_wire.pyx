@@ -1,0 +1,1329 @@
+# The protobuf codec of the checkout messages: request bytes to Command, Outcome to answer bytes. Nothing is allocated.
+# Not for deciding: ranges, required parts and meaning are the core's (ledger/_core.pyx). Here are structure, UTF-8, text lengths,
+# counts and the form of timestamps. Called by server/_call.pyx and server/_local.pyx; messages in proto/loyalty/ledger/v1/ledger.proto.
+#
+# Promises, each held by tests/server/test_wire.py against google.protobuf:
+# - a request is MESSAGE_MALFORMED exactly when google.protobuf cannot parse it, but for text that is not UTF-8: that is FIELD_INVALID;
+# - merging is protobuf's: the last scalar wins, a message given twice is merged, the last member of a oneof wins;
+# - among several faults the order is: malformed, not UTF-8 (first in the bytes), then by field number;
+# - answers are the bytes that google.protobuf's deterministic serialization gives.
+# Source: protobuf.dev/programming-guides/encoding; where it leaves room (over-long varints, depth), upb, the decoder of google.protobuf.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset, strlen
+from ledger._arith cimport civil_from_day, div_floor
+from ledger._entry cimport (
+    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint,
+)
+from ledger._layout cimport (
+    ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY,
+    GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
+    MEMBER_NONE, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE, METHOD_GET_OPERATION,
+    METHOD_RELEASE, METHOD_RESERVE, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS,
+    SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION, Slice, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
+)
+from ledger._limits cimport (
+    ANSWER_BYTES_MAX, CATEGORY_BYTES_MAX, EMAIL_BYTES_MAX, IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
+    RECEIPT_NUMBER_BYTES_MAX, REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, SKU_BYTES_MAX, STORE_BYTES_MAX, TILL_BYTES_MAX,
+    WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+)
+from ledger._status cimport (
+    ERROR_DOMAIN, FIELD_COUNT, FIELD_IDENTIFIERS, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
+    FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL, FIELD_MEMBER_PHONE,
+    FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
+    FIELD_RECEIPT_STORE, FIELD_RECEIPT_TILL, FIELD_REQUEST_ID, FIELD_ROWS, FIELD_SENT_TIME, FIELD_TTL, FIELD_WALLET, FieldRow,
+    STATUS_COUNT, STATUS_FIELD_INVALID, STATUS_MESSAGE_MALFORMED, STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_ROWS, StatusRow,
+)
+
+cdef enum:
+    DEPTH_MAX = 100             # messages and groups inside each other; upb's default
+    TAG_BYTES_MAX = 5           # a tag or a length is a varint of 32 bits
+    VARINT_BYTES_MAX = 10
+    VALUE_SHOWN_BYTES_MAX = 64  # of a text value in an error
+    GRPC_INTERNAL = 13
+    VALUE_SECONDS = 100         # Outcome.value_kind between wire_decode and wire_error: the seconds of a time are out of range
+    VALUE_NANOS = 101           # ... its nanos are
+    METADATA_MAX = 6            # field, rule, value, a, b, replayed
+    RETRY_DELAY_NANOS = 100_000_000
+    # Bytes of room; the longest of each that the tables can give is shorter (tests/server/test_wire.py tries them all).
+    DETAILS_ROOM = 1024         # DETAILS_BYTES_MAX
+    MESSAGE_ROOM = 512          # MESSAGE_BYTES_MAX
+    SCRATCH_ROOM = 2048         # the message, the parts and 400 bytes of frames and names
+    FIELD_ROOM = 64
+    VALUE_ROOM = 96
+    RULE_ROOM = 160
+    NUMBER_ROOM = 24
+
+cdef extern from *:
+    """
+    /* The years 1..9999: google.protobuf.Timestamp. Durations are bounded far inside by the core. */
+    #define WIRE_SECONDS_MIN INT64_C(-62135596800)
+    #define WIRE_SECONDS_MAX INT64_C(253402300799)
+    #define WIRE_HIGH_BITS UINT64_C(0x8080808080808080)
+    #define WIRE_ONES UINT64_C(0x0101010101010101)
+    #define WIRE_SPACES UINT64_C(0x2020202020202020)
+    """
+    const int64_t SECONDS_MIN "WIRE_SECONDS_MIN"
+    const int64_t SECONDS_MAX "WIRE_SECONDS_MAX"
+    const uint64_t HIGH_BITS "WIRE_HIGH_BITS"
+    const uint64_t ONES "WIRE_ONES"
+    const uint64_t SPACES "WIRE_SPACES"
+    bint likely "__builtin_expect"(bint condition, int expected) noexcept nogil
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+cdef struct Stamp:              # a Timestamp or Duration as sent
+    int64_t seconds
+    int32_t nanos
+
+cdef struct Fault:              # a field that is wrong; field 0: none
+    Slice text
+    uint16_t field
+    int32_t index
+
+cdef struct Reader:
+    const uint8_t* at           # next byte
+    const uint8_t* end          # end of the message being read
+    const uint8_t* start        # of the request
+    const uint8_t* broken       # where it stopped to be protobuf; NULL: nowhere
+    uint32_t depth              # messages open around this one
+    uint32_t line_total         # lines seen, also those beyond LINES_MAX
+    uint32_t identifier_total   # identifiers seen, also those beyond IDENTIFIERS_PER_REQUEST_MAX
+    bint unusual                # some text was more than printable ASCII: control characters are looked for at the end
+    Fault encoding              # the first text that is not UTF-8
+    Fault line                  # the first line with a text of the wrong length
+    Stamp sent
+    Stamp business
+    Stamp ttl
+
+
+cdef void fail(Reader* reader, const uint8_t* at) noexcept nogil:
+    # Every loop ends, because nothing is left to read.
+    if reader.broken == NULL:
+        reader.broken = at
+    reader.at = reader.end
+
+
+cdef uint64_t read_long_varint(Reader* reader, uint32_t bytes_max) noexcept nogil:
+    # Bits beyond 64 are dropped, as upb drops them.
+    cdef uint64_t value = 0
+    cdef uint32_t i
+    cdef uint8_t byte
+    cdef const uint8_t* at = reader.at
+    for i in range(bytes_max):
+        if at >= reader.end:
+            break
+        byte = at[0]
+        at += 1
+        value |= <uint64_t>(byte & 0x7F) << (7 * i)
+        if byte < 0x80:
+            reader.at = at
+            return value
+    fail(reader, reader.at)
+    return 0
+
+
+cdef inline uint64_t read_varint(Reader* reader) noexcept nogil:
+    cdef uint8_t byte
+    if likely(reader.at < reader.end, 1):
+        byte = reader.at[0]
+        if byte < 0x80:
+            reader.at += 1
+            return byte
+    return read_long_varint(reader, VARINT_BYTES_MAX)
+
+
+cdef uint32_t read_long_tag(Reader* reader) noexcept nogil:
+    cdef const uint8_t* at = reader.at
+    cdef uint64_t tag = read_long_varint(reader, TAG_BYTES_MAX)
+    if tag >> 32 != 0:
+        fail(reader, at)
+        return 0
+    return <uint32_t>tag
+
+
+cdef inline uint32_t read_any_tag(Reader* reader) noexcept nogil:
+    # Also field number 0, which upb lets pass inside unknown groups.
+    cdef uint8_t byte = reader.at[0]
+    if likely(byte < 0x80, 1):
+        reader.at += 1
+        return byte
+    return read_long_tag(reader)
+
+
+cdef inline uint32_t read_tag(Reader* reader) noexcept nogil:
+    # Call while reader.at < reader.end. 0: broken.
+    cdef const uint8_t* at = reader.at
+    cdef uint32_t tag = read_any_tag(reader)
+    if tag >> 3 == 0:
+        fail(reader, at)
+        return 0
+    return tag
+
+
+cdef inline uint32_t read_size(Reader* reader) noexcept nogil:
+    # A length that fits into the message being read.
+    cdef const uint8_t* at = reader.at
+    cdef uint64_t size
+    if likely(at < reader.end and at[0] < 0x80, 1):
+        size = at[0]
+        reader.at += 1
+    else:
+        size = read_long_varint(reader, TAG_BYTES_MAX)
+    if size > <uint64_t>(reader.end - reader.at):
+        fail(reader, at)
+        return 0
+    return <uint32_t>size
+
+
+cdef void skip_scalar(Reader* reader, uint32_t wire_type, const uint8_t* tag_at) noexcept nogil:
+    cdef uint32_t size
+    if wire_type == 0:
+        read_varint(reader)
+        return
+    if wire_type == 2:
+        size = read_size(reader)
+    elif wire_type == 1:
+        size = 8
+    elif wire_type == 5:
+        size = 4
+    else:
+        fail(reader, tag_at)
+        return
+    if size > <uint64_t>(reader.end - reader.at):
+        fail(reader, tag_at)
+        return
+    reader.at += size
+
+
+cdef void skip(Reader* reader, uint32_t tag, const uint8_t* tag_at) noexcept nogil:
+    # An unknown field, or a known one with another wire type; a group with all that is in it.
+    cdef uint32_t open_fields[DEPTH_MAX]
+    cdef uint32_t depth = 0
+    cdef const uint8_t* at = tag_at
+    if reader.broken != NULL:
+        return
+    if tag & 7 != 3:
+        skip_scalar(reader, tag & 7, tag_at)
+        return
+    while True:
+        if tag & 7 == 3:
+            if reader.depth + depth >= DEPTH_MAX:
+                fail(reader, at)
+                return
+            open_fields[depth] = tag >> 3
+            depth += 1
+        elif tag & 7 == 4:
+            depth -= 1
+            if tag >> 3 != open_fields[depth]:
+                fail(reader, at)
+                return
+            if depth == 0:
+                return
+        else:
+            skip_scalar(reader, tag & 7, at)
+        if reader.at >= reader.end:
+            fail(reader, reader.at)
+            return
+        at = reader.at
+        tag = read_any_tag(reader)
+        if reader.broken != NULL:
+            return
+
+
+cdef inline const uint8_t* enter(Reader* reader) noexcept nogil:
+    # Into a message; gives the end of the one around it, for leave().
+    cdef const uint8_t* outer = reader.end
+    cdef uint32_t size = read_size(reader)
+    reader.depth += 1
+    reader.end = reader.at + size
+    return outer
+
+
+cdef inline void leave(Reader* reader, const uint8_t* outer) noexcept nogil:
+    reader.depth -= 1
+    reader.end = outer
+    if reader.broken != NULL:
+        reader.at = outer
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+cdef inline uint64_t not_plain(uint64_t word) noexcept nogil:
+    # Bit 7 of a byte is set when it is above 0x7E, or, but for a borrow from a lower byte that is, below 0x20: exact for the question
+    # whether there is any. (A zero byte counts; so shorter words are filled with spaces.)
+    return (word | (word + ONES) | (word - SPACES)) & HIGH_BITS
+
+
+cdef inline bint plain(const uint8_t* data, uint32_t size) noexcept nogil:
+    # Whether the text is printable ASCII alone, which nearly every text is.
+    cdef uint64_t word
+    cdef uint64_t found = 0
+    cdef uint32_t i = 0
+    while i + 8 <= size:
+        memcpy(&word, data + i, 8)
+        found |= not_plain(word)
+        i += 8
+    if i < size:
+        if size >= 8:
+            memcpy(&word, data + size - 8, 8)
+            found |= not_plain(word)
+        else:
+            word = SPACES
+            for i in range(size):
+                word = (word << 8) | data[i]
+            found |= not_plain(word)
+    return found == 0
+
+
+cdef uint32_t character_size(const uint8_t* data, uint32_t size) noexcept nogil:
+    # Bytes of the UTF-8 character at data (size >= 1); 0 when it is none. No surrogates, nothing over-long or above U+10FFFF.
+    cdef uint8_t first = data[0]
+    if first < 0x80:
+        return 1
+    if first < 0xC2 or size < 2 or data[1] & 0xC0 != 0x80:
+        return 0
+    if first < 0xE0:
+        return 2
+    if size < 3 or data[2] & 0xC0 != 0x80:
+        return 0
+    if first < 0xF0:
+        if (first == 0xE0 and data[1] < 0xA0) or (first == 0xED and data[1] >= 0xA0):
+            return 0
+        return 3
+    if size < 4 or data[3] & 0xC0 != 0x80 or first > 0xF4:
+        return 0
+    if (first == 0xF0 and data[1] < 0x90) or (first == 0xF4 and data[1] >= 0x90):
+        return 0
+    return 4
+
+
+cdef bint is_utf8(Slice text) noexcept nogil:
+    cdef uint32_t i = 0
+    cdef uint32_t length
+    while i < text.size:
+        length = character_size(text.data + i, text.size - i)
+        if length == 0:
+            return False
+        i += length
+    return True
+
+
+cdef bint has_control(Slice text) noexcept nogil:
+    # U+0000..U+001F, U+007F..U+009F. The text is UTF-8.
+    cdef uint32_t i
+    for i in range(text.size):
+        if text.data[i] < 0x20 or text.data[i] == 0x7F:
+            return True
+        if text.data[i] == 0xC2 and text.data[i + 1] < 0xA0:
+            return True
+    return False
+
+
+cdef void unusual_text(Reader* reader, Slice text, uint16_t field, int32_t index) noexcept nogil:
+    reader.unusual = True
+    if reader.encoding.field == 0 and not is_utf8(text):
+        reader.encoding.field = field
+        reader.encoding.index = index
+        reader.encoding.text = text
+
+
+cdef inline void read_text(Reader* reader, Slice* text, uint16_t field, int32_t index) noexcept nogil:
+    cdef uint32_t size = read_size(reader)
+    text.data = reader.at
+    text.size = size
+    reader.at += size
+    if not likely(plain(text.data, size), 1):
+        unusual_text(reader, text[0], field, index)
+
+
+cdef inline bint fits(const Reader* reader, Slice text, uint32_t low, uint32_t high) noexcept nogil:
+    if text.size < low or text.size > high:
+        return False
+    return not reader.unusual or not has_control(text)
+
+
+cdef bint is_request_id(Slice text) noexcept nogil:
+    # A-Z a-z 0-9 . _ : -
+    cdef uint32_t i
+    cdef uint8_t byte
+    for i in range(text.size):
+        byte = text.data[i]
+        if not (c"a" <= (byte | 0x20) <= c"z" or c"0" <= byte <= c":" or byte == c"." or byte == c"_" or byte == c"-"):
+            return False
+    return True
+
+
+# --- the messages ------------------------------------------------------------------------------------------------
+# Each function reads one message that stands in `reader` and merges it into what was read before.
+# A tag is field number * 8 + wire type (0 varint, 2 bytes).
+
+cdef void read_stamp(Reader* reader, Stamp* stamp) noexcept nogil:
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 8:
+            stamp.seconds = <int64_t>read_varint(reader)
+        elif tag == 16:
+            stamp.nanos = <int32_t>read_varint(reader)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
+cdef void read_member(Reader* reader, MemberRef* member, int32_t index) noexcept nogil:
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 8:
+            member.member_id = <int64_t>read_varint(reader)
+            member.kind = MEMBER_BY_ID
+        elif tag == 18:
+            read_text(reader, &member.text, FIELD_MEMBER_CARD, index)
+            member.kind = MEMBER_BY_CARD
+        elif tag == 26:
+            read_text(reader, &member.text, FIELD_MEMBER_PHONE, index)
+            member.kind = MEMBER_BY_PHONE
+        elif tag == 34:
+            read_text(reader, &member.text, FIELD_MEMBER_EMAIL, index)
+            member.kind = MEMBER_BY_EMAIL
+        elif tag == 42:
+            read_text(reader, &member.text, FIELD_MEMBER_APP, index)
+            member.kind = MEMBER_BY_APP
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
+cdef void read_identifier(Reader* reader, Command* command) noexcept nogil:
+    cdef MemberRef surplus
+    cdef MemberRef* member = &surplus
+    if reader.identifier_total < IDENTIFIERS_PER_REQUEST_MAX:
+        member = &command.identifiers[reader.identifier_total]
+        command.identifier_count = reader.identifier_total + 1
+    memset(member, 0, sizeof(MemberRef))
+    read_member(reader, member, <int32_t>reader.identifier_total)
+    reader.identifier_total += 1
+
+
+cdef void read_receipt_key(Reader* reader, Command* command, bint in_receipt) noexcept nogil:
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    command.given |= GIVEN_RECEIPT_KEY
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 10:
+            read_text(reader, &command.store, FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE, -1)
+        elif tag == 18:
+            read_text(reader, &command.till, FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL, -1)
+        elif tag == 24:
+            command.business_day = <int32_t>read_varint(reader)
+        elif tag == 34:
+            read_text(reader, &command.number, FIELD_RECEIPT_NUMBER if in_receipt else FIELD_KEY_NUMBER, -1)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
+cdef void read_line(Reader* reader, Command* command) noexcept nogil:
+    cdef Line surplus
+    cdef Line* line = &surplus
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    cdef int32_t index = <int32_t>reader.line_total
+    if reader.line_total < LINES_MAX:
+        line = &command.lines[reader.line_total]
+        command.line_count = reader.line_total + 1
+    reader.line_total += 1
+    memset(line, 0, sizeof(Line))
+    line.sku.data = line.category.data = reader.at
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 10:
+            read_text(reader, &line.sku, FIELD_LINE_SKU, index)
+        elif tag == 18:
+            read_text(reader, &line.category, FIELD_LINE_CATEGORY, index)
+        elif tag == 24:
+            line.quantity_milli = <int64_t>read_varint(reader)
+        elif tag == 32:
+            line.amount_minor = <int64_t>read_varint(reader)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+    if reader.line.field == 0 and reader.encoding.field == 0:
+        if not fits(reader, line.sku, 1, SKU_BYTES_MAX):
+            reader.line.field = FIELD_LINE_SKU
+            reader.line.text = line.sku
+            reader.line.index = index
+        elif not fits(reader, line.category, 0, CATEGORY_BYTES_MAX):
+            reader.line.field = FIELD_LINE_CATEGORY
+            reader.line.text = line.category
+            reader.line.index = index
+
+
+cdef void read_receipt(Reader* reader, Command* command) noexcept nogil:
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    command.given |= GIVEN_RECEIPT
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 42:
+            read_line(reader, command)
+        elif tag == 10:
+            read_receipt_key(reader, command, True)
+        elif tag == 18:
+            read_stamp(reader, &reader.business)
+            command.given |= GIVEN_BUSINESS_TIME
+        elif tag == 26:
+            read_text(reader, &command.currency, FIELD_RECEIPT_CURRENCY_CODE, -1)
+        elif tag == 32:
+            command.total_minor = <int64_t>read_varint(reader)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
+cdef void read_payment(Reader* reader, Command* command, uint8_t payment) noexcept nogil:
+    # Burn {wallet = 1, points = 2} or Capture {reservation_id = 1, points = 2}. The other member of the oneof is forgotten.
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    if command.payment != payment:
+        command.payment = payment
+        command.points = 0
+        command.reservation_id = 0
+        command.wallet.size = 0
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 16:
+            command.points = <int64_t>read_varint(reader)
+        elif tag == 10 and payment == PAYMENT_BURN:
+            read_text(reader, &command.wallet, FIELD_WALLET, -1)
+        elif tag == 8 and payment == PAYMENT_CAPTURE:
+            command.reservation_id = <int64_t>read_varint(reader)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
+cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
+    # The three fields that every write begins with. False: the tag is none of them.
+    if tag == 10:
+        read_text(reader, &command.request_id, FIELD_REQUEST_ID, -1)
+    elif tag == 18:
+        read_stamp(reader, &reader.sent)
+        command.given |= GIVEN_SENT_TIME
+    elif tag == 26 and command.method != METHOD_ENROLL:
+        read_member(reader, &command.member, -1)
+    else:
+        return False
+    return True
+
+
+cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
+    # The fields behind the head, by method. False: unknown.
+    cdef uint8_t method = command.method
+    if method == METHOD_EARN or method == METHOD_COMMIT:
+        if tag == 34:
+            read_receipt(reader, command)
+        elif tag == 42 and method == METHOD_COMMIT:
+            read_payment(reader, command, PAYMENT_BURN)
+        elif tag == 50 and method == METHOD_COMMIT:
+            read_payment(reader, command, PAYMENT_CAPTURE)
+        else:
+            return False
+    elif method == METHOD_BURN or method == METHOD_RESERVE:
+        if tag == 34:
+            read_text(reader, &command.wallet, FIELD_WALLET, -1)
+        elif tag == 40:
+            command.points = <int64_t>read_varint(reader)
+        elif tag == 50 and method == METHOD_BURN:
+            read_receipt_key(reader, command, False)
+        elif tag == 50:
+            read_stamp(reader, &reader.ttl)
+            command.given |= GIVEN_TTL
+        elif tag == 58:
+            read_stamp(reader, &reader.business)
+            command.given |= GIVEN_BUSINESS_TIME
+        else:
+            return False
+    elif method == METHOD_CAPTURE or method == METHOD_RELEASE:
+        if tag == 32:
+            command.reservation_id = <int64_t>read_varint(reader)
+        elif tag == 40 and method == METHOD_CAPTURE:
+            command.points = <int64_t>read_varint(reader)
+        elif tag == 50 and method == METHOD_CAPTURE:
+            read_receipt_key(reader, command, False)
+        else:
+            return False
+    elif method == METHOD_ENROLL and tag == 26:
+        read_identifier(reader, command)
+    else:
+        return False
+    return True
+
+
+cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
+    # GetBalance and GetOperation. False: unknown.
+    if command.method == METHOD_GET_BALANCE:
+        if tag == 10:
+            read_member(reader, &command.member, -1)
+        elif tag == 18:
+            read_text(reader, &command.wallet, FIELD_WALLET, -1)
+        else:
+            return False
+    elif tag == 10:
+        read_text(reader, &command.request_id, FIELD_REQUEST_ID, -1)
+    elif tag == 18:
+        read_stamp(reader, &reader.sent)
+        command.given |= GIVEN_SENT_TIME
+    else:
+        return False
+    return True
+
+
+# --- checking what was read --------------------------------------------------------------------------------------
+
+cdef bint refuse_text(Outcome* outcome, uint16_t field, int32_t index, Slice text) noexcept nogil:
+    outcome_forget(outcome)
+    outcome.status = STATUS_FIELD_INVALID
+    outcome.field = field
+    outcome.index = index
+    outcome.value_kind = VALUE_TEXT
+    outcome.text = text
+    return False
+
+
+cdef bint refuse_number(Outcome* outcome, uint16_t field, uint8_t kind, int64_t value) noexcept nogil:
+    outcome_forget(outcome)
+    outcome.status = STATUS_FIELD_INVALID
+    outcome.field = field
+    outcome.index = -1
+    outcome.value_kind = kind
+    outcome.value = value
+    return False
+
+
+cdef bint check_text(const Reader* reader, Slice text, uint32_t low, uint32_t high, uint16_t field, Outcome* outcome) noexcept nogil:
+    if likely(fits(reader, text, low, high), 1):
+        return True
+    return refuse_text(outcome, field, -1, text)
+
+
+cdef bint check_stamp(const Stamp* stamp, int64_t* time_us, uint16_t field, Outcome* outcome) noexcept nogil:
+    # Parts of a microsecond are dropped.
+    if stamp.seconds < SECONDS_MIN or stamp.seconds > SECONDS_MAX:
+        return refuse_number(outcome, field, VALUE_SECONDS, stamp.seconds)
+    if stamp.nanos < 0 or stamp.nanos > 999_999_999:
+        return refuse_number(outcome, field, VALUE_NANOS, stamp.nanos)
+    time_us[0] = stamp.seconds * 1_000_000 + stamp.nanos // 1000
+    return True
+
+
+cdef bint check_member(const Reader* reader, const MemberRef* member, int32_t index, Outcome* outcome) noexcept nogil:
+    if member.kind == MEMBER_BY_CARD:
+        if not fits(reader, member.text, 1, IDENTIFIER_BYTES_MAX):
+            return refuse_text(outcome, FIELD_MEMBER_CARD, index, member.text)
+    elif member.kind == MEMBER_BY_PHONE:
+        if not fits(reader, member.text, 1, IDENTIFIER_BYTES_MAX):
+            return refuse_text(outcome, FIELD_MEMBER_PHONE, index, member.text)
+    elif member.kind == MEMBER_BY_EMAIL:
+        if not fits(reader, member.text, 3, EMAIL_BYTES_MAX):
+            return refuse_text(outcome, FIELD_MEMBER_EMAIL, index, member.text)
+    elif member.kind == MEMBER_BY_APP:
+        if not fits(reader, member.text, 1, IDENTIFIER_BYTES_MAX):
+            return refuse_text(outcome, FIELD_MEMBER_APP, index, member.text)
+    return True
+
+
+cdef bint check_receipt_key(const Reader* reader, const Command* command, Outcome* outcome) noexcept nogil:
+    cdef bint in_receipt = command.given & GIVEN_RECEIPT != 0
+    return (
+        check_text(reader, command.store, 1, STORE_BYTES_MAX, FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE, outcome)
+        and check_text(reader, command.till, 1, TILL_BYTES_MAX, FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL, outcome)
+        and check_text(reader, command.number, 1, RECEIPT_NUMBER_BYTES_MAX,
+                       FIELD_RECEIPT_NUMBER if in_receipt else FIELD_KEY_NUMBER, outcome)
+    )
+
+
+cdef bint check_wallet(const Reader* reader, Command* command, Outcome* outcome) noexcept nogil:
+    # An empty name is none.
+    if command.wallet.size == 0:
+        return True
+    command.given |= GIVEN_WALLET
+    return check_text(reader, command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome)
+
+
+cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexcept nogil:
+    # In the order of the field numbers; a query lacks what it has no field for.
+    cdef uint32_t i
+    if reader.encoding.field != 0:
+        return refuse_text(outcome, reader.encoding.field, reader.encoding.index, reader.encoding.text)
+    if command.method != METHOD_GET_BALANCE:
+        if not fits(reader, command.request_id, REQUEST_ID_BYTES_MIN, REQUEST_ID_BYTES_MAX) or not is_request_id(command.request_id):
+            return refuse_text(outcome, FIELD_REQUEST_ID, -1, command.request_id)
+    if command.given & GIVEN_SENT_TIME and not check_stamp(&reader.sent, &command.sent_time_us, FIELD_SENT_TIME, outcome):
+        return False
+    if not check_member(reader, &command.member, -1, outcome):
+        return False
+    if command.method == METHOD_ENROLL:
+        if reader.identifier_total < 1 or reader.identifier_total > IDENTIFIERS_PER_REQUEST_MAX:
+            return refuse_number(outcome, FIELD_IDENTIFIERS, VALUE_NUMBER, reader.identifier_total)
+        for i in range(command.identifier_count):
+            if not check_member(reader, &command.identifiers[i], <int32_t>i, outcome):
+                return False
+    if command.method != METHOD_COMMIT and not check_wallet(reader, command, outcome):
+        return False
+    if command.given & GIVEN_RECEIPT_KEY and not check_receipt_key(reader, command, outcome):
+        return False
+    if command.given & GIVEN_TTL and not check_stamp(&reader.ttl, &command.ttl_us, FIELD_TTL, outcome):
+        return False
+    if command.given & GIVEN_BUSINESS_TIME:
+        if not check_stamp(&reader.business, &command.business_time_us,
+                           FIELD_RECEIPT_PURCHASE_TIME if command.given & GIVEN_RECEIPT else FIELD_PURCHASE_TIME, outcome):
+            return False
+    if reader.line_total > LINES_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_LINES, VALUE_NUMBER, reader.line_total)
+    if reader.line.field != 0:
+        return refuse_text(outcome, reader.line.field, reader.line.index, reader.line.text)
+    # In CommitReceipt the wallet belongs to the payment, which stands behind the receipt.
+    return command.method != METHOD_COMMIT or check_wallet(reader, command, outcome)
+
+
+cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil:
+    cdef Reader reader
+    cdef const uint8_t* at
+    cdef uint32_t tag
+    cdef bint query = method == METHOD_GET_BALANCE or method == METHOD_GET_OPERATION
+    memset(&reader, 0, sizeof(Reader))
+    reader.start = data
+    reader.at = data
+    reader.end = data + size
+    # Identifiers and lines (48 KB) are cleared one by one as they come.
+    memset(command, 0, <uint8_t*>&command.identifiers[0] - <uint8_t*>command)
+    command.method = method
+    if not query and (method < METHOD_EARN or method > METHOD_ENROLL):
+        outcome_forget(outcome)
+        outcome.status = STATUS_METHOD_UNKNOWN
+        return False
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(&reader)
+        if query:
+            if not read_query(&reader, command, tag):
+                skip(&reader, tag, at)
+        elif not read_head(&reader, command, tag) and not read_rest(&reader, command, tag):
+            skip(&reader, tag, at)
+    if reader.broken != NULL:
+        outcome_forget(outcome)
+        outcome.status = STATUS_MESSAGE_MALFORMED
+        outcome.a = reader.broken - reader.start
+        return False
+    return check(&reader, command, outcome)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+# A tag is written as one byte: every field number here is below 16. Values that are 0 are left out, as proto3 does.
+
+cdef struct Out:
+    uint8_t* at                 # where the next byte goes
+
+
+cdef inline void out_byte(Out* out, uint8_t value) noexcept nogil:
+    out.at[0] = value
+    out.at += 1
+
+
+cdef inline void out_varint(Out* out, uint64_t value) noexcept nogil:
+    while value >= 0x80:
+        out_byte(out, <uint8_t>(value & 0x7F) | 0x80)
+        value >>= 7
+    out_byte(out, <uint8_t>value)
+
+
+cdef inline void out_int(Out* out, uint8_t tag, int64_t value) noexcept nogil:
+    if value != 0:
+        out_byte(out, tag)
+        out_varint(out, <uint64_t>value)
+
+
+cdef inline void out_bytes(Out* out, uint8_t tag, const void* data, uint32_t size) noexcept nogil:
+    if size != 0:
+        out_byte(out, tag)
+        out_varint(out, size)
+        memcpy(out.at, data, size)
+        out.at += size
+
+
+cdef inline uint8_t* out_open(Out* out, uint8_t tag) noexcept nogil:
+    # Begins a message inside; most have less than 128 bytes, so one byte is left for the length.
+    out_byte(out, tag)
+    out.at += 1
+    return out.at
+
+
+cdef inline void out_close(Out* out, uint8_t* body) noexcept nogil:
+    cdef uint32_t size = <uint32_t>(out.at - body)
+    cdef uint32_t more
+    if likely(size < 0x80, 1):
+        (body - 1)[0] = <uint8_t>size
+        return
+    more = 1 if size < 0x4000 else 2
+    memmove(body + more, body, size)
+    out.at = body - 1
+    out_varint(out, size)
+    out.at += size
+
+
+cdef void out_time(Out* out, uint8_t tag, int64_t time_us) noexcept nogil:
+    cdef int64_t seconds = div_floor(time_us, 1_000_000)
+    cdef uint8_t* body = out_open(out, tag)
+    out_int(out, 8, seconds)
+    out_int(out, 16, (time_us - seconds * 1_000_000) * 1000)
+    out_close(out, body)
+
+
+cdef inline void out_wallet_name(Out* out, uint8_t tag, const Program* program, uint64_t wallet) noexcept nogil:
+    if wallet < program.wallet_count:
+        out_bytes(out, tag, program.wallets[wallet].name, program.wallets[wallet].name_size)
+
+
+cdef void out_wallet(Out* out, uint8_t tag, const Program* program, uint64_t wallet, int64_t posted, int64_t pending, int64_t reserved,
+                     const WalletView* view) noexcept nogil:
+    # view: where the next expiries stand; NULL: not asked.
+    cdef uint32_t i
+    cdef uint8_t* inner
+    cdef uint8_t* body = out_open(out, tag)
+    out_wallet_name(out, 10, program, wallet)
+    out_int(out, 16, posted)
+    out_int(out, 24, pending)
+    out_int(out, 32, reserved)
+    out_int(out, 40, posted - pending - reserved)
+    if view != NULL:
+        for i in range(view.expiry_count):
+            inner = out_open(out, 50)
+            out_time(out, 10, view.expiry_time_us[i])
+            out_int(out, 16, view.expiry_points[i])
+            out_close(out, inner)
+    out_close(out, body)
+
+
+cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t sequence, const uint8_t* room_end) noexcept nogil:
+    cdef int64_t earned = 0
+    cdef int64_t burned = 0
+    cdef int64_t expired = 0
+    cdef int64_t points
+    cdef uint8_t account
+    cdef uint64_t line, rule
+    cdef Cursor cursor
+    cdef uint8_t* inner
+    cdef uint8_t* body = out_open(out, tag)
+    cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
+    while cursor_more(&cursor):
+        account = get_byte(&cursor)
+        get_varint(&cursor)
+        points = get_signed(&cursor)
+        if account == ACCOUNT_ISSUED:
+            earned -= points
+        elif account == ACCOUNT_REDEEMED:
+            burned += points
+        elif account == ACCOUNT_EXPIRED:
+            expired += points
+    out_int(out, 8, <int64_t>sequence)
+    out_time(out, 18, view.header.time_us)
+    out_int(out, 24, view.header.kind)
+    out_int(out, 32, view.header.member)
+    out_int(out, 40, earned)
+    out_int(out, 48, burned)
+    out_int(out, 56, expired)
+    out_int(out, 64, view.header.program)
+    cursor_open(&cursor, &view.sections[SECTION_AWARDS])
+    # The core never writes more than fit; the check is for bytes that somebody else wrote.
+    while cursor_more(&cursor) and out.at < room_end:
+        line = get_varint(&cursor)
+        rule = get_varint(&cursor)
+        get_varint(&cursor)
+        points = get_signed(&cursor)
+        inner = out_open(out, 74)
+        out_int(out, 8, <int64_t>line)
+        out_int(out, 16, <int64_t>rule)
+        out_int(out, 24, points)
+        out_close(out, inner)
+    out_close(out, body)
+
+
+cdef void out_after(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil:
+    cdef uint64_t wallet
+    cdef int64_t posted, pending, reserved
+    cdef uint32_t count = 0
+    cdef Cursor cursor
+    cursor_open(&cursor, &view.sections[SECTION_AFTER])
+    while cursor_more(&cursor) and count < WALLETS_MAX:
+        wallet = get_varint(&cursor)
+        posted = get_signed(&cursor)
+        pending = get_signed(&cursor)
+        reserved = get_signed(&cursor)
+        out_wallet(out, tag, program, wallet, posted, pending, reserved, NULL)
+        count += 1
+
+
+cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil:
+    cdef Cursor cursor
+    cdef uint64_t reservation_id, wallet
+    cdef uint8_t state
+    cdef int64_t reserved, captured, expire_delta_us
+    cdef uint8_t* body
+    if view.sections[SECTION_RESERVATION].data == NULL:
+        return
+    cursor_open(&cursor, &view.sections[SECTION_RESERVATION])
+    reservation_id = get_varint(&cursor)
+    state = get_byte(&cursor)
+    wallet = get_varint(&cursor)
+    reserved = get_signed(&cursor)
+    captured = get_signed(&cursor)
+    expire_delta_us = get_signed(&cursor)
+    body = out_open(out, tag)
+    out_int(out, 8, <int64_t>reservation_id)
+    out_int(out, 16, state)
+    out_wallet_name(out, 26, program, wallet)
+    out_int(out, 32, reserved)
+    out_int(out, 40, captured)
+    out_time(out, 50, view.header.time_us + expire_delta_us)
+    out_close(out, body)
+
+
+cdef void out_operation(Out* out, const Program* program, const EntryView* view, const Outcome* outcome,
+                        const uint8_t* room_end) noexcept nogil:
+    # GetOperationResponse of an entry: what it did, or the refusal that it remembers.
+    cdef Outcome refusal
+    cdef Cursor cursor
+    cdef uint8_t* body
+    cdef uint8_t message[MESSAGE_ROOM]
+    cdef uint32_t message_size = 0
+    if view.header.status == STATUS_OK:
+        out_entry(out, 10, view, outcome.sequence, room_end)
+        out_after(out, 26, program, view)
+        out_reservation(out, 34, program, view)
+        return
+    outcome_forget(&refusal)
+    refusal.status = view.header.status
+    cursor_open(&cursor, &view.sections[SECTION_REFUSAL])
+    refusal.a = get_signed(&cursor)
+    refusal.b = get_signed(&cursor)
+    body = out_open(out, 18)
+    out.at += wire_error(program, &refusal, out.at, DETAILS_ROOM, message, MESSAGE_ROOM, &message_size)
+    out_close(out, body)
+
+
+cdef void out_balance(Out* out, const Program* program, const Outcome* outcome) noexcept nogil:
+    cdef const WalletView* view
+    cdef uint32_t i
+    out_int(out, 8, outcome.balance.member)
+    for i in range(outcome.balance.wallet_count):
+        view = &outcome.balance.wallets[i]
+        out_wallet(out, 18, program, view.wallet, view.posted_points, view.pending_points, view.reserved_points, view)
+    out_int(out, 24, <int64_t>outcome.balance.sequence)
+    out_time(out, 34, outcome.balance.read_time_us)
+
+
+cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil:
+    cdef Out writer
+    cdef EntryView view
+    # Awards may go up to here: behind it is room for one award and all wallets.
+    cdef const uint8_t* room_end = out + ANSWER_BYTES_MAX - WALLETS_MAX * 160 - 512
+    writer.at = out
+    if method == METHOD_GET_BALANCE:
+        out_balance(&writer, program, outcome)
+        return <uint32_t>(writer.at - out)
+    if outcome.entry == NULL or not entry_view(outcome.entry, outcome.entry_size, &view):
+        return 0
+    if method == METHOD_GET_OPERATION:
+        out_operation(&writer, program, &view, outcome, room_end)
+        return <uint32_t>(writer.at - out)
+    out_entry(&writer, 10, &view, outcome.sequence, room_end)
+    if method == METHOD_ENROLL:
+        out_int(&writer, 16, outcome.replayed != 0)
+        out_int(&writer, 24, view.header.flags & FLAG_OPENED != 0)
+        return <uint32_t>(writer.at - out)
+    out_after(&writer, 18, program, &view)
+    out_int(&writer, 24, outcome.replayed != 0)
+    out_reservation(&writer, 34, program, &view)
+    return <uint32_t>(writer.at - out)
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+# Nobody is in a hurry here; every piece is bounded: text that does not fit its room is cut.
+
+cdef struct Text:               # text under construction
+    uint8_t* data
+    uint32_t size
+    uint32_t max                # bytes
+
+
+cdef struct Parts:              # what an outcome has to say, as text
+    uint8_t field_data[FIELD_ROOM]
+    uint8_t value_data[VALUE_ROOM]
+    uint8_t rule_data[RULE_ROOM]
+    uint8_t a_data[NUMBER_ROOM]
+    uint8_t b_data[NUMBER_ROOM]
+    Text field
+    Text value
+    Text rule
+    Text a
+    Text b
+    bint quoted                 # the value is text as sent
+    uint32_t cut_from           # bytes of the value as sent, when only its beginning is shown; 0: shown whole
+
+
+cdef struct Pair:               # of ErrorInfo.metadata
+    const char* key
+    const uint8_t* value
+    uint32_t value_size
+
+
+cdef void add(Text* text, const void* data, uint32_t size) noexcept nogil:
+    if size > text.max - text.size:
+        size = text.max - text.size
+    memcpy(text.data + text.size, data, size)
+    text.size += size
+
+
+cdef void add_string(Text* text, const char* string) noexcept nogil:
+    add(text, string, <uint32_t>strlen(string))
+
+
+cdef void add_number(Text* text, int64_t value) noexcept nogil:
+    cdef uint8_t digits[NUMBER_ROOM]
+    cdef uint32_t at = NUMBER_ROOM
+    cdef uint64_t rest = <uint64_t>value if value >= 0 else 0 - <uint64_t>value
+    while True:
+        at -= 1
+        digits[at] = <uint8_t>(48 + rest % 10)
+        rest //= 10
+        if rest == 0:
+            break
+    if value < 0:
+        at -= 1
+        digits[at] = c"-"
+    add(text, digits + at, NUMBER_ROOM - at)
+
+
+cdef void add_padded(Text* text, int64_t value, uint32_t width) noexcept nogil:
+    # With leading zeros; value >= 0.
+    cdef int64_t bound = 10
+    cdef uint32_t i
+    for i in range(1, width):
+        if value < bound:
+            add_string(text, "0")
+        bound *= 10
+    add_number(text, value)
+
+
+cdef void add_time(Text* text, int64_t time_us) noexcept nogil:
+    # RFC 3339, UTC, down to the microsecond. Outside the years 1970..2199, where the calendar here ends, the plain number.
+    cdef int64_t seconds = div_floor(time_us, 1_000_000)
+    cdef int64_t days = div_floor(seconds, 86_400)
+    cdef int64_t second = seconds - days * 86_400
+    cdef int32_t year, month, day
+    if days < 0 or days >= 84_006:
+        add_number(text, seconds)
+        add_string(text, " seconds since 1970")
+        return
+    civil_from_day(<int32_t>days, &year, &month, &day)
+    add_padded(text, year, 4)
+    add_string(text, "-")
+    add_padded(text, month, 2)
+    add_string(text, "-")
+    add_padded(text, day, 2)
+    add_string(text, "T")
+    add_padded(text, second // 3600, 2)
+    add_string(text, ":")
+    add_padded(text, second // 60 % 60, 2)
+    add_string(text, ":")
+    add_padded(text, second % 60, 2)
+    add_string(text, ".")
+    add_padded(text, time_us - seconds * 1_000_000, 6)
+    add_string(text, "Z")
+
+
+cdef uint32_t escaped(const uint8_t* data, uint32_t size, uint8_t* piece, uint32_t* piece_size) noexcept nogil:
+    # One character as people can read it: control characters and bytes that are not UTF-8 as \\xNN, quotes and backslashes with a
+    # backslash. Returns the bytes taken from data (size >= 1).
+    cdef const char* hexadecimal = "0123456789abcdef"
+    cdef uint32_t taken = character_size(data, size)
+    cdef uint32_t i
+    if taken == 0 or data[0] < 0x20 or data[0] == 0x7F or (data[0] == 0xC2 and data[1] < 0xA0):
+        if taken == 0:
+            taken = 1
+        for i in range(taken):
+            piece[4 * i] = c"\\"
+            piece[4 * i + 1] = c"x"
+            piece[4 * i + 2] = hexadecimal[data[i] >> 4]
+            piece[4 * i + 3] = hexadecimal[data[i] & 15]
+        piece_size[0] = 4 * taken
+        return taken
+    piece_size[0] = 0
+    if data[0] == c'"' or data[0] == c"\\":
+        piece[0] = c"\\"
+        piece_size[0] = 1
+    memcpy(piece + piece_size[0], data, taken)
+    piece_size[0] += taken
+    return taken
+
+
+cdef void add_value_text(Parts* parts, Slice sent) noexcept nogil:
+    cdef uint8_t piece[8]
+    cdef uint32_t piece_size = 0
+    cdef uint32_t i = 0
+    cdef uint32_t taken
+    parts.quoted = True
+    while i < sent.size:
+        taken = escaped(sent.data + i, sent.size - i, piece, &piece_size)
+        if parts.value.size + piece_size > VALUE_SHOWN_BYTES_MAX:
+            parts.cut_from = sent.size
+            return
+        add(&parts.value, piece, piece_size)
+        i += taken
+
+
+cdef bint is_personal(uint16_t field) noexcept nogil:
+    # Cards, phones, e-mail addresses and app identifiers appear nowhere: not in an answer that a till may log either.
+    return field == FIELD_MEMBER or FIELD_MEMBER_CARD <= field <= FIELD_MEMBER_APP or field == FIELD_IDENTIFIERS
+
+
+cdef void add_field(Text* text, uint16_t field, int32_t index) noexcept nogil:
+    # The name on the wire, with the index where the field repeats: receipt.lines[3].sku, identifiers[0].card.
+    cdef const char* name = FIELD_ROWS[field].name
+    cdef uint32_t prefix = 0
+    if index >= 0 and FIELD_RECEIPT_LINES <= field <= FIELD_LINE_AMOUNT_MINOR:
+        prefix = <uint32_t>strlen(FIELD_ROWS[FIELD_RECEIPT_LINES].name)
+        add(text, name, prefix)
+    elif index >= 0 and FIELD_MEMBER <= field <= FIELD_MEMBER_APP:
+        prefix = <uint32_t>strlen(FIELD_ROWS[FIELD_MEMBER].name)
+        add_string(text, FIELD_ROWS[FIELD_IDENTIFIERS].name)
+    elif index >= 0:
+        prefix = <uint32_t>strlen(name)
+        add(text, name, prefix)
+    if index >= 0:
+        add_string(text, "[")
+        add_number(text, index)
+        add_string(text, "]")
+    add_string(text, name + prefix)
+
+
+cdef void add_value(Parts* parts, const Outcome* outcome) noexcept nogil:
+    cdef uint16_t field = outcome.field
+    cdef bint is_time = field == FIELD_SENT_TIME or field == FIELD_PURCHASE_TIME or field == FIELD_RECEIPT_PURCHASE_TIME
+    if outcome.value_kind == VALUE_TEXT and is_personal(field):
+        add_string(&parts.value, "(not shown)")
+    elif outcome.value_kind == VALUE_TEXT:
+        add_value_text(parts, outcome.text)
+    elif outcome.value_kind == VALUE_SECONDS:
+        add_number(&parts.value, outcome.value)
+        add_string(&parts.value, " seconds")
+    elif outcome.value_kind == VALUE_NANOS:
+        add_number(&parts.value, outcome.value)
+        add_string(&parts.value, " nanos")
+    elif outcome.value_kind == VALUE_NUMBER and is_time:
+        add_time(&parts.value, outcome.value)
+    elif outcome.value_kind == VALUE_NUMBER and field == FIELD_TTL:
+        add_number(&parts.value, outcome.value)
+        add_string(&parts.value, " us")
+    elif outcome.value_kind == VALUE_NUMBER:
+        add_number(&parts.value, outcome.value)
+
+
+cdef void part_open(Text* text, uint8_t* data, uint32_t max) noexcept nogil:
+    text.data = data
+    text.size = 0
+    text.max = max
+
+
+cdef void take_apart(Parts* parts, const Program* program, const Outcome* outcome) noexcept nogil:
+    part_open(&parts.field, parts.field_data, FIELD_ROOM)
+    part_open(&parts.value, parts.value_data, VALUE_ROOM)
+    part_open(&parts.rule, parts.rule_data, RULE_ROOM)
+    part_open(&parts.a, parts.a_data, NUMBER_ROOM)
+    part_open(&parts.b, parts.b_data, NUMBER_ROOM)
+    parts.quoted = False
+    parts.cut_from = 0
+    add_number(&parts.a, outcome.a)
+    add_number(&parts.b, outcome.b)
+    # A remembered refusal says what its entry says, and that has no field: the repeat must read like the first answer.
+    if STATUS_ROWS[outcome.status].remembered:
+        return
+    if outcome.field > 0 and outcome.field < FIELD_COUNT and FIELD_ROWS[outcome.field].name != NULL:
+        add_field(&parts.field, outcome.field, outcome.index)
+        if outcome.status == STATUS_FIELD_INVALID:
+            add_string(&parts.rule, FIELD_ROWS[outcome.field].rule)
+            if outcome.field == FIELD_RECEIPT_CURRENCY_CODE and program != NULL:
+                add_string(&parts.rule, ", ")
+                add_string(&parts.rule, program.currency)
+    add_value(parts, outcome)
+
+
+cdef void add_value_part(Text* message, const Parts* parts, uint8_t kind) noexcept nogil:
+    if kind == VALUE_NONE:
+        add_string(message, "not set")
+        return
+    if parts.quoted:
+        add_string(message, '"')
+    add(message, parts.value.data, parts.value.size)
+    if parts.quoted:
+        add_string(message, '"')
+    if parts.cut_from:
+        add_string(message, "... (")
+        add_number(message, parts.cut_from)
+        add_string(message, " bytes)")
+
+
+cdef void fill_in(Text* message, const char* template, const Parts* parts, uint8_t value_kind) noexcept nogil:
+    # {field} {value} {rule} {a} {b} of a row's message. The first letter tells them apart; other braces do not occur.
+    cdef const char* at = template
+    while at[0] != 0:
+        if at[0] != c"{":
+            add(message, at, 1)
+            at += 1
+            continue
+        if at[1] == c"f":
+            add(message, parts.field.data, parts.field.size)
+        elif at[1] == c"v":
+            add_value_part(message, parts, value_kind)
+        elif at[1] == c"r":
+            add(message, parts.rule.data, parts.rule.size)
+        elif at[1] == c"a":
+            add(message, parts.a.data, parts.a.size)
+        elif at[1] == c"b":
+            add(message, parts.b.data, parts.b.size)
+        while at[0] != 0 and at[0] != c"}":
+            at += 1
+        if at[0] != 0:
+            at += 1
+
+
+cdef int precedes(const char* a, const char* b) noexcept nogil:
+    while a[0] != 0 and a[0] == b[0]:
+        a += 1
+        b += 1
+    return <uint8_t>a[0] < <uint8_t>b[0]
+
+
+cdef void pair_add(Pair* pairs, uint32_t* count, const char* key, const void* value, uint32_t size) noexcept nogil:
+    # Kept in the order of their keys, as a deterministic serialization writes a map.
+    cdef uint32_t i = count[0]
+    while i > 0 and precedes(key, pairs[i - 1].key):
+        pairs[i] = pairs[i - 1]
+        i -= 1
+    pairs[i].key = key
+    pairs[i].value = <const uint8_t*>value
+    pairs[i].value_size = size
+    count[0] += 1
+
+
+cdef uint32_t metadata(Pair* pairs, const Parts* parts, const Outcome* outcome) noexcept nogil:
+    cdef const StatusRow* row = &STATUS_ROWS[outcome.status]
+    cdef uint32_t count = 0
+    if parts.field.size:
+        pair_add(pairs, &count, "field", parts.field.data, parts.field.size)
+    if parts.rule.size:
+        pair_add(pairs, &count, "rule", parts.rule.data, parts.rule.size)
+    if outcome.value_kind != VALUE_NONE and not row.remembered:
+        pair_add(pairs, &count, "value", parts.value.data, parts.value.size)
+    if row.a[0] != 0:
+        pair_add(pairs, &count, row.a, parts.a.data, parts.a.size)
+    if row.b[0] != 0:
+        pair_add(pairs, &count, row.b, parts.b.data, parts.b.size)
+    if outcome.replayed:
+        pair_add(pairs, &count, "replayed", b"true", 4)
+    return count
+
+
+cdef inline void out_string(Out* out, uint8_t tag, const char* string) noexcept nogil:
+    out_bytes(out, tag, string, <uint32_t>strlen(string))
+
+
+cdef void out_error_info(Out* out, const Parts* parts, const Outcome* outcome) noexcept nogil:
+    cdef Pair pairs[METADATA_MAX]
+    cdef uint32_t count = metadata(pairs, parts, outcome)
+    cdef uint32_t i
+    cdef uint8_t* pair
+    cdef uint8_t* info
+    cdef uint8_t* body = out_open(out, 26)
+    out_string(out, 10, "type.googleapis.com/google.rpc.ErrorInfo")
+    info = out_open(out, 18)
+    out_string(out, 10, STATUS_ROWS[outcome.status].name)
+    out_string(out, 18, ERROR_DOMAIN)
+    for i in range(count):
+        pair = out_open(out, 26)
+        out_string(out, 10, pairs[i].key)
+        # A map writes key and value also when they are empty.
+        out_byte(out, 18)
+        out_varint(out, pairs[i].value_size)
+        memcpy(out.at, pairs[i].value, pairs[i].value_size)
+        out.at += pairs[i].value_size
+        out_close(out, pair)
+    out_close(out, info)
+    out_close(out, body)
+
+
+cdef void out_retry_info(Out* out) noexcept nogil:
+    cdef uint8_t* info
+    cdef uint8_t* delay
+    cdef uint8_t* body = out_open(out, 26)
+    out_string(out, 10, "type.googleapis.com/google.rpc.RetryInfo")
+    info = out_open(out, 18)
+    delay = out_open(out, 10)
+    out_int(out, 16, RETRY_DELAY_NANOS)
+    out_close(out, delay)
+    out_close(out, info)
+    out_close(out, body)
+
+
+cdef uint32_t wire_error(const Program* program, const Outcome* outcome, uint8_t* details, uint32_t details_max,
+                         uint8_t* message, uint32_t message_max, uint32_t* message_size) noexcept nogil:
+    cdef Parts parts
+    cdef Text text
+    cdef Out out
+    cdef uint8_t scratch[SCRATCH_ROOM]
+    cdef uint32_t size
+    part_open(&text, message, message_max)
+    message_size[0] = 0
+    if outcome.status >= STATUS_COUNT or STATUS_ROWS[outcome.status].name == NULL:
+        # No such row: the caller gets INTERNAL without details, which means that the outcome is unknown.
+        add_string(&text, "the outcome has no known status")
+        message_size[0] = text.size
+        return 0
+    take_apart(&parts, program, outcome)
+    fill_in(&text, STATUS_ROWS[outcome.status].message, &parts, outcome.value_kind)
+    message_size[0] = text.size
+    out.at = scratch
+    out_int(&out, 8, STATUS_ROWS[outcome.status].grpc_code)
+    out_bytes(&out, 18, message, text.size)
+    out_error_info(&out, &parts, outcome)
+    if STATUS_ROWS[outcome.status].retryable:
+        out_retry_info(&out)
+    size = <uint32_t>(out.at - scratch)
+    if size > details_max:
+        return 0
+    memcpy(details, scratch, size)
+    return size
+
+
+cdef int wire_grpc_code(uint16_t status) noexcept nogil:
+    if status >= STATUS_COUNT or STATUS_ROWS[status].name == NULL:
+        return GRPC_INTERNAL
+    return STATUS_ROWS[status].grpc_code

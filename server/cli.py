@@ -1,0 +1,263 @@
+"""The command line: `daybook serve`, `verify`, `compile`, and commands that other packages add (`load`).
+
+Parses and prints; the work is in server/service.py, ledger/verify.py and ledger/rules. Commands of the entry point group
+`daybook.commands` are added at start: each is a plain function that typer understands.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ledger import limits
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+PROGRESS_FROM = 100_000  # shorter recoveries are over before a bar is drawn
+
+out = Console(highlight=False)
+events = Console(highlight=False, log_path=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+app = typer.Typer(
+    name="daybook", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""A durable ledger of loyalty points that a whole chain's tills can call.
+
+**Exit codes**: 0 done, 1 the work failed (a damaged journal, a programme with errors), 2 wrong use or refused to start
+(nothing was written), 70 a flush failed or the hot thread died (restart: recovery brings back everything that was acknowledged).
+
+First steps: `daybook serve`, then README.md's call in Python; `daybook COMMAND --help` shows an example of each.""")
+
+
+def fail(what: str, hint: str = "", code: int = EXIT_USAGE) -> typer.Exit:
+    """Print one clear message and its next step; returns the exception to raise."""
+    err.print(f"[bold red]daybook:[/] {escape(what)}")
+    if hint:
+        err.print(f"         {escape(hint)}")
+    return typer.Exit(code)
+
+
+class _Bar:
+    """A progress bar on stderr that appears for long work only."""
+
+    words = {"tail": "making the tail (bytes)", "journal": "replaying the journal (entries)", "verify": "verifying (entries)"}
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._what = ""
+
+    def update(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self.stop()
+            self._what = what
+        if self._progress is None:
+            if total < PROGRESS_FROM:
+                return
+            self._progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                                      console=err, transient=True)
+            self._task = self._progress.add_task(self.words[what], total=total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = None
+
+
+@app.command(epilog="Example: `daybook serve --data /var/lib/daybook --checkout 127.0.0.1:7070`", rich_help_panel="Service")
+def serve(
+    data: Annotated[Path, typer.Option(help="Directory of the ledger; made when it does not exist.")] = Path("data"),
+    program: Annotated[Path, typer.Option(help="Programme in YAML. Seeds an empty journal; later it must be the one in force.")
+                       ] = Path("programs/base.yaml"),
+    checkout: Annotated[str, typer.Option(metavar="HOST:PORT", help="The tills' port. Port 0: the kernel chooses.")] = "127.0.0.1:7070",
+    control: Annotated[str, typer.Option(metavar="HOST:PORT", help="The control port: every call, health, reflection.")] = "127.0.0.1:7071",
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="/metrics and /healthz.")] = "127.0.0.1:7072",
+    tail: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the write-ahead tail, to put it on another device. "
+                                                                 "Default: the data directory.")] = None,
+    members_max: Annotated[int, typer.Option(help="Accounts that the tables have room for; fixes the memory plan.")
+                           ] = limits.MEMBERS_MAX_DEFAULT,
+    ids_max: Annotated[int, typer.Option(help="Request ids (and as many receipt keys) remembered.")] = limits.IDS_MAX_DEFAULT,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow addresses other than loopback. There is no TLS and no access "
+                                                              "control yet: only for a network that is trusted.")] = False,
+    accept_time: Annotated[bool, typer.Option("--accept-time", help="Believe a clock that is more than 7 days ahead of the journal.")] = False,
+    clock_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    tail_bytes: Annotated[int, typer.Option(hidden=True)] = limits.TAIL_BYTES_DEFAULT,
+    ports_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Start the service on a data directory and serve until SIGTERM or Ctrl-C.
+
+    Recovers what was acknowledged, then listens on three ports. The first SIGTERM or Ctrl-C answers open calls and writes a last
+    digest; a second one cuts open calls.
+    """
+    from server import service
+    from server.config import RefusedToStart, ServeConfig
+
+    begun = time.perf_counter()
+    try:
+        config = ServeConfig.make(data=data, program=program, checkout=checkout, control=control, http=http, insecure=insecure, tail=tail,
+                                  members_max=members_max, ids_max=ids_max, tail_bytes=tail_bytes, accept_time=accept_time,
+                                  clock_file=clock_file, ports_file=ports_file)
+        bar = _Bar()
+
+        def started(what: service.Started) -> None:
+            bar.stop()
+            out.print(_start_table(what, time.perf_counter() - begun))
+
+        try:
+            code = service.serve(config, progress=bar.update, started=started, say=lambda event: events.log(event))
+        finally:
+            bar.stop()
+    except RefusedToStart as error:
+        raise fail(str(error), error.hint) from None
+    raise typer.Exit(code)
+
+
+def _start_table(what: Any, seconds: float) -> Table:
+    config, ledger = what.config, what.ledger
+    found = ledger.recovered
+    plan = ledger.memory_plan()
+    programme = ledger.program.program
+    recovered = ("a new journal" if found.created else
+                 f"sequence {found.sequence:,}, {found.tail_groups:,} groups of it from the tail")
+    table = Table(title="daybook serves", show_header=False, title_justify="left")
+    for name, value in (
+        ("data", str(config.data.resolve())), ("tail", str((config.tail or config.data).resolve() / "tail")),
+        ("programme", f"{programme.name} ({config.program}), hash {ledger.program.hash[:12]}"),
+        ("checkout port", what.ports["checkout"]), ("control port", what.ports["control"]),
+        ("metrics", f"http://{what.ports['http']}/metrics"),
+        ("room for", f"{config.members_max:,} members, {config.ids_max:,} request ids"),
+        ("memory at most", f"{_mib(sum(size for _, size in plan))}: " + ", ".join(f"{name} {_mib(size)}" for name, size in plan[:4])),
+        ("recovered", recovered), ("start took", f"{seconds:.2f} s"),
+    ):
+        table.add_row(name, escape(value))
+    if found.gap_us > 0:
+        table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal: expiries stand still until a start "
+                               "with --accept-time[/]")
+    return table
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"
+
+
+@app.command(epilog="Example: `daybook verify data --expect-head 1482:9f2c...`", rich_help_panel="Journal")
+def verify(
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="The ledger's data directory. A service may be running on it.")],
+    tail: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the tail, if `serve` was given one.")] = None,
+    expect_head: Annotated[str | None, typer.Option(
+        metavar="SEQ:HASH", help="A head that an earlier verify or the service's log printed. The journal must still contain it: "
+                                 "guards the whole directory against being rolled back.")] = None,
+) -> None:
+    """Check a whole journal: hash chain, framing, sums, and the state's digest by replaying every entry.
+
+    Reads LMDB and the undrained tail, changes nothing. Exit code 1 says exactly what is damaged and where.
+    """
+    from ledger import verify as judge
+    from ledger.journal import Damage, JournalError
+
+    try:
+        expect = judge.parse_head(expect_head) if expect_head is not None else None
+    except ValueError as error:
+        raise fail(str(error), "take it from the last line of an earlier `daybook verify`") from None
+    try:
+        bar = _Bar()
+        try:
+            report = judge.verify(data, tail=tail, expect=expect, end_on_crash=True,
+                                  progress=lambda done, total: bar.update("verify", done, total))
+        finally:
+            bar.stop()
+    except Damage as error:
+        raise fail(f"verification FAILED: {error}", "keep the directory as it is; restore from a backup or a replica", EXIT_FAILED) from None
+    except JournalError as error:
+        raise fail(str(error), code=EXIT_FAILED) from None
+    out.print(_report_table(report))
+    if report.totals["wallets"]:
+        out.print(_wallet_table(report))
+    out.print(f"verified {data}: head {report.head}", soft_wrap=True)
+
+
+def _report_table(report: Any) -> Table:
+    from ledger.journal import KINDS
+
+    totals = report.totals
+    table = Table(title="the journal is sound", show_header=False, title_justify="left")
+    rate = f" ({totals['sequence'] / report.seconds:,.0f}/s)" if totals["sequence"] >= PROGRESS_FROM else ""
+    kinds = ", ".join(f"{count:,} {KINDS[kind].replace('_', ' ')}" for kind, count in sorted(totals["kinds"].items()))
+    for name, value in (
+        ("directory", report.directory), ("groups", f"{totals['groups']:,}, {report.tail_groups:,} of them only in the tail"),
+        ("entries", f"{totals['sequence']:,} in {report.seconds:.2f} s{rate}"), ("", kinds),
+        ("refusals", f"{totals['refusals']:,} remembered"), ("members", f"{totals['members']:,}"),
+        ("reservations", f"{totals['reservations_active']:,} active"),
+        ("digests met", f"{totals['digests']:,}"), ("state digest", totals["digest"].hex()),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _wallet_table(report: Any) -> Table:
+    table = Table("wallet", title="points", title_justify="left")
+    columns = ("issued", "redeemed", "expired", "outstanding", "reserved")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for wallet, points in report.totals["wallets"].items():
+        table.add_row(wallet, *(f"{points[name]:,}" for name in columns))
+    return table
+
+
+@app.command("compile", epilog="Example: `daybook compile programs/base.yaml`", rich_help_panel="Programmes")
+def compile_program(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A programme in YAML.")],
+) -> None:
+    """Check a programme and show what it says: wallets, rules, and the image's hash. Writes nothing.
+
+    Errors come with line numbers, all at once.
+    """
+    from ledger.rules import ProgramError, compile_file, describe
+
+    try:
+        compiled = compile_file(file)
+    except ProgramError as error:
+        raise fail(str(error), code=EXIT_FAILED) from None
+    table = Table(title=f"{file} is a programme", show_header=False, title_justify="left")
+    for name, text in describe(compiled):
+        table.add_row(name, escape(text))
+    out.print(table)
+
+
+def _add_commands() -> None:
+    """Mount what other packages offer. One that cannot be imported says so only when it is called."""
+    for entry in sorted(metadata.entry_points(group="daybook.commands"), key=lambda entry: entry.name):
+        try:
+            command = entry.load()
+        except ImportError as error:
+            app.command(entry.name, hidden=True)(_missing(entry.name, str(error)))
+        else:
+            app.command(entry.name, rich_help_panel="Tools")(command)
+
+
+def _missing(name: str, why: str) -> Callable[[], None]:
+    def hint() -> None:
+        raise fail(f"`daybook {name}` is not built here: {why}", "run `make build` in the project's directory")
+
+    return hint
+
+
+def main() -> None:
+    """The `daybook` script and `python -m server`."""
+    _add_commands()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

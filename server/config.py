@@ -1,0 +1,99 @@
+"""What `daybook serve` was asked to do, checked: addresses, paths, sizes.
+
+Not for bounds (ledger/limits.py) and not for what only the ledger can check (its directory, its programme). Made by
+server/cli.py, read by server/service.py.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledger import limits
+
+SERVICE = "loyalty.ledger.v1.LedgerService"
+
+# Method of ledger/_layout.pxd by the name of its call; numbers are never reused.
+METHODS = {"EarnPoints": 1, "BurnPoints": 2, "ReservePoints": 3, "CaptureReservation": 4, "ReleaseReservation": 5,
+           "CommitReceipt": 6, "EnrollMember": 7, "GetBalance": 8, "GetOperation": 9}
+METHOD_NAMES = {0: "unknown", **{number: name for name, number in METHODS.items()}, 10: "HealthCheck"}
+
+
+class RefusedToStart(Exception):
+    """The service cannot start as asked. `str()` says what is wrong, `hint` what to do next."""
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a port listens. Port 0: the kernel chooses."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, flag: str, *, insecure: bool) -> Address:
+    """HOST:PORT or [IPV6]:PORT, loopback unless `insecure`. Errors: RefusedToStart."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise RefusedToStart(f"{flag} must be HOST:PORT, was {text!r}", "write an IPv6 address in brackets: [::1]:7070")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise RefusedToStart(f"{flag} must be HOST:PORT with a port of 0..65535, was {text!r}", f"for example {flag} 127.0.0.1:7070")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise RefusedToStart(f"{flag} needs an IP address, was {host!r}", "names are not resolved: give 127.0.0.1 or the machine's address"
+                             ) from None
+    if not loopback and not insecure:
+        raise RefusedToStart(f"{flag} {text} is not a loopback address, and there is no TLS and no access control yet",
+                             "listen on 127.0.0.1, or say --insecure if the network around it is trusted")
+    return Address(host, int(port))
+
+
+def _check_number(flag: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise RefusedToStart(f"{flag} must be {low}..{high}, was {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """One start. Use `make`, which checks."""
+
+    data: Path
+    program: Path
+    checkout: Address
+    control: Address
+    http: Address
+    tail: Path | None
+    members_max: int
+    ids_max: int
+    tail_bytes: int
+    accept_time: bool
+    clock_file: Path | None
+    ports_file: Path | None
+
+    @classmethod
+    def make(cls, *, data: Path, program: Path, checkout: str, control: str, http: str, insecure: bool, tail: Path | None,
+             members_max: int, ids_max: int, tail_bytes: int, accept_time: bool, clock_file: Path | None,
+             ports_file: Path | None) -> ServeConfig:
+        """From the command line's values. Errors: RefusedToStart."""
+        addresses = [parse_address(text, flag, insecure=insecure)
+                     for flag, text in (("--checkout", checkout), ("--control", control), ("--http", http))]
+        taken = [str(address) for address in addresses if address.port]
+        if len(set(taken)) != len(taken):
+            raise RefusedToStart(f"two ports have the same address: {', '.join(taken)}", "give each its own port")
+        _check_number("--members-max", members_max, 1, limits.MEMBERS_MAX_LIMIT)
+        _check_number("--ids-max", ids_max, 1, limits.IDS_MAX_LIMIT)
+        _check_number("--tail-bytes", tail_bytes, limits.TAIL_BYTES_MIN, 1 << 40)
+        return cls(data, program, *addresses, tail, members_max, ids_max, tail_bytes, accept_time, clock_file, ports_file)

@@ -1,0 +1,241 @@
+"""The HTTP port: /metrics for Prometheus, /healthz, and a page with links. The only importer of prometheus_client.
+
+Everything is counted in C; the collector here turns those numbers into samples at the moment of a scrape, on the HTTP port's
+own thread, so a scrape costs the tills nothing. Not for counting. Made and stopped by server/service.py; docs/metrics.md lists every name.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ledger import errors
+from server._transport import LATENCY_BOUNDS_US
+from server.config import METHOD_NAMES, Address
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+REQUEST_TIMEOUT_S = 5  # a scraper that is slower than this is gone
+US = 1e-6
+
+
+class Row(NamedTuple):
+    """One number of a stats dictionary and the metric that it becomes."""
+
+    key: str
+    name: str  # without the unit-free suffix _total, which prometheus_client adds to counters
+    kind: str  # "counter" or "gauge"
+    help: str
+    scale: float = 1  # the metric's base unit in units of the number
+
+
+TRANSPORT = (
+    Row("connections", "ledger_connections", "gauge", "Connections of the checkout port open now."),
+    Row("streams", "ledger_open_calls", "gauge", "Calls of the checkout port open now, waiting ones included."),
+    Row("held", "ledger_held_answers", "gauge", "Answers that wait for the disk now."),
+    Row("connections_total", "ledger_connections_opened", "counter", "Connections accepted."),
+    Row("connections_refused", "ledger_connections_refused", "counter", "Connections refused: too many, or out of file descriptors."),
+    Row("connections_abused", "ledger_connections_abused", "counter", "Connections closed for a flood of frames or resets."),
+    Row("connections_broken", "ledger_connections_broken", "counter", "Connections closed for bytes that are not HTTP/2."),
+    Row("connections_timed_out", "ledger_connections_timed_out", "counter", "Connections closed because they were idle or too slow."),
+    Row("streams_refused", "ledger_calls_refused", "counter", "Calls refused with REFUSED_STREAM: too many are open."),
+    Row("streams_timed_out", "ledger_calls_timed_out", "counter", "Calls cut: request not completed, or answer not read in time."),
+    Row("calls_cancelled", "ledger_calls_cancelled", "counter", "Calls that the peer gave up before they were decided."),
+    Row("answers_dropped", "ledger_answers_dropped", "counter", "Answers decided whose peer had gone."),
+    Row("resets_received", "ledger_resets_received", "counter", "RST_STREAM frames received."),
+    Row("resets_sent", "ledger_resets_sent", "counter", "RST_STREAM frames sent."),
+    Row("bytes_received", "ledger_received_bytes", "counter", "Bytes read from the checkout port's sockets."),
+    Row("bytes_sent", "ledger_sent_bytes", "counter", "Bytes written to the checkout port's sockets."),
+    Row("turns", "ledger_loop_turns", "counter", "Turns of the hot loop."),
+)
+
+# Keys of EngineHandle.stats(), a dot for a dictionary inside it (ledger/engine.py, STATS).
+ENGINE = (
+    Row("core.sequence", "ledger_journal_sequence", "gauge", "Last journal sequence decided."),
+    Row("durable_sequence", "ledger_journal_durable_sequence", "gauge", "Last sequence flushed to the tail: what answers wait for."),
+    Row("drained_sequence", "ledger_journal_drained_sequence", "gauge", "Last sequence in LMDB."),
+    Row("core.time_us", "ledger_journal_time_seconds", "gauge", "Server time of the last entry, since 1970.", US),
+    Row("core.members", "ledger_members", "gauge", "Accounts."),
+    Row("core.identifiers", "ledger_identifiers", "gauge", "Cards, phones, e-mails and apps linked to accounts."),
+    Row("core.lots", "ledger_lots", "gauge", "Lots with points."),
+    Row("core.reservations_active", "ledger_reservations", "gauge", "Active reservations."),
+    Row("core.request_ids", "ledger_request_ids", "gauge", "Request ids remembered in memory."),
+    Row("core.receipt_keys", "ledger_receipt_keys", "gauge", "Receipt keys remembered in memory."),
+    Row("core.entries_expired_lots", "ledger_expired_lots_entries", "counter", "Entries that posted the expiry of lots."),
+    Row("core.entries_expired_reservations", "ledger_expired_reservations_entries", "counter", "Entries that ended reservations by time."),
+    Row("drain_lag_entries", "ledger_drain_lag_entries", "gauge", "Entries in the tail that are not in LMDB yet."),
+    Row("drain_lag_us", "ledger_drain_lag_seconds", "gauge", "Age of the oldest group that is not in LMDB yet.", US),
+    Row("drain_failures", "ledger_drain_failures", "counter", "LMDB transactions that met a full disk or map; they are tried again."),
+    Row("inbox_calls", "ledger_inbox_calls", "gauge", "Calls of the control port on their way to the hot thread."),
+    Row("outbox_calls", "ledger_outbox_calls", "gauge", "Answers on their way back to the control port."),
+    Row("tail_used_bytes", "ledger_tail_used_bytes", "gauge", "Bytes of the tail that hold groups not in LMDB yet."),
+    Row("tail_bytes", "ledger_tail_size_bytes", "gauge", "Size of the tail's ring."),
+    Row("map_used_bytes", "ledger_journal_map_used_bytes", "gauge", "Bytes of LMDB's map in use: the size of the journal."),
+    Row("map_bytes", "ledger_journal_map_size_bytes", "gauge", "Size of LMDB's map."),
+    Row("free_bytes", "ledger_disk_free_bytes", "gauge", "Free bytes on the journal's disk."),
+    Row("free_bytes_min", "ledger_disk_free_min_bytes", "gauge", "Below this many free bytes writes are refused."),
+    Row("refused_full", "ledger_refused_writes", "counter", "Writes refused with JOURNAL_FULL."),
+    Row("clock_ahead_us", "ledger_clock_ahead_seconds", "gauge", "How far the machine's clock is ahead of what is believed.", US),
+    Row("clock_behind_us", "ledger_clock_behind_seconds", "gauge", "How far the machine's clock is behind server time.", US),
+    Row("ticks", "ledger_tick_entries", "counter", "Entries written by ticks."),
+)
+
+# Label values of the metrics below, and the number or state that each stands for.
+GATE = {"disk_space": 1, "drain": 2}
+CLOCK = {"step": "clock_stepped", "gap": "clock_gap"}
+REPEATS = {"memory": "finds_ring", "journal": "finds_journal"}
+HISTOGRAMS = (
+    Row("group_entries", "ledger_group_entries", "histogram", "Entries of one group: what one flush made durable."),
+    Row("group_bytes", "ledger_group_bytes", "histogram", "Bytes of one group."),
+    Row("flush_us", "ledger_flush_duration_seconds", "histogram", "Hash, write and flush of one group.", US),
+    Row("drain_us", "ledger_drain_duration_seconds", "histogram", "One LMDB transaction of the drain.", US),
+)
+WALLETS = (
+    Row("issued_points", "ledger_issued_points", "counter", "Points ever given, from the journal."),
+    Row("redeemed_points", "ledger_redeemed_points", "counter", "Points ever taken by burns and captures."),
+    Row("expired_points", "ledger_expired_points", "counter", "Points ever expired."),
+    Row("adjusted_points", "ledger_adjusted_points", "gauge", "Points given by hand less points taken by hand."),
+    Row("reserved_points", "ledger_reserved_points", "gauge", "Points held by active reservations now."),
+    Row("reserved_total_points", "ledger_ever_reserved_points", "counter", "Points ever held."),
+)
+
+
+class LedgerCollector(Collector):
+    """Reads both stats dictionaries once per scrape and turns them into metric families."""
+
+    def __init__(self, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
+        self._engine = engine
+        self._transport = transport
+
+    def collect(self) -> Iterator[Metric]:
+        transport, engine = self._transport(), self._engine()
+        yield from _calls(transport)
+        for rows, stats in ((TRANSPORT, transport), (ENGINE, engine)):
+            for row in rows:
+                yield _family(row, [((), _value(stats, row.key) * row.scale)])
+        for row in HISTOGRAMS:
+            histogram = HistogramMetricFamily(row.name, row.help, labels=())
+            value = engine[row.key]
+            histogram.add_metric((), _cumulative(value["bounds"], value["counts"], row.scale), value["sum"] * row.scale)
+            yield histogram
+        wallets = engine["core"]["wallets"]
+        for row in WALLETS:
+            yield _family(row, [((wallet["name"],), wallet[row.key]) for wallet in wallets], "wallet")
+        yield _family(Row("", "ledger_outstanding_points", "gauge", "Points in members' wallets, pending and reserved ones included."),
+                      [((wallet["name"],), wallet["issued_points"] + wallet["adjusted_points"] - wallet["redeemed_points"]
+                        - wallet["expired_points"]) for wallet in wallets], "wallet")
+        yield _family(Row("", "ledger_memory_bytes", "gauge", "Memory by table: in use for tables, reserved for rings."),
+                      [((table,), size) for table, size in engine["memory_bytes"].items()], "table")
+        yield _family(Row("", "ledger_gate_closed", "gauge", "1 while writes are refused (JOURNAL_FULL), by cause."),
+                      [((cause,), engine["gate"] == state) for cause, state in GATE.items()], "cause")
+        yield _family(Row("", "ledger_clock_alarm", "gauge", "1 while a forward jump of the clock is not believed: expiries stand still."),
+                      [((cause,), engine[key]) for cause, key in CLOCK.items()], "cause")
+        yield _family(Row("", "ledger_repeat_reads", "counter", "Entries read again to answer repeats, by where they were found."),
+                      [((where,), engine[key]) for where, key in REPEATS.items()], "found")
+        build = GaugeMetricFamily("ledger_build_info", "Always 1; the labels say which build runs.", labels=("version",))
+        build.add_metric((metadata.version("daybook"),), 1)
+        yield build
+
+
+def _value(stats: Mapping[str, Any], key: str) -> float:
+    for part in key.split("."):
+        stats = stats[part]
+    return stats  # type: ignore[return-value]  # the last part names a number
+
+
+def _family(row: Row, samples: list[tuple[tuple[str, ...], float]], *labels: str) -> Metric:
+    family = (CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily)(row.name, row.help, labels=labels)
+    for values, number in samples:
+        family.add_metric(values, number)
+    return family
+
+
+def _calls(stats: Mapping[str, Any]) -> Iterator[Metric]:
+    calls = CounterMetricFamily("ledger_calls", "Calls answered, by port, method and outcome (reason in docs/errors.md).",
+                                labels=("port", "method", "outcome"))
+    counted = dict.fromkeys(((port, method, 0) for port in ("checkout", "control") for method in METHOD_NAMES if method), 0)
+    for (port, method, status), count in sorted({**counted, **stats["calls"]}.items()):
+        calls.add_metric((port, METHOD_NAMES[method], errors.BY_NUMBER[status].name), count)
+    yield calls
+    latency = HistogramMetricFamily(
+        "ledger_call_duration_seconds", "From a call's HEADERS frame to its answer on the socket (control: from inbox to outbox).",
+        labels=("port", "method"))
+    for (port, method), (buckets, sum_us) in sorted(stats["latency"].items()):
+        latency.add_metric((port, METHOD_NAMES[method]), _cumulative(LATENCY_BOUNDS_US, buckets, US), sum_us * US)
+    yield latency
+
+
+def _cumulative(bounds: Sequence[int], buckets: Sequence[int], scale: float) -> list[tuple[str, float]]:
+    """Counts per bucket to Prometheus' cumulative ones; the last bucket has no bound."""
+    total, rows = 0, []
+    for bound, count in zip((*bounds, None), buckets, strict=True):
+        total += count
+        rows.append(("+Inf" if bound is None else f"{bound * scale:.9g}", float(total)))
+    return rows
+
+
+PAGE = """<!doctype html><title>Daybook</title><h1>Daybook</h1>
+<p><a href="/metrics">/metrics</a> for Prometheus, <a href="/healthz">/healthz</a> for probes.</p>"""
+
+
+class MetricsServer:
+    """The HTTP port. Binds at once (errors: OSError), serves from `start` to `close` on its own threads."""
+
+    def __init__(self, address: Address, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
+        registry = CollectorRegistry()  # without auto_describe: registering collects nothing
+        registry.register(LedgerCollector(engine, transport))
+        ProcessCollector(registry=registry)
+        self.stopping = False
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = REQUEST_TIMEOUT_S
+            protocol_version = "HTTP/1.0"  # one request a connection: nothing idles here
+            server_version = "daybook"
+            sys_version = ""
+
+            def do_GET(self) -> None:
+                code, kind, text = outer._page(self.path.partition("?")[0], registry)
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """No line per scrape."""
+
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            daemon_threads = True
+            request_queue_size = 16
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A scraper that hangs up is no event."""
+
+        self._server = Server((address.host, address.port), Handler)
+        self.port: int = self._server.server_address[1]
+
+    def _page(self, path: str, registry: CollectorRegistry) -> tuple[int, str, bytes]:
+        if path == "/metrics":
+            return 200, CONTENT_TYPE, generate_latest(registry)
+        if path == "/healthz":
+            return (503, "text/plain", b"stopping\n") if self.stopping else (200, "text/plain", b"ok\n")
+        if path == "/":
+            return 200, "text/html; charset=utf-8", PAGE.encode()
+        return 404, "text/plain", b"not found: see /\n"
+
+    def start(self) -> None:
+        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
