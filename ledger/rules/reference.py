@@ -35,10 +35,28 @@ class Overflow(Exception):
 
 def day_of(program: Program, time_us: int) -> int:
     """The day (since 1970) of a moment in the programme's zone; where clocks are set back over midnight, the new day stays."""
-    local = zones.EPOCH + timedelta(microseconds=time_us)
-    day = local.astimezone(zones.load(program.zone)).date()
-    earlier = (local - timedelta(hours=3)).astimezone(zones.load(program.zone)).date()
-    return (max(day, earlier) - date(1970, 1, 1)).days
+    zone, moment = zones.load(program.zone), zones.EPOCH + timedelta(microseconds=time_us)
+    # No zone is set back by more than three hours.
+    day = max(moment.astimezone(zone).date(), (moment - timedelta(hours=3)).astimezone(zone).date())
+    return (day - date(1970, 1, 1)).days
+
+
+def day_start_us(program: Program, day: int) -> int:
+    """The first moment of a day in the programme's zone, or the first behind it where the zone skips the day."""
+    low, high = (day - 2) * zones.DAY_US, (day + 2) * zones.DAY_US
+    while high - low > 1:  # low is before the day, high is not
+        middle = (low + high) // 2
+        low, high = (middle, high) if day_of(program, middle) < day else (low, middle)
+    return high
+
+
+def day_number(yyyymmdd: int) -> int:
+    """Days since 1970 of a date written as yyyymmdd; -1: no date of the years 2000..2199."""
+    try:
+        day = date(yyyymmdd // 10000, yyyymmdd // 100 % 100, yyyymmdd % 100)
+    except ValueError:
+        return -1
+    return (day - date(1970, 1, 1)).days if 2000 <= day.year <= 2199 else -1
 
 
 def expiry_day(rule: PerStep, today: int) -> int:

@@ -38,6 +38,7 @@ def names() -> frozenset[str]:
     return frozenset(files("tzdata").joinpath("zones").read_text().split())
 
 
+@lru_cache(maxsize=64)
 def load(name: str) -> ZoneInfo:
     """The zone from `tzdata`. KeyError: no such zone."""
     if name not in names():

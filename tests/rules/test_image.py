@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ledger._probe import LoadedProgram
 
 from ledger import limits
-from ledger._probe import LoadedProgram
 from ledger.rules import compile_file, lower, reference, zones
 from ledger.rules.model import LifeUnit, PerStep, Program, Wallet
 

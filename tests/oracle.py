@@ -1,0 +1,613 @@
+"""The slow, obvious ledger: what every checkout call must answer, in plain Python.
+
+Written from design and contract (docs/journal-format.md, the proto), not from the core; no table, no cache, no bytes. It takes
+and gives the protobuf messages of the checkout contract. Used by tests/test_state_machine.py. Rules come from the reference
+interpreter, the two hashes of the digest from the leaves that tests/ledger/test_leaves.py proves.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ledger import errors, limits
+from ledger._probe import fact_hash_, siphash_
+from ledger.rules import reference
+from ledger.rules.model import Program
+from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+
+SECOND = 1_000_000
+METHODS = ("", "EarnPoints", "BurnPoints", "ReservePoints", "CaptureReservation", "ReleaseReservation", "CommitReceipt", "EnrollMember",
+           "GetBalance", "GetOperation")
+IDENTIFIER_KINDS = ("", "member_id", "card", "phone", "email", "app")
+ACTIVE, CAPTURED, RELEASED, EXPIRED = 1, 2, 3, 4
+
+
+class Refused(Exception):
+    """A call is refused: the row of `ledger/errors.py`, the field that it names and its two numbers."""
+
+    def __init__(self, name: str, field: str = "", a: int = 0, b: int = 0, replayed: bool = False):
+        super().__init__(name, field, a, b)
+        self.row, self.field, self.a, self.b, self.replayed = errors.BY_NAME[name], field, a, b, replayed
+
+    def answer(self) -> tuple[int, str, dict[str, str]]:
+        """gRPC code, reason, and the metadata that the ErrorInfo must have."""
+        pairs = {self.row.a: str(self.a), self.row.b: str(self.b), "field": self.field, "replayed": "true" if self.replayed else ""}
+        return self.row.grpc_code, self.row.name, {key: value for key, value in pairs.items() if key and value}
+
+
+class LotKey(NamedTuple):
+    """Names a lot; the order of the fields is the order of burning."""
+
+    wallet: int
+    expiry: int
+    available: int
+    funder: int
+
+
+@dataclass
+class Lot:
+    points: int = 0
+    held: int = 0
+
+
+@dataclass
+class Reservation:
+    id: int
+    member: int
+    wallet: int
+    holds: list[tuple[LotKey, int]]
+    reserved: int
+    expire_us: int
+    captured: int = 0
+    state: int = ACTIVE
+
+
+@dataclass
+class Member:
+    number: int
+    sequence: int = 0
+    identifiers: int = 0
+    lots: dict[LotKey, Lot] = field(default_factory=dict)
+
+
+@dataclass
+class Written:
+    """What a request id came to: its content, and the answer or the refusal."""
+
+    sequence: int
+    content: dict[str, Any]
+    member: int
+    answer: Any
+
+
+class Keys:
+    """Keys remembered in generations: one fills, two are kept, then the oldest is forgotten whole."""
+
+    def __init__(self, remembered: int):
+        self.size = max(1, remembered // 2)
+        self.generations: list[dict[Any, tuple[int, Any]]] = [{}]
+        self.forgotten = -1  # the highest order that was forgotten
+
+    def find(self, key: Any) -> Any:
+        for generation in self.generations:
+            if key in generation:
+                return generation[key][1]
+        return None
+
+    def add(self, key: Any, order: int, value: Any) -> None:
+        if len(self.generations[-1]) == self.size:
+            self.generations.append({})
+            if len(self.generations) == 4:
+                self.forgotten = max([self.forgotten, *(order for order, _ in self.generations.pop(0).values())])
+        self.generations[-1][key] = (order, value)
+
+
+def us(stamp: Any) -> int:
+    """A Timestamp or Duration in us."""
+    return stamp.seconds * SECOND + stamp.nanos // 1000
+
+
+def set_us(stamp: Any, value: int) -> None:
+    stamp.seconds, stamp.nanos = value // SECOND, value % SECOND * 1000
+
+
+class Oracle:
+    """The ledger. `call` answers one request at a moment; `due` and `expire_*` are the ticks."""
+
+    def __init__(self, program: Program, identity_key: bytes, now_us: int, members_max: int, ids_max: int, reservations_max: int):
+        self.program, self.identity_key = program, identity_key
+        self.members_max, self.reservations_max = members_max, reservations_max
+        self.sequence, self.time_us = 1, now_us  # entry 1 is the programme
+        self.members: list[Member] = []
+        self.owners: dict[tuple[int, bytes], int] = {}  # kind and normalised value of an identifier -> member
+        self.reservations: dict[int, Reservation] = {}  # finished ones in the order of their ends, before the active ones
+        self.ids, self.receipts = Keys(ids_max), Keys(ids_max)
+
+    # --- what may be asked
+
+    def call(self, method: int, request: Any, now_us: int) -> Any:
+        """The response message. Refused: why not."""
+        now_us = max(now_us, self.time_us)
+        if method == 8:
+            return self.get_balance(request, now_us)
+        if method == 9:
+            return self.get_operation(request)
+        for good, where in self.field_checks(method, request):
+            if not good:
+                raise Refused("FIELD_INVALID", where)
+        content, sent = self.content(method, request), us(request.sent_time)
+        written = self.ids.find(request.request_id)
+        if written is not None:
+            return self.repeat(written, content)
+        if sent <= self.ids.forgotten:
+            raise Refused("SENT_TIME_TOO_OLD", a=self.ids.forgotten + 1)
+        for good, where in self.world_checks(method, request, now_us):
+            if not good:
+                raise Refused("FIELD_INVALID", where)
+        number = 0
+        try:
+            number, answer = self.enroll(request, now_us) if method == 7 else self.post(method, request, now_us)
+        except Refused as refusal:
+            if not refusal.row.remembered:
+                raise
+            self.sequence, self.time_us = self.sequence + 1, now_us
+            number = self.find(request.identifiers[0] if method == 7 else request.member)
+            if method == 7:
+                number = next(filter(None, map(self.find, request.identifiers)), 0)
+            self.ids.add(request.request_id, sent, Written(self.sequence, content, number, refusal))
+            raise
+        self.ids.add(request.request_id, sent, Written(self.sequence, content, number, answer))
+        return answer
+
+    def repeat(self, written: Written, content: dict[str, Any]) -> Any:
+        """The first answer of an id again, if the content is the same."""
+        for name, value in content.items():
+            first = written.content.get(name)
+            if name == "member":  # any identifier of the same account is the same
+                same = value == first or (written.member != 0 and self.owner(value) == written.member)
+            elif name == "identifiers":
+                same = len(value) == len(first) and all(one in first or self.owner(one) == written.member for one in value)
+            elif name.startswith("receipt.lines[") and name not in written.content:
+                name, same = "receipt.lines", False
+            else:
+                same = value == first
+            if not same:
+                raise Refused("REQUEST_ID_REUSED", name, a=written.sequence)
+        if isinstance(written.answer, Refused):
+            raise Refused(written.answer.row.name, a=written.answer.a, b=written.answer.b, replayed=True)
+        answer = type(written.answer)()
+        answer.CopyFrom(written.answer)
+        answer.replayed = True
+        return answer
+
+    def get_operation(self, request: Any) -> Any:
+        if not good_id(request.request_id):
+            raise Refused("FIELD_INVALID", "request_id")
+        written = self.ids.find(request.request_id)
+        if written is None:
+            if request.HasField("sent_time") and us(request.sent_time) <= self.ids.forgotten:
+                raise Refused("SENT_TIME_TOO_OLD", a=self.ids.forgotten + 1)
+            raise Refused("OPERATION_NOT_FOUND")
+        if isinstance(written.answer, Refused):
+            return written.answer
+        answer = pb.GetOperationResponse(entry=written.answer.entry)
+        if hasattr(written.answer, "wallets"):
+            answer.wallets.extend(written.answer.wallets)
+        if hasattr(written.answer, "reservation") and written.answer.HasField("reservation"):
+            answer.reservation.CopyFrom(written.answer.reservation)
+        return answer
+
+    def get_balance(self, request: Any, now_us: int) -> Any:
+        if self.identity(request.member) is None:
+            raise Refused("FIELD_INVALID", self.member_field(request.member))
+        if len(request.wallet.encode()) > limits.WALLET_NAME_BYTES_MAX:
+            raise Refused("FIELD_INVALID", "wallet")
+        wallets = [self.wallet(request.wallet)] if request.wallet else list(range(len(self.program.wallets)))
+        number = self.find(request.member)
+        if number == 0:
+            raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))
+        member, today = self.members[number - 1], self.day(now_us)
+        answer = pb.GetBalanceResponse(member_id=number, sequence=member.sequence)
+        set_us(answer.read_time, now_us)
+        gone = [r for r in self.active(number) if r.expire_us <= now_us]
+        for wallet in wallets:
+            answer.wallets.append(self.balance(member, wallet, today, gone))
+            soon: dict[int, int] = defaultdict(int)
+            for key, lot in member.lots.items():
+                unheld = lot.points - lot.held + sum(points for r in gone for hold, points in r.holds if hold == key)
+                if key.wallet == wallet and today < key.expiry < reference.DAY_NEVER and unheld:
+                    soon[key.expiry] += unheld
+            for day in sorted(soon)[:limits.NEXT_EXPIRIES_MAX]:
+                expiry = answer.wallets[-1].next_expiries.add(points=soon[day])
+                set_us(expiry.expire_time, self.midnight(day))
+        return answer
+
+    # --- what is wrong with a request: (good, field), the first that is not good counts
+
+    def field_checks(self, method: int, request: Any) -> Any:
+        yield good_id(request.request_id), "request_id"
+        yield request.HasField("sent_time") and us(request.sent_time) >= 946_684_800 * SECOND, "sent_time"
+        if method == 7:
+            yield 1 <= len(request.identifiers) <= limits.IDENTIFIERS_PER_REQUEST_MAX, "identifiers"
+            for i, one in enumerate(request.identifiers):
+                yield self.identity(one) is not None, self.member_field(one).replace("member", f"identifiers[{i}]", 1)
+                later_id = i > 0 and one.WhichOneof("ref") == "member_id"
+                yield not later_id and self.identity(one) not in map(self.identity, request.identifiers[:i]), f"identifiers[{i}]"
+            return
+        yield self.identity(request.member) is not None, self.member_field(request.member)
+        if method in (1, 6):
+            receipt = request.receipt
+            yield request.HasField("receipt"), "receipt"
+            yield receipt.HasField("key"), "receipt.key"
+            yield from key_checks(receipt.key, "receipt.key.")
+            yield 0 <= receipt.total_minor <= limits.AMOUNT_MINOR_MAX, "receipt.total_minor"
+            for i, line in enumerate(receipt.lines):
+                yield 1 <= len(line.sku.encode()) <= limits.SKU_BYTES_MAX, f"receipt.lines[{i}].sku"
+                yield len(line.category.encode()) <= limits.CATEGORY_BYTES_MAX, f"receipt.lines[{i}].category"
+                yield 0 <= line.quantity_milli <= limits.QUANTITY_MILLI_MAX, f"receipt.lines[{i}].quantity_milli"
+                yield 0 <= line.amount_minor <= limits.AMOUNT_MINOR_MAX, f"receipt.lines[{i}].amount_minor"
+            yield not receipt.lines or sum(line.amount_minor for line in receipt.lines) == receipt.total_minor, "receipt.total_minor"
+        paying = self.payment(method, request)
+        if isinstance(paying, (pb.BurnPointsRequest, pb.ReservePointsRequest, pb.Burn)):
+            yield len(paying.wallet.encode()) <= limits.WALLET_NAME_BYTES_MAX, "wallet"
+            yield 1 <= paying.points <= limits.POINTS_MAX, "points"
+        elif paying is not None:
+            yield paying.reservation_id >= 1, "reservation_id"
+            yield method == 5 or 0 <= paying.points <= limits.POINTS_MAX, "points"
+        if method == 3 and request.HasField("ttl"):
+            yield limits.TTL_S_MIN * SECOND <= us(request.ttl) <= limits.TTL_S_MAX * SECOND, "ttl"
+        if method in (2, 4) and request.HasField("receipt_key"):
+            yield from key_checks(request.receipt_key, "receipt_key.")
+
+    def world_checks(self, method: int, request: Any, now_us: int) -> Any:
+        ahead, max_age = now_us + limits.CLOCK_AHEAD_S_MAX * SECOND, self.program.max_age_days * 86400 * SECOND
+        yield us(request.sent_time) <= ahead, "sent_time"
+        bought, where = self.purchase_time(method, request)
+        yield bought is None or now_us - max_age <= bought <= ahead, where
+        key, where = self.receipt_key(method, request)
+        if key is not None:
+            day = reference.day_number(key.business_day)
+            yield self.day(now_us - max_age) - 1 <= day <= self.day(now_us) + 1, where + "business_day"
+        if method in (1, 6):
+            yield request.receipt.currency_code == self.program.currency, "receipt.currency_code"
+
+    def member_field(self, ref: Any) -> str:
+        kind = ref.WhichOneof("ref")
+        return f"member.{kind}" if kind else "member"
+
+    # --- the parts of a request
+
+    def identity(self, ref: Any) -> tuple[int, Any] | None:
+        """Kind and normalised value of what names a member; None: not of its kind."""
+        kind = ref.WhichOneof("ref")
+        if kind == "member_id":
+            return (1, ref.member_id) if 1 <= ref.member_id < 2**31 else None
+        if kind == "phone":
+            text = "".join(c for c in ref.phone if c not in " -.()")
+            digits = text[1:]
+            good = text[:1] == "+" and digits.isascii() and digits.isdigit() and digits[0] != "0" and 7 <= len(digits) <= 15
+            return (3, text.encode()) if good and len(ref.phone.encode()) <= limits.IDENTIFIER_BYTES_MAX else None
+        if kind == "email":
+            text = "".join(c.lower() if c.isascii() else c for c in ref.email.strip(" "))
+            good = text.count("@") == 1 and text[0] != "@" and text[-1] != "@" and len(text) >= 3 and all(c > " " and c != "\x7f" for c in text)
+            return (4, text.encode()) if good and len(ref.email.encode()) <= limits.EMAIL_BYTES_MAX else None
+        if kind is None:
+            return None
+        text = getattr(ref, kind)
+        good = 1 <= len(text.encode()) <= limits.IDENTIFIER_BYTES_MAX and all(c >= " " and c != "\x7f" for c in text)
+        return (IDENTIFIER_KINDS.index(kind), text.encode()) if good else None
+
+    def owner(self, identity: tuple[int, Any]) -> int:
+        """The account that an identity names; 0: none."""
+        if identity[0] == 1:
+            return identity[1] if identity[1] <= len(self.members) else 0
+        return self.owners.get(identity, 0)
+
+    def find(self, ref: Any) -> int:
+        return self.owner(self.identity(ref))
+
+    def wallet(self, name: str) -> int:
+        names = [wallet.name for wallet in self.program.wallets]
+        if name and name not in names:
+            raise Refused("WALLET_NOT_FOUND", "wallet")
+        return names.index(name) if name else 0
+
+    def payment(self, method: int, request: Any) -> Any:
+        """The message that says what to burn, hold, capture or release, if any."""
+        if method == 6:
+            kind = request.WhichOneof("payment")
+            return getattr(request, kind) if kind else None
+        return request if method in (2, 3, 4, 5) else None
+
+    def receipt_key(self, method: int, request: Any) -> tuple[Any, str]:
+        if method in (1, 6):
+            return request.receipt.key, "receipt.key."
+        return (request.receipt_key if method in (2, 4) and request.HasField("receipt_key") else None), "receipt_key."
+
+    def purchase_time(self, method: int, request: Any) -> tuple[int | None, str]:
+        holder, where = (request.receipt, "receipt.purchase_time") if method in (1, 6) else (request, "purchase_time")
+        given = method in (1, 2, 3, 6) and holder.HasField("purchase_time")
+        return (us(holder.purchase_time) if given else None), where
+
+    def content(self, method: int, request: Any) -> dict[str, Any]:
+        """Everything that must be the same in a repeat, in the order of the request's fields, defaults filled in."""
+        out: dict[str, Any] = {"method": method, "sent_time": us(request.sent_time)}
+        if method == 7:
+            return {**out, "identifiers": [self.identity(one) for one in request.identifiers]}
+        out["member"] = self.identity(request.member)
+        paying, pays = self.payment(method, request), {}
+        if isinstance(paying, (pb.BurnPointsRequest, pb.ReservePointsRequest, pb.Burn)):
+            names = [wallet.name for wallet in self.program.wallets]
+            pays = {"wallet": paying.wallet or names[0], "points": paying.points}
+        elif paying is not None:
+            pays = {"reservation_id": paying.reservation_id} | ({} if method == 5 else {"points": paying.points})
+        if method == 3:
+            pays["ttl"] = us(request.ttl) if request.HasField("ttl") else limits.TTL_S_DEFAULT * SECOND
+        key, where = self.receipt_key(method, request)
+        keyed = {where + name: getattr(key, name) if key is not None else None for name in ("store", "till", "business_day", "number")}
+        bought, where = self.purchase_time(method, request)
+        if method not in (1, 6):
+            return {**out, **pays, **(keyed if method in (2, 4) else {}), **({where: bought} if method in (2, 3) else {})}
+        receipt = request.receipt
+        out |= keyed | {where: bought, "receipt.currency_code": receipt.currency_code, "receipt.total_minor": receipt.total_minor}
+        for i, line in enumerate(receipt.lines):
+            out |= {f"receipt.lines[{i}].{name}": getattr(line, name) for name in ("sku", "category", "quantity_milli", "amount_minor")}
+        return {**out, "receipt.lines": len(receipt.lines), "payment": request.WhichOneof("payment") if method == 6 else None, **pays}
+
+    # --- writes
+
+    def enroll(self, request: Any, now_us: int) -> tuple[int, Any]:
+        number = 0
+        for i, ref in enumerate(request.identifiers):
+            found = self.find(ref)
+            if not found and ref.WhichOneof("ref") == "member_id":
+                raise Refused("MEMBER_NOT_FOUND", f"identifiers[{i}].member_id")
+            if found and number and found != number:
+                raise Refused("IDENTIFIER_TAKEN", f"identifiers[{i}]")
+            number = number or found
+        fresh = [self.identity(ref) for ref in request.identifiers if not self.find(ref)]
+        if number and self.members[number - 1].identifiers + len(fresh) > limits.IDENTIFIERS_PER_MEMBER_MAX:
+            raise Refused("IDENTIFIERS_LIMIT", a=self.members[number - 1].identifiers + len(fresh), b=limits.IDENTIFIERS_PER_MEMBER_MAX)
+        if (not number and len(self.members) == self.members_max) or len(self.owners) + len(fresh) > 3 * self.members_max:
+            raise Refused("MEMBERS_LIMIT", a=self.members_max)
+        member = self.members[number - 1] if number else self.open()
+        self.link(member, fresh)
+        entry, _ = self.write(7, member, [], now_us)
+        return member.number, pb.EnrollMemberResponse(entry=entry, opened=not number)
+
+    def post(self, method: int, request: Any, now_us: int) -> tuple[int, Any]:
+        """Every write but EnrollMember."""
+        earns, paying = method in (1, 6), self.payment(method, request)
+        takes = paying is not None and method not in (3, 5)
+        wallet = self.wallet(paying.wallet) if hasattr(paying, "wallet") else 0
+        number = self.find(request.member)
+        if not number and not (earns and not takes and self.program.anonymous_accounts and request.member.WhichOneof("ref") != "member_id"):
+            raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))
+        key, _ = self.receipt_key(method, request)
+        receipt = (key.store, key.till, key.business_day, key.number) if key is not None else None
+        seen = self.receipts.find(receipt) if receipt else None
+        if seen is not None:
+            first = (seen["earn"] if earns else 0) or (seen["pay"] if takes else 0)
+            if first:
+                raise Refused("RECEIPT_ALREADY_POSTED", a=first)
+        elif receipt and key.business_day <= self.receipts.forgotten:
+            raise Refused("RECEIPT_TOO_OLD", a=self.receipts.forgotten)
+
+        # An expired reservation never counts: what is due is posted first, the youngest first.
+        for reservation in sorted(self.active(number), key=lambda r: -r.id):
+            if reservation.expire_us <= now_us:
+                self.expire_reservation(reservation.id, now_us)
+
+        bought, _ = self.purchase_time(method, request)
+        today, business_day = self.day(now_us), self.day(now_us if bought is None else bought)
+        member = self.members[number - 1] if number else Member(0)
+        changes: list[tuple[LotKey, int, int]] = []
+        burned, expired, reservation, captured = 0, 0, None, 0
+        if method == 3 or hasattr(paying, "wallet"):
+            if method == 3 and len(self.active(number)) == limits.RESERVATIONS_PER_MEMBER_MAX:
+                raise Refused("RESERVATIONS_LIMIT", a=len(self.active(number)), b=limits.RESERVATIONS_PER_MEMBER_MAX)
+            left = paying.points
+            for lot_key in sorted(member.lots):
+                lot = member.lots[lot_key]
+                counts = lot_key.expiry > max(today, business_day) and lot_key.available <= min(today, business_day)
+                taken = min(left, lot.points - lot.held) if lot_key.wallet == wallet and counts else 0
+                left -= taken
+                if taken:
+                    changes.append((lot_key, 0, taken) if method == 3 else (lot_key, -taken, 0))
+            if left:
+                raise Refused("INSUFFICIENT_POINTS", a=paying.points - left, b=paying.points)
+            if method == 3 and sum(r.state == ACTIVE for r in self.reservations.values()) == self.reservations_max:
+                raise Refused("TABLE_FULL")
+            burned = 0 if method == 3 else paying.points
+        elif paying is not None:
+            reservation = self.reservations.get(paying.reservation_id)
+            if reservation is None:
+                raise Refused("RESERVATION_NOT_FOUND", a=paying.reservation_id)
+            if reservation.member != number:
+                raise Refused("RESERVATION_FOREIGN", a=reservation.id)
+            if reservation.state != ACTIVE:
+                raise Refused("RESERVATION_NOT_ACTIVE", a=reservation.id, b=reservation.state)
+            captured = 0 if method == 5 else paying.points or reservation.reserved
+            if captured > reservation.reserved:
+                raise Refused("CAPTURE_ABOVE_RESERVED", a=reservation.reserved, b=captured)
+            wallet, burned = reservation.wallet, captured
+            back, expired = self.give_back(reservation, captured, today)
+            changes += back
+
+        awards = []
+        if earns:
+            lines = [line.amount_minor for line in request.receipt.lines]
+            awards, given = self.earn(member, request.receipt.total_minor, lines, now_us if bought is None else bought, today)
+            changes += given
+            if not number and (len(self.members) == self.members_max or len(self.owners) == 3 * self.members_max):
+                raise Refused("MEMBERS_LIMIT", a=self.members_max)
+
+        # From here on it succeeds.
+        if not number:
+            member = self.open()
+            self.link(member, [self.identity(request.member)])
+        if reservation is not None:
+            self.end(reservation, RELEASED if method == 5 else CAPTURED, captured)
+        entry, wallets = self.write(method, member, changes, now_us, burned=burned, expired=expired, awards=awards)
+        if method == 3:
+            ttl = us(request.ttl) if request.HasField("ttl") else limits.TTL_S_DEFAULT * SECOND
+            reservation = self.hold(member, wallet, [(lot, held) for lot, _, held in changes], now_us + ttl)
+        if receipt:
+            if seen is None:
+                seen = {"earn": 0, "pay": 0}
+                self.receipts.add(receipt, key.business_day, seen)
+            seen |= {"earn": self.sequence} if earns else {}
+            seen |= {"pay": self.sequence} if takes else {}
+        answer = getattr(pb, METHODS[method] + "Response")(entry=entry, wallets=wallets)
+        if reservation is not None:
+            answer.reservation.CopyFrom(self.reservation(reservation))
+        return member.number, answer
+
+    def earn(self, member: Member, total: int, lines: list[int], bought: int, today: int) -> tuple[list[Any], list[tuple[LotKey, int, int]]]:
+        """The awards of a receipt and the lots that they go into."""
+        try:
+            awards = reference.evaluate(self.program, total, lines, bought)
+        except reference.Overflow:
+            raise Refused("POINTS_OVERFLOW") from None
+        lots: dict[LotKey, int] = {}
+        for award in awards:
+            key = LotKey(award.wallet, award.expiry_day, award.available_day, award.funder)
+            lots[key] = lots.get(key, 0) + award.points
+        for wallet in sorted({key.wallet for key in lots}):
+            counting = {key for key, lot in member.lots.items() if key.wallet == wallet and (key.expiry > today or lot.held)}
+            posted = self.balance(member, wallet, today).posted_points
+            if posted + sum(points for key, points in lots.items() if key.wallet == wallet) > limits.WALLET_POINTS_MAX:
+                raise Refused("POINTS_OVERFLOW", a=posted)
+            if len(counting | {key for key in lots if key.wallet == wallet}) > limits.LOTS_PER_WALLET_MAX:
+                raise Refused("LOTS_LIMIT", a=len(counting), b=limits.LOTS_PER_WALLET_MAX)
+        return awards, [(key, points, 0) for key, points in lots.items()]
+
+    def open(self) -> Member:
+        self.members.append(Member(len(self.members) + 1))
+        return self.members[-1]
+
+    def link(self, member: Member, identities: list[Any]) -> None:
+        for identity in identities:
+            self.owners[identity] = member.number
+            member.identifiers += 1
+
+    def write(self, kind: int, member: Member, changes: list[tuple[LotKey, int, int]], now_us: int,
+              burned: int = 0, expired: int = 0, awards: Any = ()) -> tuple[Any, list[Any]]:
+        """Applies the changes of one entry; the entry and the touched wallets after it."""
+        self.sequence, self.time_us = self.sequence + 1, now_us
+        for key, points, held in changes:
+            lot = member.lots.setdefault(key, Lot())
+            lot.points, lot.held = lot.points + points, lot.held + held
+            assert 0 <= lot.held <= lot.points, "the oracle itself is wrong"
+            if lot.points == 0:
+                del member.lots[key]
+        member.sequence = self.sequence
+        entry = pb.Entry(sequence=self.sequence, kind=kind, member_id=member.number, earned_points=sum(award.points for award in awards),
+                         burned_points=burned, expired_points=expired, program_version=1)
+        set_us(entry.create_time, now_us)
+        entry.awards.extend(pb.Award(line=award.line, rule=award.rule, points=award.points) for award in awards)
+        touched = sorted({key.wallet for key, _, _ in changes})
+        return entry, [self.balance(member, wallet, self.day(now_us)) for wallet in touched]
+
+    def balance(self, member: Member, wallet: int, today: int, gone: Any = ()) -> Any:
+        """One wallet at a day; `gone`: reservations that are due but not posted."""
+        posted = pending = reserved = 0
+        for key, lot in member.lots.items():
+            if key.wallet == wallet:
+                held = lot.held - sum(points for r in gone for hold, points in r.holds if hold == key)
+                posted += lot.points if key.expiry > today else held
+                pending += lot.points - held if key.available > today and key.expiry > today else 0
+                reserved += held
+        return pb.WalletBalance(wallet=self.program.wallets[wallet].name, posted_points=posted, pending_points=pending,
+                                reserved_points=reserved, available_points=posted - pending - reserved)
+
+    # --- reservations and ticks
+
+    def active(self, number: int) -> list[Reservation]:
+        return [r for r in self.reservations.values() if r.member == number and r.state == ACTIVE]
+
+    def hold(self, member: Member, wallet: int, holds: list[tuple[LotKey, int]], expire_us: int) -> Reservation:
+        if len(self.reservations) == self.reservations_max:  # the oldest finished one is forgotten
+            del self.reservations[next(r.id for r in self.reservations.values() if r.state != ACTIVE)]
+        reservation = Reservation(self.sequence, member.number, wallet, holds, sum(points for _, points in holds), expire_us)
+        self.reservations[reservation.id] = reservation
+        return reservation
+
+    def give_back(self, reservation: Reservation, captured: int, today: int) -> tuple[list[tuple[LotKey, int, int]], int]:
+        """The lot changes that end a reservation, and how many points expire with it."""
+        changes, expired, left = [], 0, captured
+        for key, held in reservation.holds:
+            taken = min(left, held)
+            left -= taken
+            lost = held - taken if key.expiry <= today else 0
+            expired += lost
+            changes.append((key, -taken - lost, -held))
+        return changes, expired
+
+    def end(self, reservation: Reservation, state: int, captured: int = 0) -> None:
+        reservation.state, reservation.captured = state, captured
+        finished = [r for r in self.reservations.values() if r.state != ACTIVE and r is not reservation] + [reservation]
+        self.reservations = {r.id: r for r in finished + [r for r in self.reservations.values() if r.state == ACTIVE]}
+
+    def reservation(self, r: Reservation) -> Any:
+        out = pb.Reservation(reservation_id=r.id, state=r.state, wallet=self.program.wallets[r.wallet].name,
+                             reserved_points=r.reserved, captured_points=r.captured)
+        set_us(out.expire_time, r.expire_us)
+        return out
+
+    def due(self, now_us: int) -> tuple[list[int], set[int]]:
+        """What a tick has to post: reservations, in order, and members with expired lots."""
+        today = self.day(max(now_us, self.time_us))
+        due = [r for r in self.reservations.values() if r.state == ACTIVE and r.expire_us <= max(now_us, self.time_us)]
+        lots = {m.number for m in self.members if any(key.expiry <= today and lot.points > lot.held for key, lot in m.lots.items())}
+        return [r.id for r in sorted(due, key=lambda r: (r.expire_us, r.id))], lots
+
+    def expire_reservation(self, reservation_id: int, now_us: int) -> Any:
+        reservation = self.reservations[reservation_id]
+        now_us = max(now_us, self.time_us)
+        changes, expired = self.give_back(reservation, 0, self.day(now_us))
+        self.end(reservation, EXPIRED)
+        return self.write(9, self.members[reservation.member - 1], changes, now_us, expired=expired)
+
+    def expire_lots(self, number: int, now_us: int) -> Any:
+        member, now_us = self.members[number - 1], max(now_us, self.time_us)
+        changes = [(key, lot.held - lot.points, 0) for key, lot in member.lots.items()
+                   if key.expiry <= self.day(now_us) and lot.points > lot.held]
+        return self.write(8, member, changes, now_us, expired=-sum(points for _, points, _ in changes))
+
+    # --- days and the digest
+
+    def day(self, time_us: int) -> int:
+        return reference.day_of(self.program, time_us)
+
+    def midnight(self, day: int) -> int:
+        return reference.day_start_us(self.program, day)
+
+    def digest(self) -> int:
+        """The state digest, computed anew from every fact (docs/journal-format.md)."""
+        total = 0
+        for m in self.members:
+            total += fact_hash_(1, m.number, m.sequence, m.identifiers, 0, 0)
+            for key, lot in m.lots.items():
+                total += fact_hash_(2, m.number, key.wallet + key.funder * 2**16, key.available + key.expiry * 2**32, lot.points, lot.held)
+        for r in self.reservations.values():
+            if r.state == ACTIVE:
+                total += fact_hash_(3, r.member, r.id, r.wallet, r.reserved, r.expire_us)
+        for (kind, value), number in self.owners.items():
+            hashed = int.from_bytes(siphash_(self.identity_key, bytes([kind]) + value), "little")
+            total += fact_hash_(4, number, kind, hashed & (2**64 - 1), hashed >> 64, 0)
+        return total % 2**128
+
+
+def good_id(text: str) -> bool:
+    good = all(c.isascii() and (c.isalnum() or c in "._:-") for c in text)
+    return good and limits.REQUEST_ID_BYTES_MIN <= len(text) <= limits.REQUEST_ID_BYTES_MAX
+
+
+def key_checks(key: Any, where: str) -> Any:
+    yield 1 <= len(key.store.encode()) <= limits.STORE_BYTES_MAX, where + "store"
+    yield 1 <= len(key.till.encode()) <= limits.TILL_BYTES_MAX, where + "till"
+    yield reference.day_number(key.business_day) >= 0, where + "business_day"
+    yield 1 <= len(key.number.encode()) <= limits.RECEIPT_NUMBER_BYTES_MAX, where + "number"
