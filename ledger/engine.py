@@ -82,6 +82,7 @@ class OpenLedger:
         self._fds = [tail_fd, lock_fd]
         self._sizes = sizes
         self._threads: list[threading.Thread] = []
+        self.head = (0, "")  # after stop(): last sequence and its group's hash, for `verify --expect-head`
 
     def start(self) -> None:
         """Start the flush and the drain thread. Neither takes the GIL again; a failure in them ends the process (status 70)."""
@@ -100,6 +101,7 @@ class OpenLedger:
         for thread in self._threads:
             thread.join()
         left = self.handle.finish(digest)
+        self.head = self.handle.head
         self.close()
         return left
 
