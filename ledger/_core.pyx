@@ -507,9 +507,7 @@ cdef bint check_member(Core* core, const MemberRef* member, int32_t index, Hash1
     return True
 
 
-cdef bint check_receipt_key(const Command* command, bint in_receipt, Decision* d, Outcome* outcome) noexcept nogil:
-    cdef uint8_t buffer[STORE_BYTES_MAX + TILL_BYTES_MAX + RECEIPT_NUMBER_BYTES_MAX + 8]
-    cdef uint32_t size = 4
+cdef bint check_receipt_key(const Core* core, const Command* command, bint in_receipt, Decision* d, Outcome* outcome) noexcept nogil:
     if not check_text(command.store, 1, STORE_BYTES_MAX, FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE, outcome):
         return False
     if not check_text(command.till, 1, TILL_BYTES_MAX, FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL, outcome):
@@ -520,6 +518,7 @@ cdef bint check_receipt_key(const Command* command, bint in_receipt, Decision* d
         return False
     d.receipt_hash = receipt_key_hash(command.business_day, command.store, command.till, command.number)
     d.receipt_keyed = 1
+    keys_prefetch(&core.receipt_keys, d.receipt_hash)
     return True
 
 
@@ -540,7 +539,7 @@ cdef Hash128 receipt_key_hash(int32_t business_day, Slice store, Slice till, Sli
     return siphash(PUBLIC_KEY, buffer, at)
 
 
-cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+cdef bint check_receipt(const Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
     cdef const Line* line
     cdef int64_t total = 0
     cdef uint32_t i
@@ -550,7 +549,7 @@ cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) n
     if not command.given & GIVEN_RECEIPT_KEY:
         refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_KEY)
         return False
-    if not check_receipt_key(command, True, d, outcome):
+    if not check_receipt_key(core, command, True, d, outcome):
         return False
     if command.total_minor < 0 or command.total_minor > AMOUNT_MINOR_MAX:
         return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
@@ -581,6 +580,7 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
     if not check_request_id(command.request_id, outcome):
         return False
     d.request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
+    keys_prefetch(&core.request_ids, d.request)
     if not command.given & GIVEN_SENT_TIME or command.sent_time_us < SENT_TIME_MIN_US:
         if command.given & GIVEN_SENT_TIME:
             return refuse_number(outcome, FIELD_SENT_TIME, command.sent_time_us)
@@ -607,8 +607,10 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         return True
     if not check_member(core, &command.member, -1, &d.member_hash, outcome):
         return False
+    if command.member.kind != MEMBER_BY_ID:
+        prefetch(&core.identifiers.slots[range_of(d.member_hash.lo, core.identifiers.capacity)])
     if method == METHOD_EARN or method == METHOD_COMMIT:
-        if not check_receipt(command, d, outcome):
+        if not check_receipt(core, command, d, outcome):
             return False
     if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
         if command.given & GIVEN_WALLET and not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
@@ -625,7 +627,7 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         if command.points < 0 or command.points > POINTS_MAX:
             return refuse_number(outcome, FIELD_CAPTURE_POINTS, command.points)
     if (method == METHOD_BURN or method == METHOD_CAPTURE) and command.given & GIVEN_RECEIPT_KEY:
-        return check_receipt_key(command, False, d, outcome)
+        return check_receipt_key(core, command, False, d, outcome)
     return True
 
 
@@ -1406,11 +1408,11 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     d.receipt_keyed = 0
     if not check_fields(core, command, d, outcome):
         return
-    keys_prefetch(&core.request_ids, d.request)
-    if d.receipt_keyed:
-        keys_prefetch(&core.receipt_keys, d.receipt_hash)
-    if method != METHOD_ENROLL and command.member.kind != MEMBER_BY_ID:
-        prefetch(&core.identifiers.slots[range_of(d.member_hash.lo, core.identifiers.capacity)])
+    # Each table is one cache miss; the look-ups below find their lines under way (asked for in check_fields).
+    if method != METHOD_ENROLL:
+        d.member = find_member(core, &command.member, d.member_hash)
+        if d.member != 0:
+            prefetch(&core.accounts[d.member - 1])
     slot = keys_find(&core.request_ids, d.request)
     if slot != NULL:
         answer_repeat(core, command, d, slot_first_of(slot), outcome)
@@ -1429,14 +1431,14 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         return
 
     # Whose is it?
-    d.member = find_member(core, &command.member, d.member_hash)
     if d.member == 0:
         if not (earns and not pays and core.program.opens_anonymous and command.member.kind != MEMBER_BY_ID):
             refuse_field(outcome, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind))
             return
     else:
         account = &core.accounts[d.member - 1]
-        prefetch(account)
+        if account.lots != NO_PIECE:
+            prefetch(&core.arena.lots[account.lots])
         outcome.wait_sequence = account.sequence
 
     # Was this receipt seen before?

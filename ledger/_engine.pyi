@@ -19,7 +19,7 @@ class EngineHandle:
     """Last durable sequence and the hash of its group in hex: what `verify --expect-head` takes."""
 
     def __init__(
-        self, *, tail_fd: int, tail_bytes: int, directory: bytes, data_path: str, journal_path: str, create: bool,
+        self, *, tail_fd: int, tail_bytes: int, directory: bytes, journal_path: str, create: bool,
         identity_key: bytes, members_max: int, ids_max: int, reservations_max: int, clock_path: str | None, accept_time: bool,
     ) -> None: ...
     def recover(self, progress: Callable[[int, int], None] | None) -> dict[str, int]:
@@ -34,8 +34,8 @@ class EngineHandle:
     def end_threads(self) -> None: ...
     def ask_stop(self, level: int) -> None:
         """1: finish what is open, take nothing new; 2: stop now. Seen by the hot thread in its next turn. From any thread or signal handler."""
-    def finish(self, digest: bool) -> None:
-        """After the hot and the flush thread ended: a last DIGEST entry (with `digest`), what is open flushed."""
+    def finish(self, digest: bool) -> int:
+        """After hot, flush and drain thread ended: a last DIGEST entry (with `digest`), everything flushed and drained. Returns groups left in the tail."""
     def close(self) -> None: ...
     def submit(self, token: int, method: int, request: bytes, deadline_us: int) -> bool:
         """Put a call of the control port into the inbox. deadline_us: monotonic (time.monotonic_ns() // 1000), 0: none. False: full, refuse it."""
@@ -43,5 +43,9 @@ class EngineHandle:
         """Answers ready: (token, grpc_code, payload, message). payload: the response (grpc_code 0) or a google.rpc.Status."""
     def stats(self) -> dict[str, Any]:
         """Plain numbers for metrics; reads shared words, never waits for the hot thread. Keys: see `STATS` in ledger/engine.py."""
+    def digest(self) -> str:
+        """The state digest in hex. Only while no hot thread runs."""
+    def plan(self) -> list[tuple[str, int]]:
+        """Memory reserved: (what, bytes)."""
     def turn(self, digests: int, alone: bool) -> int:
         """One turn of the hot loop without sockets, for tests: writes that many DIGEST entries. Returns the last sequence."""

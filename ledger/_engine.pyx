@@ -892,7 +892,11 @@ cdef object journal_text(int code):
 
 cdef object histogram_python(const Histogram* histogram):
     """{"bounds": upper bounds (inclusive) of all buckets but the last, "counts": per bucket, "sum": of all values}."""
-    bounds = [histogram.base * 10 ** (i // 3) * (1, 2, 5)[i % 3] for i in range(HISTOGRAM_BUCKETS - 1)]
+    cdef uint64_t decade = histogram.base
+    bounds = []
+    while len(bounds) < HISTOGRAM_BUCKETS - 1:
+        bounds += [decade, 2 * decade, 5 * decade]
+        decade *= 10
     return {"bounds": bounds, "counts": [histogram.counts[i] for i in range(HISTOGRAM_BUCKETS)], "sum": histogram.sum}
 
 
@@ -909,7 +913,7 @@ cdef class EngineHandle:
         self.close()
         free(self.engine)
 
-    def __init__(self, *, int tail_fd, uint64_t tail_bytes, bytes directory, str data_path, str journal_path, bint create,
+    def __init__(self, *, int tail_fd, uint64_t tail_bytes, bytes directory, str journal_path, bint create,
                  bytes identity_key, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, clock_path, bint accept_time):
         cdef Engine* engine = self.engine
         cdef CoreSizes sizes
@@ -1205,6 +1209,12 @@ cdef class EngineHandle:
         return answers
 
     # --- what can be seen ---
+
+    def plan(self):
+        """Memory reserved beside the core's tables: [(what, bytes)]."""
+        cdef Engine* engine = self.engine
+        return [("ring", engine.ring_bytes), ("group index", (engine.refs_mask + 1) * sizeof(GroupRef)),
+                ("inbox", engine.inbox.capacity), ("outbox", engine.outbox.capacity)]
 
     @property
     def sequence(self):

@@ -12,7 +12,7 @@ cdef extern from "lmdb.h" nogil:
         pass
     ctypedef unsigned int MDB_dbi
 
-cdef enum JournalResult:        # beside LMDB's own codes and errno
+cdef enum:                      # JournalResult: beside LMDB's own codes and errno
     JOURNAL_OK = 0
     JOURNAL_END = 1             # the scan is over
     JOURNAL_FOREIGN = 2         # the environment is not one of ours, or of another directory

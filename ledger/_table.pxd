@@ -21,26 +21,29 @@ cdef extern from *:
     static inline uint64_t ledger_range(uint64_t hash, uint64_t capacity) {
         return (uint64_t)(((unsigned __int128)hash * capacity) >> 64);
     }
-    /* Zeroed memory that costs nothing until touched. NULL when the address space cannot be had. */
+    /* Zeroed memory that costs nothing until touched. NULL when the address space cannot be had.
+       Large tables ask for huge pages: a random access to small ones costs a page walk, which is most of a call's time. */
     static inline void *ledger_reserve(uint64_t size) {
-        void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        return memory == MAP_FAILED ? NULL : memory;
+        const uint64_t huge = 2u << 20;
+        uint64_t wanted = size < 2 * huge ? size : size + huge, skip;
+        uint8_t *memory = mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) return NULL;
+        if (wanted == size) return memory;
+        skip = (huge - ((uintptr_t)memory & (huge - 1))) & (huge - 1);
+        if (skip) munmap(memory, skip);
+        if (huge - skip) munmap(memory + skip + ((size + 4095) & ~UINT64_C(4095)), huge - skip);
+        madvise(memory + skip, size, MADV_HUGEPAGE);
+        return memory + skip;
     }
     static inline void ledger_unreserve(void *memory, uint64_t size) { if (memory) munmap(memory, size); }
-    static inline int ledger_forget(void *memory, uint64_t size) { return madvise(memory, size, MADV_DONTNEED); }
     #define ledger_prefetch(address) __builtin_prefetch(address)
     #define LEDGER_ORDER_NONE INT64_MIN
     """
     uint64_t range_of "ledger_range"(uint64_t hash, uint64_t capacity) noexcept nogil
     void* reserve_memory "ledger_reserve"(uint64_t size) noexcept nogil
     void unreserve_memory "ledger_unreserve"(void* memory, uint64_t size) noexcept nogil
-    int forget_memory "ledger_forget"(void* memory, uint64_t size) noexcept nogil
     const int64_t ORDER_NONE "LEDGER_ORDER_NONE"
     void prefetch "ledger_prefetch"(const void* address) noexcept nogil
-
-
-cdef inline uint64_t page_round(uint64_t size) noexcept nogil:
-    return (size + 4095) & ~<uint64_t>4095
 
 
 # --- (a) identifiers ---------------------------------------------------------------------------------------------
@@ -112,16 +115,11 @@ cdef struct Generation:
 cdef struct KeyTable:
     Generation generations[ID_GENERATIONS]
     uint32_t filling            # index of the generation that takes new keys
-    uint32_t page_clear         # 1: the generation after `filling` is all zeros
+    uint32_t is_clear           # 1: the generation after `filling` is all zeros
     uint64_t capacity           # slots of a generation
     uint64_t count_max          # keys of a generation
     uint64_t cleared            # bytes of the generation after `filling` that are zeros again
-    uint64_t clear_due          # bytes that may be cleared by now
     int64_t forgotten           # the highest order that may have been forgotten; INT64_MIN: nothing was
-
-
-cdef enum:
-    CLEAR_STEP_BYTES = 65536    # one madvise of 16 pages costs ~2 us
 
 
 cdef inline uint64_t slot_first(const KeySlot* slot) noexcept nogil:
@@ -148,11 +146,11 @@ cdef inline bint keys_open(KeyTable* table, uint64_t remembered) noexcept nogil:
     memset(table, 0, sizeof(KeyTable))
     table.count_max = remembered // 2 if remembered >= 2 else 1
     table.capacity = table.count_max + table.count_max // 3 + 8
-    table.page_clear = 1
+    table.is_clear = 1
     table.forgotten = ORDER_NONE
     for i in range(ID_GENERATIONS):
         table.generations[i].order_max = ORDER_NONE
-        table.generations[i].slots = <KeySlot*>reserve_memory(page_round(table.capacity * sizeof(KeySlot)))
+        table.generations[i].slots = <KeySlot*>reserve_memory(table.capacity * sizeof(KeySlot))
         if table.generations[i].slots == NULL:
             return False
     return True
@@ -161,7 +159,7 @@ cdef inline bint keys_open(KeyTable* table, uint64_t remembered) noexcept nogil:
 cdef inline void keys_close(KeyTable* table) noexcept nogil:
     cdef uint32_t i
     for i in range(ID_GENERATIONS):
-        unreserve_memory(table.generations[i].slots, page_round(table.capacity * sizeof(KeySlot)))
+        unreserve_memory(table.generations[i].slots, table.capacity * sizeof(KeySlot))
 
 
 cdef inline void keys_prefetch(const KeyTable* table, Hash128 key) noexcept nogil:
@@ -192,29 +190,23 @@ cdef inline KeySlot* keys_find(const KeyTable* table, Hash128 key) noexcept nogi
 
 
 cdef inline void keys_clear_some(KeyTable* table, uint64_t bytes) noexcept nogil:
+    # Zeroed in place: giving the pages back would cost a fault each when they fill again.
     cdef Generation* next = &table.generations[(table.filling + 1) % ID_GENERATIONS]
-    cdef uint64_t total = page_round(table.capacity * sizeof(KeySlot)), step
-    table.clear_due += bytes
-    if table.clear_due > total:
-        table.clear_due = total
-    step = table.clear_due - table.cleared
-    if table.clear_due < total:
-        if step < CLEAR_STEP_BYTES:
-            return
-        step = step & ~<uint64_t>(CLEAR_STEP_BYTES - 1)
-    if forget_memory(<uint8_t*>next.slots + table.cleared, step) != 0:
-        memset(<uint8_t*>next.slots + table.cleared, 0, step)
-    table.cleared += step
-    if table.cleared == total:
-        table.page_clear = 1
+    cdef uint64_t left = table.capacity * sizeof(KeySlot) - table.cleared
+    if bytes > left:
+        bytes = left
+    memset(<uint8_t*>next.slots + table.cleared, 0, bytes)
+    table.cleared += bytes
+    if bytes == left:
+        table.is_clear = 1
 
 
 cdef inline void keys_turn(KeyTable* table) noexcept nogil:
     # The filling generation is full: the next one (clear by now) takes over, the oldest is forgotten.
     cdef Generation* oldest
-    if not table.page_clear:
-        keys_clear_some(table, page_round(table.capacity * sizeof(KeySlot)))
-    VERIFY(table.page_clear)
+    if not table.is_clear:
+        keys_clear_some(table, table.capacity * sizeof(KeySlot))
+    VERIFY(table.is_clear)
     table.filling = (table.filling + 1) % ID_GENERATIONS
     table.generations[table.filling].order_max = ORDER_NONE
     oldest = &table.generations[(table.filling + 1) % ID_GENERATIONS]
@@ -222,9 +214,8 @@ cdef inline void keys_turn(KeyTable* table) noexcept nogil:
         if oldest.order_max > table.forgotten:
             table.forgotten = oldest.order_max
         oldest.count = 0
-        table.page_clear = 0
+        table.is_clear = 0
         table.cleared = 0
-        table.clear_due = 0
 
 
 cdef inline KeySlot* keys_add(KeyTable* table, Hash128 key, int64_t order) noexcept nogil:
@@ -233,7 +224,7 @@ cdef inline KeySlot* keys_add(KeyTable* table, Hash128 key, int64_t order) noexc
     cdef uint64_t at
     if table.generations[table.filling].count >= table.count_max:
         keys_turn(table)
-    elif not table.page_clear:
+    elif not table.is_clear:
         keys_clear_some(table, 8 * sizeof(KeySlot))
     generation = &table.generations[table.filling]
     at = range_of(key.lo, table.capacity)

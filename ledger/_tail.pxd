@@ -18,7 +18,7 @@ cdef struct Hasher:             # SHA-256 by OpenSSL; used by one thread at a ti
     EVP_MD_CTX* context
     EVP_MD* algorithm
 
-cdef enum GroupFault:           # what is wrong with a group by itself; 0 = sound
+cdef enum:                      # GroupFault: what is wrong with a group by itself; 0 = sound
     GROUP_SOUND = 0
     GROUP_ABSENT = 1            # no group begins here: no room, or other bytes
     GROUP_FOREIGN = 2           # of another version, shard, epoch or directory

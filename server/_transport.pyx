@@ -122,6 +122,7 @@ cdef enum:
     HEADER_BYTES_HARD_MAX = 65_536          # a header block above it is no mistake any more: the connection goes
     CONTINUATIONS_MAX = 8       # CONTINUATION frames of one header block
     SETTINGS_MAX = 32           # entries of one SETTINGS frame
+    USELESS_BYTES_PER_TOKEN = 64    # bytes of a read without any piece of a call that cost as much as one frame without a call
     ACKS_MAX = 1000             # PING and SETTINGS acknowledgements waiting for a peer that does not read
     CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
@@ -208,7 +209,7 @@ cdef struct Connection:
     int64_t last_call_us        # of its newest call, or opened_us
     int64_t blocked_us          # since when `pending` waits; 0: nothing waits
     int64_t closing_us          # when it lingers or got its notice
-    int64_t reset_tokens        # see connection_frame
+    int64_t reset_tokens        # see on_begin_frame
     int64_t control_tokens
     uint32_t pending_offset
     uint32_t pending_size
@@ -224,6 +225,7 @@ cdef struct Connection:
     uint8_t terminated          # nghttp2 was told to end it
     uint8_t leaving             # 1: notice sent, 2: final GOAWAY submitted
     uint8_t lingering           # everything is sent and our side is shut
+    uint8_t useful              # this read brought a piece of a call
 
 cdef struct Counters:           # plain aligned words: written by the hot thread, read by anybody
     uint64_t calls[PORT_COUNT][METHOD_COUNT][STATUS_COUNT]
@@ -635,6 +637,7 @@ cdef int on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame, 
     if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
         return 0
     connection.last_call_us = server.now_us
+    connection.useful = 1
     stream = stream_take(server, connection, frame.hd.stream_id)
     if stream == NULL:
         server.counters.streams_refused += 1
@@ -760,6 +763,7 @@ cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, con
     cdef size_t take
     if stream == NULL or stream.state != STREAM_RECEIVING:
         return 0
+    connection.useful = 1
     if stream.received < GRPC_PREFIX_BYTES:
         take = GRPC_PREFIX_BYTES - stream.received
         if take > size:
@@ -954,6 +958,7 @@ cdef void connection_read(Server* server, Connection* connection) noexcept nogil
     if connection.lingering:
         return
     server.now_us = monotonic_us()
+    connection.useful = 0
     used = nghttp2_session_mem_recv(connection.session, server.input, <size_t>size)
     if used != size:    # beyond repair: not HTTP/2, a flood, or no memory
         if used == NGHTTP2_ERR_FLOODED or used == NGHTTP2_ERR_TOO_MANY_CONTINUATIONS:
@@ -962,6 +967,10 @@ cdef void connection_read(Server* server, Connection* connection) noexcept nogil
             server.counters.connections_broken += 1
         connection_doom(connection)
         return
+    if not connection.useful:   # nghttp2 does not report frames of unknown types: their bytes count
+        connection.control_tokens -= size / USELESS_BYTES_PER_TOKEN
+        if connection.control_tokens < 0:
+            connection_abused(connection)
     connection_mark(connection)
 
 
@@ -1308,7 +1317,7 @@ cdef void connection_look(Server* server, Connection* connection, int64_t elapse
 
 
 cdef void server_look(Server* server, int64_t elapsed_us) noexcept nogil:
-    """About once a second: time-outs, and tokens for the meters of connection_frame."""
+    """About once a second: time-outs, and tokens for the meters of on_begin_frame."""
     cdef Stream* stream = server.receiving.first
     cdef uint32_t i
     while stream != NULL and server.now_us - stream.headers_us > server.slow_us:
@@ -1476,7 +1485,7 @@ cdef int server_reserve(Server* server) except -1:
     nghttp2_option_set_max_settings(server.option, SETTINGS_MAX)
     nghttp2_option_set_max_outbound_ack(server.option, ACKS_MAX)
     nghttp2_option_set_max_continuations(server.option, CONTINUATIONS_MAX)
-    # Ours (connection_frame) is the limit that counts: it also sees the resets that a peer makes us send.
+    # Ours (on_begin_frame) is the limit that counts: it also sees the resets that a peer makes us send.
     nghttp2_option_set_stream_reset_rate_limit(server.option, RESETS_BURST_MAX * 2, RESETS_PER_S_MAX * 2)
     return 0
 

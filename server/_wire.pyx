@@ -660,6 +660,14 @@ cdef bint check_receipt_key(const Reader* reader, const Command* command, Outcom
     )
 
 
+cdef bint check_wallet(const Reader* reader, Command* command, Outcome* outcome) noexcept nogil:
+    # An empty name is none.
+    if command.wallet.size == 0:
+        return True
+    command.given |= GIVEN_WALLET
+    return check_text(reader, command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome)
+
+
 cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexcept nogil:
     # In the order of the field numbers; a query lacks what it has no field for.
     cdef uint32_t i
@@ -678,10 +686,8 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
         for i in range(command.identifier_count):
             if not check_member(reader, &command.identifiers[i], <int32_t>i, outcome):
                 return False
-    if command.wallet.size > 0:
-        command.given |= GIVEN_WALLET
-        if not check_text(reader, command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
-            return False
+    if command.method != METHOD_COMMIT and not check_wallet(reader, command, outcome):
+        return False
     if command.given & GIVEN_RECEIPT_KEY and not check_receipt_key(reader, command, outcome):
         return False
     if command.given & GIVEN_TTL and not check_stamp(&reader.ttl, &command.ttl_us, FIELD_TTL, outcome):
@@ -694,7 +700,8 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
         return refuse_number(outcome, FIELD_RECEIPT_LINES, VALUE_NUMBER, reader.line_total)
     if reader.line.field != 0:
         return refuse_text(outcome, reader.line.field, reader.line.index, reader.line.text)
-    return True
+    # In CommitReceipt the wallet belongs to the payment, which stands behind the receipt.
+    return command.method != METHOD_COMMIT or check_wallet(reader, command, outcome)
 
 
 cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil:

@@ -47,21 +47,32 @@ def fail(what: str, hint: str = "", code: int = EXIT_USAGE) -> typer.Exit:
     return typer.Exit(code)
 
 
-def _bar(what: str) -> Progress:
-    return Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("entries"), TimeRemainingColumn(),
-                    console=err, transient=True)
+class _Bar:
+    """A progress bar on stderr that appears for long work only."""
 
+    words = {"tail": "making the tail (bytes)", "journal": "replaying the journal (entries)", "verify": "verifying (entries)"}
 
-def _progress(bar: Progress) -> Callable[[int, int], None]:
-    """A progress callback that shows the bar only for long work."""
-    task = bar.add_task("", total=None)
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._what = ""
 
-    def update(done: int, total: int) -> None:
-        if total >= PROGRESS_FROM and not bar.live.is_started:
-            bar.start()
-        bar.update(task, completed=done, total=total)
+    def update(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self.stop()
+            self._what = what
+        if self._progress is None:
+            if total < PROGRESS_FROM:
+                return
+            self._progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                                      console=err, transient=True)
+            self._task = self._progress.add_task(self.words[what], total=total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total)
 
-    return update
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = None
 
 
 @app.command(epilog="Example: `daybook serve --data /var/lib/daybook --checkout 127.0.0.1:7070`", rich_help_panel="Service")
@@ -97,29 +108,52 @@ def serve(
         config = ServeConfig.make(data=data, program=program, checkout=checkout, control=control, http=http, insecure=insecure, tail=tail,
                                   members_max=members_max, ids_max=ids_max, tail_bytes=tail_bytes, accept_time=accept_time,
                                   clock_file=clock_file, ports_file=ports_file)
-        with _bar("recovering") as bar:
+        bar = _Bar()
+
+        def started(what: service.Started) -> None:
             bar.stop()
+            out.print(_start_table(what, time.perf_counter() - begun))
 
-            def started(what: service.Started) -> None:
-                bar.stop()
-                out.print(_start_table(what, time.perf_counter() - begun))
-
-            code = service.serve(config, progress=_progress(bar), started=started, say=lambda event: out.log(event, _stack_offset=2))
+        try:
+            code = service.serve(config, progress=bar.update, started=started, say=_say)
+        finally:
+            bar.stop()
     except RefusedToStart as error:
         raise fail(str(error), error.hint) from None
     raise typer.Exit(code)
 
 
 def _start_table(what: Any, seconds: float) -> Table:
+    config, ledger = what.config, what.ledger
+    found = ledger.recovered
+    plan = ledger.memory_plan()
+    programme = ledger.program.program
+    recovered = ("a new journal" if found.created else
+                 f"sequence {found.sequence:,}, {found.tail_groups:,} groups of it from the tail")
     table = Table(title="daybook serves", show_header=False, title_justify="left")
     for name, value in (
-        ("data", str(what.config.data.resolve())), ("programme", what.ledger.program_text), ("checkout port", what.ports["checkout"]),
-        ("control port", what.ports["control"]), ("metrics", f"http://{what.ports['http']}/metrics"),
-        ("room", f"{what.config.members_max:,} members, {what.config.ids_max:,} request ids"),
-        ("memory", what.ledger.memory_text), ("recovered", what.ledger.recovered_text), ("start took", f"{seconds:.2f} s"),
+        ("data", str(config.data.resolve())), ("tail", str((config.tail or config.data).resolve() / "tail")),
+        ("programme", f"{programme.name} ({config.program}), hash {ledger.program.hash[:12]}"),
+        ("checkout port", what.ports["checkout"]), ("control port", what.ports["control"]),
+        ("metrics", f"http://{what.ports['http']}/metrics"),
+        ("room for", f"{config.members_max:,} members, {config.ids_max:,} request ids"),
+        ("memory at most", f"{_mib(sum(size for _, size in plan))}: " + ", ".join(f"{name} {_mib(size)}" for name, size in plan[:4])),
+        ("recovered", recovered), ("start took", f"{seconds:.2f} s"),
     ):
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
+    if found.gap_us > 0:
+        table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal: expiries stand still until a start "
+                               "with --accept-time[/]")
     return table
+
+
+def _say(event: str) -> None:
+    """One line per event, with the time of day."""
+    out.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {escape(event)}", soft_wrap=True)
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"
 
 
 @app.command(epilog="Example: `daybook verify data --expect-head 1482:9f2c...`", rich_help_panel="Journal")
@@ -142,9 +176,12 @@ def verify(
     except ValueError as error:
         raise fail(str(error), "take it from the last line of an earlier `daybook verify`") from None
     try:
-        with _bar("verifying") as bar:
+        bar = _Bar()
+        try:
+            report = judge.verify(data, tail=tail, expect=expect, end_on_crash=True,
+                                  progress=lambda done, total: bar.update("verify", done, total))
+        finally:
             bar.stop()
-            report = judge.verify(data, tail=tail, expect=expect, progress=_progress(bar), end_on_crash=True)
     except Damage as error:
         raise fail(f"verification FAILED: {error}", "keep the directory as it is; restore from a backup or a replica", EXIT_FAILED) from None
     except JournalError as error:

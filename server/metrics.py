@@ -7,13 +7,14 @@ own thread, so a scrape costs the tills nothing. Not for counting. Made and stop
 from __future__ import annotations
 
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -56,14 +57,55 @@ TRANSPORT = (
     Row("turns", "ledger_loop_turns", "counter", "Turns of the hot loop."),
 )
 
-# Keys of EngineHandle.stats() (ledger/engine.py, STATS).
+# Keys of EngineHandle.stats(), a dot for a dictionary inside it (ledger/engine.py, STATS).
 ENGINE = (
-    Row("sequence", "ledger_journal_sequence", "gauge", "Last journal sequence decided."),
+    Row("core.sequence", "ledger_journal_sequence", "gauge", "Last journal sequence decided."),
     Row("durable_sequence", "ledger_journal_durable_sequence", "gauge", "Last sequence flushed to the tail: what answers wait for."),
     Row("drained_sequence", "ledger_journal_drained_sequence", "gauge", "Last sequence in LMDB."),
+    Row("core.time_us", "ledger_journal_time_seconds", "gauge", "Server time of the last entry, since 1970.", US),
+    Row("core.members", "ledger_members", "gauge", "Accounts."),
+    Row("core.identifiers", "ledger_identifiers", "gauge", "Cards, phones, e-mails and apps linked to accounts."),
+    Row("core.lots", "ledger_lots", "gauge", "Lots with points."),
+    Row("core.reservations_active", "ledger_reservations", "gauge", "Active reservations."),
+    Row("core.request_ids", "ledger_request_ids", "gauge", "Request ids remembered in memory."),
+    Row("core.receipt_keys", "ledger_receipt_keys", "gauge", "Receipt keys remembered in memory."),
+    Row("core.entries_expired_lots", "ledger_expired_lots_entries", "counter", "Entries that posted the expiry of lots."),
+    Row("core.entries_expired_reservations", "ledger_expired_reservations_entries", "counter", "Entries that ended reservations by time."),
+    Row("drain_lag_entries", "ledger_drain_lag_entries", "gauge", "Entries in the tail that are not in LMDB yet."),
+    Row("drain_lag_us", "ledger_drain_lag_seconds", "gauge", "Age of the oldest group that is not in LMDB yet.", US),
+    Row("drain_failures", "ledger_drain_failures", "counter", "LMDB transactions that met a full disk or map; they are tried again."),
+    Row("inbox_calls", "ledger_inbox_calls", "gauge", "Calls of the control port on their way to the hot thread."),
+    Row("outbox_calls", "ledger_outbox_calls", "gauge", "Answers on their way back to the control port."),
+    Row("tail_used_bytes", "ledger_tail_used_bytes", "gauge", "Bytes of the tail that hold groups not in LMDB yet."),
+    Row("tail_bytes", "ledger_tail_size_bytes", "gauge", "Size of the tail's ring."),
+    Row("map_used_bytes", "ledger_journal_map_used_bytes", "gauge", "Bytes of LMDB's map in use: the size of the journal."),
+    Row("map_bytes", "ledger_journal_map_size_bytes", "gauge", "Size of LMDB's map."),
+    Row("free_bytes", "ledger_disk_free_bytes", "gauge", "Free bytes on the journal's disk."),
+    Row("free_bytes_min", "ledger_disk_free_min_bytes", "gauge", "Below this many free bytes writes are refused."),
+    Row("refused_full", "ledger_refused_writes", "counter", "Writes refused with JOURNAL_FULL."),
+    Row("clock_ahead_us", "ledger_clock_ahead_seconds", "gauge", "How far the machine's clock is ahead of what is believed.", US),
+    Row("clock_behind_us", "ledger_clock_behind_seconds", "gauge", "How far the machine's clock is behind server time.", US),
+    Row("ticks", "ledger_tick_entries", "counter", "Entries written by ticks."),
 )
 
-WALLET_POINTS = ("issued", "redeemed", "expired", "adjusted")
+# Label values of the metrics below, and the number or state that each stands for.
+GATE = {"disk_space": 1, "drain": 2}
+CLOCK = {"step": "clock_stepped", "gap": "clock_gap"}
+REPEATS = {"memory": "finds_ring", "journal": "finds_journal"}
+HISTOGRAMS = (
+    Row("group_entries", "ledger_group_entries", "histogram", "Entries of one group: what one flush made durable."),
+    Row("group_bytes", "ledger_group_bytes", "histogram", "Bytes of one group."),
+    Row("flush_us", "ledger_flush_duration_seconds", "histogram", "Hash, write and flush of one group.", US),
+    Row("drain_us", "ledger_drain_duration_seconds", "histogram", "One LMDB transaction of the drain.", US),
+)
+WALLETS = (
+    Row("issued_points", "ledger_issued_points", "counter", "Points ever given, from the journal."),
+    Row("redeemed_points", "ledger_redeemed_points", "counter", "Points ever taken by burns and captures."),
+    Row("expired_points", "ledger_expired_points", "counter", "Points ever expired."),
+    Row("adjusted_points", "ledger_adjusted_points", "gauge", "Points given by hand less points taken by hand."),
+    Row("reserved_points", "ledger_reserved_points", "gauge", "Points held by active reservations now."),
+    Row("reserved_total_points", "ledger_ever_reserved_points", "counter", "Points ever held."),
+)
 
 
 class LedgerCollector(Collector):
@@ -72,17 +114,52 @@ class LedgerCollector(Collector):
     def __init__(self, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
         self._engine = engine
         self._transport = transport
+        try:
+            self._version = metadata.version("daybook")
+        except metadata.PackageNotFoundError:
+            self._version = "not installed"  # run from a source tree
 
     def collect(self) -> Iterator[Metric]:
         transport, engine = self._transport(), self._engine()
         yield from _calls(transport)
         for rows, stats in ((TRANSPORT, transport), (ENGINE, engine)):
             for row in rows:
-                family = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
-                yield family(row.name, row.help, value=stats[row.key] * row.scale)
+                yield _family(row, [((), _value(stats, row.key) * row.scale)])
+        for row in HISTOGRAMS:
+            histogram = HistogramMetricFamily(row.name, row.help, labels=())
+            value = engine[row.key]
+            histogram.add_metric((), _cumulative(value["bounds"], value["counts"], row.scale), value["sum"] * row.scale)
+            yield histogram
+        wallets = engine["core"]["wallets"]
+        for row in WALLETS:
+            yield _family(row, [((wallet["name"],), wallet[row.key]) for wallet in wallets], "wallet")
+        yield _family(Row("", "ledger_outstanding_points", "gauge", "Points in members' wallets, pending and reserved ones included."),
+                      [((wallet["name"],), wallet["issued_points"] + wallet["adjusted_points"] - wallet["redeemed_points"]
+                        - wallet["expired_points"]) for wallet in wallets], "wallet")
+        yield _family(Row("", "ledger_memory_bytes", "gauge", "Memory by table: in use for tables, reserved for rings."),
+                      [((table,), size) for table, size in engine["memory_bytes"].items()], "table")
+        yield _family(Row("", "ledger_gate_closed", "gauge", "1 while writes are refused (JOURNAL_FULL), by cause."),
+                      [((cause,), engine["gate"] == state) for cause, state in GATE.items()], "cause")
+        yield _family(Row("", "ledger_clock_alarm", "gauge", "1 while a forward jump of the clock is not believed: expiries stand still."),
+                      [((cause,), engine[key]) for cause, key in CLOCK.items()], "cause")
+        yield _family(Row("", "ledger_repeat_reads", "counter", "Entries read again to answer repeats, by where they were found."),
+                      [((where,), engine[key]) for where, key in REPEATS.items()], "found")
         build = GaugeMetricFamily("ledger_build_info", "Always 1; the labels say which build runs.", labels=("version",))
-        build.add_metric((metadata.version("daybook"),), 1)
+        build.add_metric((self._version,), 1)
         yield build
+
+
+def _value(stats: Mapping[str, Any], key: str) -> float:
+    for part in key.split("."):
+        stats = stats[part]
+    return stats  # type: ignore[return-value]  # the last part names a number
+
+
+def _family(row: Row, samples: list[tuple[tuple[str, ...], float]], *labels: str) -> Metric:
+    family = (CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily)(row.name, row.help, labels=labels)
+    for values, number in samples:
+        family.add_metric(values, number)
+    return family
 
 
 def _calls(stats: Mapping[str, Any]) -> Iterator[Metric]:
@@ -100,7 +177,7 @@ def _calls(stats: Mapping[str, Any]) -> Iterator[Metric]:
     yield latency
 
 
-def _cumulative(bounds: tuple[int, ...], buckets: tuple[int, ...], scale: float) -> list[tuple[str, float]]:
+def _cumulative(bounds: Sequence[int], buckets: Sequence[int], scale: float) -> list[tuple[str, float]]:
     """Counts per bucket to Prometheus' cumulative ones; the last bucket has no bound."""
     total, rows = 0, []
     for bound, count in zip((*bounds, None), buckets, strict=True):
@@ -119,6 +196,7 @@ class MetricsServer:
     def __init__(self, address: Address, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
         registry = CollectorRegistry()  # without auto_describe: registering collects nothing
         registry.register(LedgerCollector(engine, transport))
+        ProcessCollector(registry=registry)
         self.stopping = False
         outer = self
 
@@ -145,7 +223,9 @@ class MetricsServer:
             request_queue_size = 16
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """A scraper that hangs up is no event."""
+                """A scraper that hangs up is no event; everything else is our mistake and is shown."""
+                if not isinstance(sys.exc_info()[1], OSError):
+                    super().handle_error(request, client_address)
 
         self._server = Server((address.host, address.port), Handler)
         self.port: int = self._server.server_address[1]

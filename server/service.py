@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ledger import limits
-from ledger._engine import StartRefused
-from ledger.engine import OpenLedger, open_ledger
+from ledger.engine import OpenLedger, StartRefused, open_ledger
 from server._transport import CheckoutServer
 from server.config import Address, RefusedToStart, ServeConfig
 from server.control import ControlServer
@@ -58,10 +57,10 @@ def _cannot_listen(address: Address, flag: str, error: OSError) -> RefusedToStar
                           f"stop what uses the port (ss -ltnp shows it), or give another address with {flag}")
 
 
-def serve(config: ServeConfig, *, progress: Callable[[int, int], None], started: Callable[[Started], None], say: Say) -> int:
+def serve(config: ServeConfig, *, progress: Callable[[str, int, int], None], started: Callable[[Started], None], say: Say) -> int:
     """Run until a signal asks to stop; returns the exit code.
 
-    progress(done, total): recovery. started: once, when every port serves. Errors: RefusedToStart (nothing runs any more).
+    progress(what, done, total): recovery, as ledger.engine has it. started: once, when every port serves. Errors: RefusedToStart (nothing runs any more).
     """
     for address, flag in ((config.checkout, "--checkout"), (config.control, "--control"), (config.http, "--http")):
         _check_free(address, flag)
@@ -71,10 +70,12 @@ def serve(config: ServeConfig, *, progress: Callable[[int, int], None], started:
                              progress=progress)
     except StartRefused as error:
         raise RefusedToStart(str(error)) from None
+    running = _Running(config, ledger, say)
     try:
-        return asyncio.run(_Running(config, ledger, say).run(started))
-    finally:
-        ledger.stop()  # a last digest, drained; nothing to do when it was stopped in order
+        return asyncio.run(running.run(started))
+    except RefusedToStart:
+        ledger.close()  # nothing was served: there is nothing to write
+        raise
 
 
 class _Running:
@@ -127,14 +128,12 @@ class _Running:
             await self.hot_ended.wait()
         hot.join()
         await control.close()
-        sequence, hash_ = await self.loop.run_in_executor(None, self._finish)
         http.close()
-        self.say(f"stopped: everything is in the journal, head {sequence}:{hash_}")
+        left = await self.loop.run_in_executor(None, self.ledger.stop)
+        sequence, hash_ = self.ledger.head
+        where = "everything is in the journal" if left == 0 else f"{left} groups are in the tail only (full disk), the next start finds them"
+        self.say(f"stopped: {where}, head {sequence}:{hash_}")
         return 0
-
-    def _finish(self) -> tuple[int, str]:
-        self.ledger.stop()
-        return self.ledger.head
 
     def _signal(self, number: int) -> None:
         if self.stop_asked.is_set():
@@ -168,7 +167,7 @@ class _Running:
         before: dict[str, Any] = {}
         while True:
             stats = self.handle.stats()
-            now = {"gate": bool(stats["gate_closed"]), "clock": bool(stats["clock_alarm"])}
+            now = {"gate": bool(stats["gate"]), "clock": bool(stats["clock_stepped"] or stats["clock_gap"])}
             if now["gate"] != before.get("gate", False):
                 self.say("the disk is nearly full: writes are refused (JOURNAL_FULL), reads go on" if now["gate"]
                          else "there is room again: writes are taken")

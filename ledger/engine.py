@@ -1,0 +1,428 @@
+"""Start, recover, stop: the data directory around the engine.
+
+For: creating and opening a data directory, refusing what is wrong with it in one clear sentence, running the flush and the drain
+thread, and the clean end. Not for the loop's steps (ledger/_engine.pyx), sockets or flags (server/). Called by `daybook serve` and tests.
+
+The bytes on disk are docs/journal-format.md. A start after a clean stop is the same as a start after kill -9: both recover.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ledger import limits
+from ledger._engine import EngineHandle, StartRefused
+from ledger.rules import CompiledProgram, ProgramError, compile_file
+
+__all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "open_ledger"]
+
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total): what is "tail" (bytes written) or "journal" (entries replayed)."""
+
+FORMAT_VERSION = 1
+_FORMAT = re.compile(rb"daybook (\d+)\n([0-9a-f]{32})\n")
+_KEY = re.compile(rb"([0-9a-f]{32})\n?")
+_BLOCK = limits.TAIL_BLOCK_BYTES
+_BLOCK_0 = struct.Struct("<8sIIQ16s")
+_TAIL_MAGIC, _TAIL_VERSION = b"DAYTAIL1", 1
+_CHUNK_BYTES = 1 << 20  # the tail is written in steps of a megabyte, so that progress can be seen
+_FIRST_PAGES_BYTES = 8192  # LMDB's two meta pages: a data.mdb that is shorter would be taken for a new one
+
+STATS = """Keys of EngineHandle.stats(). All numbers are plain integers; a histogram is {"bounds", "counts", "sum"} with upper bounds.
+
+core                 counts of the state at the last applied entry; per wallet the points issued, redeemed, expired, ...
+memory_bytes         bytes by table: in use for the core's tables, reserved for ring, inbox and outbox
+durable_sequence     every entry up to here is on disk; drained_sequence: is in LMDB
+head_sequence, head_hash    what `verify --expect-head` takes
+groups               groups made durable since the start; group_entries, group_bytes: histograms
+flush_us, drain_us   histograms: hash + write + flush of a group; one LMDB transaction
+drain_lag_entries, drain_lag_us    durable but not in LMDB yet; age of the oldest such group
+drain_failures       LMDB transactions that met a full disk or map (and were tried again)
+inbox_calls, outbox_calls    calls of the control port on their way in and out
+tail_used_bytes of tail_bytes, map_used_bytes of map_bytes, free_bytes against free_bytes_min
+gate                 0 open, 1 closed: little free space, 2 closed: the drain meets a full disk or map; refused_full: writes refused
+clock_stepped        1: realtime made a forward step that is not believed (clock_ahead_us); ticks stand still
+clock_gap            1: the clock was more than 7 days ahead of the journal at start; ticks stand still
+clock_behind_us      how far realtime is behind server time
+turns, ticks         of the hot loop; entries written by ticks
+finds_ring, finds_journal    entries read again for repeats: from memory, from LMDB
+"""
+
+
+class Recovered(NamedTuple):
+    """What a start found."""
+
+    created: bool  # a new data directory
+    sequence: int  # last entry of journal and tail
+    journal_sequence: int  # last entry that was in LMDB already
+    tail_groups: int  # groups that were only in the tail
+    gap_us: int  # above 0: the clock is this far ahead of the journal (more than 7 days), ticks stand still
+
+
+class OpenLedger:
+    """An open data directory with its engine. Order: start(), the hot thread runs and ends, stop()."""
+
+    def __init__(self, data: Path, lock_fd: int, tail_fd: int, handle: EngineHandle, directory: bytes, program: CompiledProgram,
+                 recovered: Recovered, sizes: dict[str, int]) -> None:
+        self.data = data
+        self.handle = handle
+        self.directory = directory.hex()
+        self.program = program
+        self.recovered = recovered
+        self._fds = [tail_fd, lock_fd]
+        self._sizes = sizes
+        self._threads: list[threading.Thread] = []
+        self.head = (0, "")  # after stop(): last sequence and its group's hash, for `verify --expect-head`
+
+    def start(self) -> None:
+        """Start the flush and the drain thread. Neither takes the GIL again; a failure in them ends the process (status 70)."""
+        assert not self._threads
+        for name, body in (("flush", self.handle.run_flush), ("drain", self.handle.run_drain)):
+            thread = threading.Thread(target=body, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, digest: bool = True) -> int:
+        """End cleanly, after the hot thread has ended: last DIGEST entry, last flush, last drain, everything closed.
+
+        Units:   returns the groups that a full disk kept out of LMDB; they lie in the tail and the next start finds them.
+        """
+        self.handle.end_threads()
+        for thread in self._threads:
+            thread.join()
+        left = self.handle.finish(digest)
+        self.head = self.handle.head
+        self.close()
+        return left
+
+    def close(self) -> None:
+        """Give everything back without a last entry; what is in memory only is lost, as with kill -9. Not while threads run."""
+        self.handle.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+    def memory_plan(self) -> list[tuple[str, int]]:
+        """Rows (what, bytes) of the memory that is reserved, largest first; most of it is touched only when used."""
+        return sorted(self._sizes.items(), key=lambda row: -row[1])
+
+
+def open_ledger(
+    data: Path, program: Path, *, tail: Path | None = None, members_max: int = limits.MEMBERS_MAX_DEFAULT,
+    ids_max: int = limits.IDS_MAX_DEFAULT, clock_file: Path | None = None, accept_time: bool = False,
+    tail_bytes: int = limits.TAIL_BYTES_DEFAULT, progress: Progress | None = None,
+) -> OpenLedger:
+    """Open a data directory, or create it, and recover its state.
+
+    `tail`: another directory for the tail file. `tail_bytes`: its size when it is created. `clock_file`: a file of 8 bytes that holds the
+    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal.
+    Errors: StartRefused, one sentence with what to do; nothing was written (an interrupted creation is begun anew by the next start).
+    """
+    _check_numbers(members_max, ids_max, tail_bytes)
+    try:
+        compiled = compile_file(program)
+    except ProgramError as error:
+        raise StartRefused(str(error)) from None
+    data = Path(data).absolute()
+    tail_path = (Path(tail).absolute() if tail is not None else data) / "tail"
+    fds: list[int] = []
+    try:
+        _check_new(data, tail_path, tail_bytes)
+        fds.append(_lock(data))
+        directory, created = _identify(data, tail_path, tail_bytes, progress)
+        key = _read_key(data / "identity.key")
+        if not (data / "journal" / "data.mdb").exists() or (data / "journal" / "data.mdb").stat().st_size < _FIRST_PAGES_BYTES:
+            raise StartRefused(f"the journal {data / 'journal' / 'data.mdb'} is missing or cut off: restore the data directory from a "
+                               "copy of one moment (journal and tail together)")
+        tail_fd, size = _open_tail(tail_path, directory)
+        fds.insert(0, tail_fd)
+        handle = _open_engine(data, tail_fd, size, directory, key, members_max, ids_max, clock_file, accept_time, create=False)
+        try:
+            found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
+            if found["sequence"] == 0:
+                handle.seed(compiled.image, compiled.source)
+            else:
+                _check_program(handle.program_image(), compiled, program)
+        except BaseException:
+            handle.close()
+            raise
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"])
+    sizes = dict(handle.plan())
+    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, sizes)
+
+
+def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
+    for name, value, low, high in (
+        ("--members-max", members_max, 1, limits.MEMBERS_MAX_LIMIT),
+        ("--ids-max", ids_max, 1, limits.IDS_MAX_LIMIT),
+        ("the tail's size", tail_bytes, limits.TAIL_BYTES_MIN, 1 << 40),
+    ):
+        if not low <= value <= high:
+            raise StartRefused(f"{name} must be {low}..{high}, was {value}")
+    if tail_bytes % _BLOCK:
+        raise StartRefused(f"the tail's size must be a multiple of {_BLOCK}, was {tail_bytes}")
+
+
+def _check_program(image: bytes, compiled: CompiledProgram, program: Path) -> None:
+    if image != compiled.image:
+        raise StartRefused(
+            f"the journal runs another programme (hash {image[8:40].hex()}) than {program} (hash {compiled.hash}): a programme in force is "
+            "changed with PublishRules, not by a restart; start with the file that the journal runs")
+
+
+# --- the directory ----------------------------------------------------------------------------------------------
+
+def _refusal(error: OSError, what: str) -> StartRefused:
+    """A system error as a refusal: what was to be done, with which file, why not."""
+    hints = {
+        errno.EACCES: "give this user the right to read and write it", errno.EPERM: "give this user the right to read and write it",
+        errno.EROFS: "the file system is read-only: mount it writable or name another directory",
+        errno.ENOSPC: "free some space or name another directory", errno.ENOTDIR: "name a directory",
+    }
+    hint = hints.get(error.errno or 0)
+    return StartRefused(f"{what}: {os.strerror(error.errno or 0)}" + (f"; {hint}" if hint else ""))
+
+
+def _lock(data: Path) -> int:
+    """Make the directory if need be and take its lock. Returns the descriptor that holds it."""
+    made = not data.exists()
+    try:
+        data.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise StartRefused(f"the data directory {data} is a file: name a directory") from None
+    except OSError as error:
+        raise _refusal(error, f"the data directory {data} cannot be made") from None
+    try:
+        if made:
+            _sync_directory(data.parent)
+        fd = os.open(data / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise _refusal(error, f"the data directory {data} cannot be written") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise StartRefused(f"the data directory {data} is in use by another process: stop it first, or name another directory") from None
+    return fd
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_file(path: Path, content: bytes, mode: int) -> None:
+    """A small file, on disk under its name when this returns (the directory's own sync is the caller's)."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        os.write(fd, content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _identify(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | None) -> tuple[bytes, bool]:
+    """The directory's id, and whether the directory was created just now."""
+    try:
+        return _read_format(data / "FORMAT"), False
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _refusal(error, f"{data / 'FORMAT'} cannot be read") from None
+    try:
+        if (data / "FORMAT.new").exists():
+            _remove_remains(data, tail_path)
+        _check_new(data, tail_path, tail_bytes)
+        return _create(data, tail_path, tail_bytes, progress), True
+    except OSError as error:
+        raise _refusal(error, f"the data directory {data} cannot be created ({error.filename or tail_path})") from None
+
+
+def _read_format(path: Path) -> bytes:
+    content = path.read_bytes()
+    found = _FORMAT.fullmatch(content)
+    if found is None:
+        raise StartRefused(f"{path} is not a format file of daybook (it should say 'daybook {FORMAT_VERSION}' and 32 hex digits): "
+                           "name a data directory of daybook, or restore this file from a copy")
+    if int(found[1]) != FORMAT_VERSION:
+        raise StartRefused(f"{path} says format {int(found[1])}, this program reads format {FORMAT_VERSION}: "
+                           "start the version that wrote it")
+    return bytes.fromhex(found[2].decode())
+
+
+def _check_new(data: Path, tail_path: Path, tail_bytes: int) -> None:
+    """Whether a directory without FORMAT may be made ours; looks only. FORMAT.new: a creation was interrupted, its remains are ours."""
+    try:
+        names = {entry.name for entry in data.iterdir()} if data.is_dir() else set()
+    except OSError as error:
+        raise _refusal(error, f"the data directory {data} cannot be read") from None
+    if "FORMAT" in names:
+        return
+    if "FORMAT.new" not in names:
+        strangers = sorted(names - {"LOCK", "lost+found"})
+        if strangers:
+            raise StartRefused(f"the data directory {data} has no FORMAT file but is not empty ({', '.join(strangers[:5])}): "
+                               "name an empty directory, or restore FORMAT from a copy")
+        if tail_path.exists():
+            raise StartRefused(f"the tail {tail_path} exists already, but the data directory {data} is new: "
+                               "name another directory for the tail, or the data directory that the tail belongs to")
+    if tail_path.parent != data:
+        if not tail_path.parent.is_dir():
+            raise StartRefused(f"the tail's directory {tail_path.parent} does not exist: make it first")
+        if not os.access(tail_path.parent, os.W_OK | os.X_OK):
+            raise StartRefused(f"the tail's directory {tail_path.parent} cannot be written: give this user the right to")
+    home = tail_path.parent
+    while not home.exists():
+        home = home.parent
+    space = os.statvfs(home)
+    if space.f_bavail * space.f_frsize < tail_bytes:
+        raise StartRefused(f"the tail needs {tail_bytes} bytes in {tail_path.parent}, {space.f_bavail * space.f_frsize} are free: "
+                           "free some space or name another directory with --tail")
+
+
+def _remove_remains(data: Path, tail_path: Path) -> None:
+    """What an interrupted creation left. Nothing was ever acknowledged from it: FORMAT gets its name last."""
+    ours = [tail_path.with_name("tail.new"), data / "journal" / "data.mdb", data / "journal" / "lock.mdb", data / "identity.key"]
+    try:
+        directory = _read_format(data / "FORMAT.new")
+    except StartRefused:
+        directory = None  # not even this file was complete
+    if directory is not None and _tail_directory(tail_path) == directory:
+        ours.append(tail_path)
+    for path in [*ours, data / "FORMAT.new"]:
+        path.unlink(missing_ok=True)
+    if (data / "journal").exists():
+        (data / "journal").rmdir()
+
+
+def _tail_directory(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return _BLOCK_0.unpack_from(file.read(_BLOCK))[4]
+    except (OSError, struct.error):
+        return None
+
+
+def _create(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | None) -> bytes:
+    """Make everything of a new directory; FORMAT gets its name last, so that a directory with FORMAT is complete."""
+    directory = secrets.token_bytes(16)
+    _write_file(data / "FORMAT.new", b"daybook %d\n%s\n" % (FORMAT_VERSION, directory.hex().encode()), 0o640)
+    _sync_directory(data)
+    _write_file(data / "identity.key", secrets.token_hex(16).encode() + b"\n", 0o600)
+    _create_tail(tail_path, tail_bytes, directory, progress)
+    (data / "journal").mkdir(mode=0o750)
+    fd = os.open(tail_path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _open_engine(data, fd, limits.TAIL_BYTES_MIN, directory, bytes(16), 1, 1, None, False, create=True).close()
+    finally:
+        os.close(fd)
+    _sync_directory(data / "journal")
+    (data / "FORMAT.new").rename(data / "FORMAT")
+    _sync_directory(data)
+    return directory
+
+
+def _create_tail(path: Path, size: int, directory: bytes, progress: Progress | None) -> None:
+    """Write the tail once with zeros (not a hole, not an unwritten extent: those make each flush write metadata too) and its block 0."""
+    making = path.with_name("tail.new")
+    fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    try:
+        zeros = bytes(_CHUNK_BYTES)
+        for done in range(0, size, _CHUNK_BYTES):
+            _write_all(fd, zeros[: min(_CHUNK_BYTES, size - done)], done)
+            if progress is not None:
+                progress("tail", min(done + _CHUNK_BYTES, size), size)
+        block = _BLOCK_0.pack(_TAIL_MAGIC, _TAIL_VERSION, _BLOCK, size, directory).ljust(_BLOCK - 32, b"\0")
+        _write_all(fd, block + hashlib.sha256(block).digest(), 0)
+        os.fsync(fd)
+    except BaseException:
+        making.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    making.rename(path)
+    _sync_directory(path.parent)
+
+
+def _write_all(fd: int, content: bytes, offset: int) -> None:
+    if os.pwrite(fd, content, offset) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _read_key(path: Path) -> bytes:
+    """The identity key. It is a secret: a file that others can read is refused."""
+    try:
+        mode = path.stat().st_mode & 0o777
+        found = _KEY.fullmatch(path.read_bytes())
+    except FileNotFoundError:
+        raise StartRefused(f"the identity key {path} is missing: put it back from its own copy (without it no card, phone or e-mail "
+                           "of this journal can be found; a new key would not match)") from None
+    except OSError as error:
+        raise _refusal(error, f"the identity key {path} cannot be read") from None
+    if mode & 0o077:
+        raise StartRefused(f"the identity key {path} can be read by others (mode {mode:04o}): chmod 600 {path}")
+    if found is None:
+        raise StartRefused(f"the identity key {path} must hold 32 hex digits: put the right file back")
+    return bytes.fromhex(found[1].decode())
+
+
+def _open_tail(path: Path, directory: bytes) -> tuple[int, int]:
+    """Open the tail and check its block 0. Returns the descriptor and the size."""
+    restore = "restore it from the moment of the journal, or, if it was moved, name its directory with --tail"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StartRefused(f"the tail {path} is missing, and with it perhaps the last acknowledged writes: {restore}") from None
+    except OSError as error:
+        raise _refusal(error, f"the tail {path} cannot be opened") from None
+    try:
+        block = os.pread(fd, _BLOCK, 0)
+        actual = os.fstat(fd).st_size
+        if len(block) < _BLOCK or hashlib.sha256(block[:-32]).digest() != block[-32:] or not block.startswith(_TAIL_MAGIC):
+            raise StartRefused(f"the tail {path} is damaged in its first block (or is no tail of daybook): {restore}")
+        _, version, block_bytes, size, owner = _BLOCK_0.unpack_from(block)
+        if (version, block_bytes) != (_TAIL_VERSION, _BLOCK):
+            raise StartRefused(f"the tail {path} has version {version} and blocks of {block_bytes} bytes, this program reads version "
+                               f"{_TAIL_VERSION} with {_BLOCK}: start the version that wrote it")
+        if owner != directory:
+            raise StartRefused(f"the tail {path} belongs to data directory {owner.hex()}, not to this one ({directory.hex()}): {restore}")
+        if size != actual or size < limits.TAIL_BYTES_MIN or size % _BLOCK:
+            raise StartRefused(f"the tail {path} has {actual} bytes, its first block says {size}: it was cut off or changed; {restore}")
+    except OSError as error:
+        os.close(fd)
+        raise _refusal(error, f"the tail {path} cannot be read") from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, size
+
+
+def _open_engine(data: Path, tail_fd: int, tail_bytes: int, directory: bytes, key: bytes, members_max: int, ids_max: int,
+                 clock_file: Path | None, accept_time: bool, *, create: bool) -> EngineHandle:
+    reservations_max = min(limits.RESERVATIONS_MAX, max(4096, members_max))
+    try:
+        return EngineHandle(
+            tail_fd=tail_fd, tail_bytes=tail_bytes, directory=directory, journal_path=str(data / "journal"), create=create,
+            identity_key=key, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max,
+            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time)
+    except MemoryError as error:
+        raise StartRefused(f"the tables do not fit into memory ({error}): lower --members-max ({members_max}) "
+                           f"or --ids-max ({ids_max})") from None
