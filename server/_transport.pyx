@@ -1054,8 +1054,8 @@ cdef void server_accept(Server* server, int listener) noexcept nogil:
 
 
 cdef inline bint server_must_pause(Server* server) noexcept nogil:
-    """Whether reading would only fill the last streams while the engine has no room for those that wait."""
-    return server.ready.count > 0 and server.streams_max - server.stream_count < server.streams_max / 16
+    """Whether the engine has no room for the calls that wait, and one more read of a socket could use up the streams."""
+    return server.ready.count > 0 and server.streams_max - server.stream_count < STREAMS_PER_CONNECTION_MAX
 
 
 cdef void server_resume(Server* server) noexcept nogil:

@@ -672,7 +672,7 @@ def test_mutated_connections_leave_the_service_alive(port: Port) -> None:
     seed = int(os.environ.get("TRANSPORT_SEED", random.randrange(2**32)))
     print("seed", seed)
     chance = random.Random(seed)
-    for _ in range(400):
+    for _ in range(int(os.environ.get("TRANSPORT_MUTATIONS", 400))):
         with Peer(port.number, greet=False) as peer:
             frames: list[Frame] = [SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: chance.choice((0, 1, 65535))})]
             for _ in range(chance.randrange(1, 6)):
