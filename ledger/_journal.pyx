@@ -161,7 +161,7 @@ cdef int journal_open_body(void* argument) noexcept nogil:
     if code == MDB_SUCCESS:
         code = mdb_dbi_open(txn, "meta", create, &journal.meta)
     key.mv_size = 9
-    key.mv_data = <void*>b"directory"
+    key.mv_data = <void*><const char*>b"directory"
     if code == MDB_SUCCESS and opening.create:
         value.mv_size = 16
         value.mv_data = <void*>opening.directory
@@ -222,7 +222,7 @@ cdef int journal_drained(Journal* journal, Drained* drained) noexcept nogil:
     if code != MDB_SUCCESS:
         return code
     key.mv_size = 7
-    key.mv_data = <void*>b"drained"
+    key.mv_data = <void*><const char*>b"drained"
     code = mdb_get(txn, journal.meta, &key, &value)
     if code == MDB_NOTFOUND:
         code = JOURNAL_OK
@@ -328,7 +328,7 @@ cdef int journal_commit(Journal* journal, const Drained* drained) noexcept nogil
     cdef MDB_txn* txn = journal.write_txn
     cdef int code
     key.mv_size = 7
-    key.mv_data = <void*>b"drained"
+    key.mv_data = <void*><const char*>b"drained"
     value.mv_size = sizeof(Drained)
     value.mv_data = <void*>drained
     journal.write_txn = NULL

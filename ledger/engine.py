@@ -82,6 +82,7 @@ class OpenLedger:
         self._fds = [tail_fd, lock_fd]
         self._sizes = sizes
         self._threads: list[threading.Thread] = []
+        self.head = (0, "")  # after stop(): last sequence and its group's hash, for `verify --expect-head`
 
     def start(self) -> None:
         """Start the flush and the drain thread. Neither takes the GIL again; a failure in them ends the process (status 70)."""
@@ -100,6 +101,7 @@ class OpenLedger:
         for thread in self._threads:
             thread.join()
         left = self.handle.finish(digest)
+        self.head = self.handle.head
         self.close()
         return left
 
@@ -135,6 +137,7 @@ def open_ledger(
     tail_path = (Path(tail).absolute() if tail is not None else data) / "tail"
     fds: list[int] = []
     try:
+        _check_new(data, tail_path, tail_bytes)
         fds.append(_lock(data))
         directory, created = _identify(data, tail_path, tail_bytes, progress)
         key = _read_key(data / "identity.key")
@@ -244,8 +247,10 @@ def _identify(data: Path, tail_path: Path, tail_bytes: int, progress: Progress |
         pass
     except OSError as error:
         raise _refusal(error, f"{data / 'FORMAT'} cannot be read") from None
-    _check_new(data, tail_path)
     try:
+        if (data / "FORMAT.new").exists():
+            _remove_remains(data, tail_path)
+        _check_new(data, tail_path, tail_bytes)
         return _create(data, tail_path, tail_bytes, progress), True
     except OSError as error:
         raise _refusal(error, f"the data directory {data} cannot be created ({error.filename or tail_path})") from None
@@ -258,34 +263,48 @@ def _read_format(path: Path) -> bytes:
         raise StartRefused(f"{path} is not a format file of daybook (it should say 'daybook {FORMAT_VERSION}' and 32 hex digits): "
                            "name a data directory of daybook, or restore this file from a copy")
     if int(found[1]) != FORMAT_VERSION:
-        raise StartRefused(f"{path} says format {int(found[1])}, this program reads format {FORMAT_VERSION}: start the version that wrote it")
+        raise StartRefused(f"{path} says format {int(found[1])}, this program reads format {FORMAT_VERSION}: "
+                           "start the version that wrote it")
     return bytes.fromhex(found[2].decode())
 
 
-def _check_new(data: Path, tail_path: Path) -> None:
-    """A directory without FORMAT is new, or a creation that was interrupted (FORMAT.new is there); anything else is not ours to write."""
-    if (data / "FORMAT.new").exists():
-        interrupted = _interrupted_id(data)
-        _remove_remains(data, tail_path, interrupted)
-    strangers = sorted(entry.name for entry in data.iterdir() if entry.name not in ("LOCK", "lost+found"))
-    if strangers:
-        raise StartRefused(f"the data directory {data} has no FORMAT file but is not empty ({', '.join(strangers[:5])}): "
-                           "name an empty directory, or restore FORMAT from a copy")
-    if tail_path.exists():
-        raise StartRefused(f"the tail {tail_path} exists already, but the data directory {data} is new: "
-                           "name another directory for the tail, or the data directory that the tail belongs to")
-
-
-def _interrupted_id(data: Path) -> bytes | None:
+def _check_new(data: Path, tail_path: Path, tail_bytes: int) -> None:
+    """Whether a directory without FORMAT may be made ours; looks only. FORMAT.new: a creation was interrupted, its remains are ours."""
     try:
-        return _read_format(data / "FORMAT.new")
-    except StartRefused:
-        return None  # not even this file was complete
+        names = {entry.name for entry in data.iterdir()} if data.is_dir() else set()
+    except OSError as error:
+        raise _refusal(error, f"the data directory {data} cannot be read") from None
+    if "FORMAT" in names:
+        return
+    if "FORMAT.new" not in names:
+        strangers = sorted(names - {"LOCK", "lost+found"})
+        if strangers:
+            raise StartRefused(f"the data directory {data} has no FORMAT file but is not empty ({', '.join(strangers[:5])}): "
+                               "name an empty directory, or restore FORMAT from a copy")
+        if tail_path.exists():
+            raise StartRefused(f"the tail {tail_path} exists already, but the data directory {data} is new: "
+                               "name another directory for the tail, or the data directory that the tail belongs to")
+    if tail_path.parent != data:
+        if not tail_path.parent.is_dir():
+            raise StartRefused(f"the tail's directory {tail_path.parent} does not exist: make it first")
+        if not os.access(tail_path.parent, os.W_OK | os.X_OK):
+            raise StartRefused(f"the tail's directory {tail_path.parent} cannot be written: give this user the right to")
+    home = tail_path.parent
+    while not home.exists():
+        home = home.parent
+    space = os.statvfs(home)
+    if space.f_bavail * space.f_frsize < tail_bytes:
+        raise StartRefused(f"the tail needs {tail_bytes} bytes in {tail_path.parent}, {space.f_bavail * space.f_frsize} are free: "
+                           "free some space or name another directory with --tail")
 
 
-def _remove_remains(data: Path, tail_path: Path, directory: bytes | None) -> None:
-    """What an interrupted creation left. Nothing was ever acknowledged from it: FORMAT is written last."""
+def _remove_remains(data: Path, tail_path: Path) -> None:
+    """What an interrupted creation left. Nothing was ever acknowledged from it: FORMAT gets its name last."""
     ours = [tail_path.with_name("tail.new"), data / "journal" / "data.mdb", data / "journal" / "lock.mdb", data / "identity.key"]
+    try:
+        directory = _read_format(data / "FORMAT.new")
+    except StartRefused:
+        directory = None  # not even this file was complete
     if directory is not None and _tail_directory(tail_path) == directory:
         ours.append(tail_path)
     for path in [*ours, data / "FORMAT.new"]:
@@ -304,12 +323,6 @@ def _tail_directory(path: Path) -> bytes | None:
 
 def _create(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | None) -> bytes:
     """Make everything of a new directory; FORMAT gets its name last, so that a directory with FORMAT is complete."""
-    if not tail_path.parent.is_dir():
-        raise StartRefused(f"the tail's directory {tail_path.parent} does not exist: make it first")
-    space = os.statvfs(tail_path.parent)
-    if space.f_bavail * space.f_frsize < tail_bytes:
-        raise StartRefused(f"the tail needs {tail_bytes} bytes in {tail_path.parent}, {space.f_bavail * space.f_frsize} are free: "
-                           "free some space or name another directory with --tail")
     directory = secrets.token_bytes(16)
     _write_file(data / "FORMAT.new", b"daybook %d\n%s\n" % (FORMAT_VERSION, directory.hex().encode()), 0o640)
     _sync_directory(data)
@@ -411,4 +424,5 @@ def _open_engine(data: Path, tail_fd: int, tail_bytes: int, directory: bytes, ke
             identity_key=key, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max,
             clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time)
     except MemoryError as error:
-        raise StartRefused(f"the tables do not fit into memory ({error}): lower --members-max ({members_max}) or --ids-max ({ids_max})") from None
+        raise StartRefused(f"the tables do not fit into memory ({error}): lower --members-max ({members_max}) "
+                           f"or --ids-max ({ids_max})") from None

@@ -26,7 +26,6 @@ EXIT_USAGE = 2
 PROGRESS_FROM = 100_000  # shorter recoveries are over before a bar is drawn
 
 out = Console(highlight=False)
-events = Console(highlight=False, log_path=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 app = typer.Typer(
@@ -116,7 +115,7 @@ def serve(
             out.print(_start_table(what, time.perf_counter() - begun))
 
         try:
-            code = service.serve(config, progress=bar.update, started=started, say=lambda event: events.log(event))
+            code = service.serve(config, progress=bar.update, started=started, say=_say)
         finally:
             bar.stop()
     except RefusedToStart as error:
@@ -146,6 +145,11 @@ def _start_table(what: Any, seconds: float) -> Table:
         table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal: expiries stand still until a start "
                                "with --accept-time[/]")
     return table
+
+
+def _say(event: str) -> None:
+    """One line per event, with the time of day."""
+    out.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {escape(event)}", soft_wrap=True)
 
 
 def _mib(size: int) -> str:

@@ -7,6 +7,7 @@ own thread, so a scrape costs the tills nothing. Not for counting. Made and stop
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,6 +114,10 @@ class LedgerCollector(Collector):
     def __init__(self, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
         self._engine = engine
         self._transport = transport
+        try:
+            self._version = metadata.version("daybook")
+        except metadata.PackageNotFoundError:
+            self._version = "not installed"  # run from a source tree
 
     def collect(self) -> Iterator[Metric]:
         transport, engine = self._transport(), self._engine()
@@ -140,7 +145,7 @@ class LedgerCollector(Collector):
         yield _family(Row("", "ledger_repeat_reads", "counter", "Entries read again to answer repeats, by where they were found."),
                       [((where,), engine[key]) for where, key in REPEATS.items()], "found")
         build = GaugeMetricFamily("ledger_build_info", "Always 1; the labels say which build runs.", labels=("version",))
-        build.add_metric((metadata.version("daybook"),), 1)
+        build.add_metric((self._version,), 1)
         yield build
 
 
@@ -218,7 +223,9 @@ class MetricsServer:
             request_queue_size = 16
 
             def handle_error(self, request: Any, client_address: Any) -> None:
-                """A scraper that hangs up is no event."""
+                """A scraper that hangs up is no event; everything else is our mistake and is shown."""
+                if not isinstance(sys.exc_info()[1], OSError):
+                    super().handle_error(request, client_address)
 
         self._server = Server((address.host, address.port), Handler)
         self.port: int = self._server.server_address[1]

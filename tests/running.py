@@ -18,6 +18,8 @@ from typing import Any
 
 import grpc
 
+from ledger import limits
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "programs" / "base.yaml"
 START_S_MAX = 60.0  # a start that takes longer is a hang: tables are small in tests
@@ -66,6 +68,8 @@ class RunningServer:
         for port in ("checkout", "control", "http"):
             line += [f"--{port}", "127.0.0.1:0"]
         line += ["--ports-file", str(self.directory / "ports.json")]
+        if "--tail-bytes" not in self.arguments:
+            line += ["--tail-bytes", str(limits.TAIL_BYTES_MIN)]
         if self.has_clock:
             line += ["--clock-file", str(self.clock_file)]
         return [*line, *self.arguments]

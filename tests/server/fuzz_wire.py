@@ -1,0 +1,133 @@
+"""Mutated requests through the whole ledger: whatever comes, it answers, stays alive and keeps its promises.
+
+    python -m tests.server.fuzz_wire --count 1000000 [--seed N]      in the build at hand
+    python -m tests.server.fuzz_wire --count 1000000 --asan          in a build of its own with AddressSanitizer and UBSan
+
+Not for the codec's meaning (test_wire.py). A smaller count runs in test_bad_input.py; the million belongs to `make soak`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ASAN_BUILD = ROOT / "build" / "asan"
+PROBE_EVERY = 20_000
+MODULES = ("ledger._core", "ledger._engine", "server._wire", "server._call", "server._local")
+
+
+def fuzz(count: int, seed: int) -> dict[int, int]:
+    """Send `count` mutated requests. Returns answers by gRPC code. AssertionError where a promise breaks."""
+    from google.rpc import error_details_pb2, status_pb2
+
+    from ledger.rules import compile_file
+    from server._local import LocalLedger
+    from tests.server.wire_model import METHODS, NOW_US, mutate, request
+
+    chance = random.Random(seed)
+    programme = compile_file(ROOT / "programs" / "base.yaml")
+    sizes = {"members_max": 5000, "ids_max": 2_000_000, "reservations_max": 1000}
+    ledger = LocalLedger(programme.image, programme.source, NOW_US, **sizes)
+    methods = list(METHODS)
+    corpus = {method: [request(method, chance).SerializeToString() for _ in range(500)] for method in methods}
+    answers: dict[int, int] = {}
+    now_us = NOW_US
+    for index in range(count):
+        method = chance.choice(methods)
+        other = chance.choice(corpus[chance.choice(methods)])
+        data = mutate(chance.choice(corpus[method]), other, chance)
+        if chance.random() < 0.01:
+            method = chance.randrange(256)
+        before = ledger.stats()["sequence"] if index % 50 == 0 else None
+        code, payload, _ = ledger.call(method, data, now_us)
+        answers[code] = answers.get(code, 0) + 1
+        if code:
+            status = status_pb2.Status.FromString(payload)
+            info = error_details_pb2.ErrorInfo()
+            assert status.code == code and status.message
+            assert status.details[0].Unpack(info) and info.domain == "ledger.loyalty"
+            if before is not None and ledger.outcome()["written"] == 0:
+                assert ledger.stats()["sequence"] == before
+        elif method in METHODS:
+            parse_answer(method, payload)
+        if index % 5 == 0:
+            # An intact one now and then, so that there is a state to harm.
+            method = chance.choice(methods)
+            code, _, _ = ledger.call(method, request(method, chance).SerializeToString(), now_us)
+            answers[code] = answers.get(code, 0) + 1
+        now_us += chance.choice((0, 1, 1000, 1_000_000)) if index % 100 == 0 else 0
+        if index % PROBE_EVERY == PROBE_EVERY - 1:
+            ledger.tick(now_us)
+            ledger.write_digest(now_us)
+            good = request(1, chance)
+            good.request_id = f"a-good-request-{index:09d}"
+            good.receipt.key.number = f"good-{index:09d}"
+            good.receipt.ClearField("purchase_time")
+            good.member.Clear()
+            good.member.card = "2900000000001"
+            code, payload, _ = ledger.call(1, good.SerializeToString(), now_us)
+            assert code == 0, status_pb2.Status.FromString(payload)
+    assert LocalLedger.replay(ledger.entries(), **sizes).digest() == ledger.digest()
+    return answers
+
+
+def parse_answer(method: int, payload: bytes) -> None:
+    """Every good answer is a message of its method with something in it."""
+    from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+    from tests.server.wire_model import METHODS
+
+    response = getattr(pb, METHODS[method].DESCRIPTOR.name.replace("Request", "Response"))
+    assert response.FromString(payload).ByteSize()
+
+
+def build_asan() -> Path:
+    """Build the package with AddressSanitizer beside the usual build; returns its folder."""
+    library = ASAN_BUILD / "lib"
+    environment = os.environ | {"DAYBOOK_ASAN": "1", "DAYBOOK_ONLY": ",".join(MODULES)}
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(ASAN_BUILD), "--build-lib", str(library)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    return library
+
+
+def run_with_asan(arguments: list[str]) -> int:
+    """Run this module again in the instrumented build. Its exit status; anything but 0 is a finding."""
+    library = build_asan()
+    libasan, libubsan = (
+        subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    )
+    environment = os.environ | {
+        "LD_PRELOAD": f"{libasan} {libubsan}",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",  # Python itself keeps memory until its end
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": f"{library}{os.pathsep}{ROOT}",
+    }
+    program = "import server._local as local, runpy; assert 'asan' in local.__file__, local.__file__; " \
+              "runpy.run_module('tests.server.fuzz_wire', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", program, *arguments], cwd=library, env=environment, check=False).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1_000_000, help="mutated requests to send")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of the mutations; printed")
+    parser.add_argument("--asan", action="store_true", help="build and run with AddressSanitizer and UBSan")
+    options = parser.parse_args()
+    if options.asan:
+        return run_with_asan(["--count", str(options.count), "--seed", str(options.seed)])
+    print(f"seed {options.seed}", flush=True)
+    started = time.monotonic()
+    answers = fuzz(options.count, options.seed)
+    print(f"{options.count} requests in {time.monotonic() - started:.1f} s, answers by gRPC code: {dict(sorted(answers.items()))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

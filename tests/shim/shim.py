@@ -1,0 +1,114 @@
+"""Python's side of the preloaded shim (README.md). For tests that are about the disk; not for anything that ships."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+TAIL, JOURNAL, META, OTHER, SOCKET = 1, 2, 4, 8, 16
+WRITE, FLUSH, TRUNCATE, SEND = 1, 2, 3, 4
+_LOG_BYTES = 256 << 20  # sparse
+_RECORD = struct.Struct("<QQIIqQQIIQ")
+_OPS, _FILES, _FAIL_AT, _FAIL_ERRNO, _FAIL_COUNT, _FAILED = range(6)
+_DELAY_US, _DELAYED, _FREE_SET, _FREE_BYTES, _CLOCK_STEP_US, _DROP_FLUSH, _SHORT_WRITE = range(6, 13)
+
+
+class Record(NamedTuple):
+    """One operation, as shim.c logs it."""
+
+    begin: int
+    end: int
+    op: int
+    file: int
+    result: int
+    size: int
+    offset: int
+    thread: int
+    time_ns: int
+    content: bytes
+
+
+@cache
+def library() -> Path:
+    """shim.c, compiled once per test run."""
+    source = Path(__file__).with_name("shim.c")
+    out = Path(tempfile.mkdtemp(prefix="daybook-shim-")) / "shim.so"
+    subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(out), str(source), "-ldl"], check=True)
+    return out
+
+
+class Shim:
+    """One log and one control file; a process started with environment() obeys and fills them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._control_path, self._log_path = folder / "shim.control", folder / "shim.log"
+        self._control_path.write_bytes(bytes(512))
+        with self._log_path.open("wb") as file:
+            file.truncate(_LOG_BYTES)
+        self._control = self._map(self._control_path)
+        self._log = self._map(self._log_path)
+        self._set(_FILES, TAIL | JOURNAL | META)
+
+    @staticmethod
+    def _map(path: Path) -> mmap.mmap:
+        with path.open("r+b") as file:
+            return mmap.mmap(file.fileno(), 0)
+
+    def _get(self, word: int) -> int:
+        return struct.unpack_from("<Q", self._control, word * 8)[0]
+
+    def _set(self, word: int, value: int) -> None:
+        struct.pack_into("<q", self._control, word * 8, value)
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "LD_PRELOAD": str(library()), "SHIM_CONTROL": str(self._control_path), "SHIM_LOG": str(self._log_path)}
+
+    def fail(self, number: int, code: int, *, count: int = 1, files: int = TAIL | JOURNAL | META, short: bool = False) -> None:
+        """The `number`th operation from now on (from 1), and count - 1 behind it, fail with errno `code`; `short`: a half write."""
+        self.heal()
+        for word, value in ((_FILES, files), (_FAIL_ERRNO, code), (_FAIL_COUNT, count), (_SHORT_WRITE, int(short)), (_FAIL_AT, number)):
+            self._set(word, value)
+
+    def heal(self) -> None:
+        for word in (_FAIL_AT, _OPS, _FAILED):
+            self._set(word, 0)
+
+    def failed(self) -> int:
+        return self._get(_FAILED)
+
+    def operations(self) -> int:
+        return self._get(_OPS)
+
+    def delay_flush(self, us: int) -> None:
+        self._set(_DELAY_US, us)
+
+    def delayed(self) -> int:
+        return self._get(_DELAYED)
+
+    def free_bytes(self, value: int | None) -> None:
+        self._set(_FREE_BYTES, value or 0)
+        self._set(_FREE_SET, int(value is not None))
+
+    def step_clock(self, us: int) -> None:
+        self._set(_CLOCK_STEP_US, us)
+
+    def drop_flushes(self) -> None:
+        self._set(_DROP_FLUSH, 1)
+
+    def records(self) -> Iterator[Record]:
+        """All operations, in the order in which they were logged. Call when the process has ended or is quiet."""
+        used = struct.unpack_from("<Q", self._log, 0)[0]
+        assert used + 8 <= _LOG_BYTES, "the shim's log is full: make _LOG_BYTES larger"
+        at = 8
+        while at < used + 8:
+            begin, end, op, file, result, size, offset, captured, thread, time_ns = _RECORD.unpack_from(self._log, at)
+            at += _RECORD.size
+            yield Record(begin, end, op, file, result, size, offset, thread, time_ns, bytes(self._log[at : at + captured]))
+            at += (captured + 7) & ~7

@@ -1,0 +1,189 @@
+"""`kill -9` at random moments under load, with clients that note what they were told (promises P1-P6 after every restart).
+
+A kill proves no flush (the page cache survives it): tests/test_power.py watches the flushes. Here: what was acknowledged is there
+exactly once and answers again the same; what was refused is not there as a success; what was unknown becomes known by asking again.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from ledger import journal
+from tests import till
+from tests.running import ROOT, RunningServer
+
+CLIENTS = 4
+CARDS = 30
+REMEMBERED = {"INSUFFICIENT_POINTS", "RESERVATION_NOT_ACTIVE", "RESERVATION_FOREIGN", "CAPTURE_ABOVE_RESERVED"}
+
+
+@dataclass
+class Told:
+    """One request and what its client was told last."""
+
+    method: str
+    request: Any
+    answer: Any = None  # an acknowledgement
+    refusal: tuple[str, dict[str, str]] | None = None  # a definite no; neither: unknown
+
+
+@dataclass
+class Client(threading.Thread):
+    """Calls one after another, on the checkout or the control port, until the service is gone."""
+
+    server: RunningServer
+    seed: int
+    told: list[Told] = field(default_factory=list)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+        self.random = random.Random(self.seed)
+        self.reservations: list[tuple[str, int]] = []
+        self.port = "control" if self.seed % 4 == 3 else "checkout"
+
+    def next_request(self) -> tuple[str, Any]:
+        roll = self.random.random()
+        card = f"card-{self.random.randrange(CARDS)}"
+        if roll < 0.45:
+            return "EarnPoints", till.earn(card, self.random.randrange(0, 5000), lines=self.random.randrange(1, 7))
+        if roll < 0.60:
+            return "BurnPoints", till.request("BurnPoints", card=card, points=self.random.randrange(1, 400))
+        if roll < 0.75:
+            return "ReservePoints", till.request("ReservePoints", card=card, points=self.random.randrange(1, 200))
+        if roll < 0.97 and self.reservations:
+            owner, number = self.random.choice(self.reservations)
+            if roll < 0.85:
+                return "CaptureReservation", till.request("CaptureReservation", card=owner, reservation_id=number, points=self.random.randrange(0, 3))
+            if roll < 0.90:
+                return "ReleaseReservation", till.request("ReleaseReservation", card=owner, reservation_id=number)
+            message = till.request("CommitReceipt", card=owner, receipt=till.receipt(700))
+            message.capture.reservation_id = number
+            return "CommitReceipt", message
+        message = till.request("EnrollMember")
+        message.identifiers.add(card=f"new-{self.random.getrandbits(40)}")
+        return "EnrollMember", message
+
+    def run(self) -> None:
+        with grpc.insecure_channel(self.server.address(self.port), options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = RunningServer._stub(channel)
+            while True:
+                method, message = self.next_request()
+                told = Told(method, message)
+                self.told.append(told)
+                if not ask(stub, told):
+                    return
+                if method == "ReservePoints" and told.answer is not None:
+                    self.reservations.append((message.member.card, told.answer.reservation.reservation_id))
+
+
+def ask(stub: Any, told: Told) -> bool:
+    """One call; notes the outcome. False: unknown, the service is gone."""
+    try:
+        told.answer = getattr(stub, told.method)(told.request, timeout=20)
+    except grpc.RpcError as error:
+        told.refusal = till.reason_of(error)
+        return told.refusal is not None
+    return True
+
+
+def without_replayed(answer: Any) -> Any:
+    copy = type(answer)()
+    copy.CopyFrom(answer)
+    copy.replayed = False
+    return copy
+
+
+def check_after_restart(server: RunningServer, told: list[Told], chosen: random.Random) -> None:
+    """What was told before the kill holds after it."""
+    stub = server.stub
+    for one in told:
+        if one.answer is None and one.refusal is None:
+            assert ask(stub, one), f"asking again must give a definite outcome: {one}"
+    for one in chosen.sample(told, min(60, len(told))):
+        again = Told(one.method, one.request)
+        assert ask(stub, again)
+        if one.answer is not None:
+            assert again.answer is not None, f"acknowledged before the kill, now {again.refusal}: {one}"
+            assert again.answer.replayed
+            assert without_replayed(again.answer) == without_replayed(one.answer)
+            operation = stub.GetOperation(till.ledger_pb2.GetOperationRequest(request_id=one.request.request_id), timeout=20)
+            assert operation.entry == one.answer.entry
+        elif one.refusal[0] in REMEMBERED:
+            assert again.refusal is not None, f"refused before the kill, now done: {one}"
+            assert again.refusal[0] == one.refusal[0]
+            assert again.refusal[1].pop("replayed") == "true"
+            one.refusal[1].pop("replayed", None)
+            assert again.refusal[1] == one.refusal[1]
+
+
+def check_journal(data: Path, told: list[Told]) -> None:
+    """With the service stopped: verify, then every acknowledged write stands in the journal exactly once, at its sequence."""
+    done = subprocess.run([sys.executable, "-m", "server", "verify", str(data)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen: Counter[str] = Counter()
+    success: dict[int, str] = {}
+    for group in journal.scan(data):
+        for sequence, entry in group:
+            read = journal.read_entry(entry)
+            if read["request"] != "00" * 16:
+                seen[read["request"]] += 1
+            if read["status"] == 0:
+                success[sequence] = read["kind"]
+            for wallet in {posting["wallet"] for posting in read.get("postings", ())}:
+                assert sum(posting["points"] for posting in read["postings"] if posting["wallet"] == wallet) == 0
+    assert max(seen.values()) == 1, "a request id stands in the journal twice"
+    acknowledged = [one for one in told if one.answer is not None]
+    assert len({one.answer.entry.sequence for one in acknowledged}) == len(acknowledged)
+    for one in acknowledged:
+        kind = journal.KINDS[one.answer.entry.kind]
+        assert success.get(one.answer.entry.sequence) == kind, f"acknowledged, but not in the journal: {one}"
+
+
+def kill_many_times(server: RunningServer, kills: int) -> None:
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    chosen = random.Random(seed)
+    everything: list[Told] = []
+    for _ in range(kills):
+        clients = [Client(server, chosen.getrandbits(30) * 4 + i) for i in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        time.sleep(chosen.uniform(0.05, 0.6))  # the load runs; when the kill comes is the point of the test
+        server.kill()
+        for client in clients:
+            client.join(30)
+            assert not client.is_alive(), "a client still waits for a dead service"
+        told = [one for client in clients for one in client.told]
+        server.start()
+        check_after_restart(server, told, chosen)
+        everything += told
+    answers = sum(one.answer is not None for one in everything)
+    print(f"{kills} kills, {len(everything)} requests, {answers} acknowledged")
+    assert answers > kills * 20, "the load was too small to prove anything"
+    assert server.terminate() == 0
+    check_journal(server.data, everything)
+
+
+@pytest.mark.timeout(300)
+def test_20_kills_lose_nothing_and_invent_nothing(server: RunningServer) -> None:
+    kill_many_times(server, 20)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_500_kills_lose_nothing_and_invent_nothing(server: RunningServer) -> None:
+    kill_many_times(server, 500)
