@@ -705,17 +705,96 @@ cdef uint8_t kind_of(uint8_t method) noexcept nogil:
     return method
 
 
-cdef uint16_t differing_field(Core* core, const Command* command, const Decision* d, const EntryView* view) noexcept nogil:
-    # The first field in which the command differs from the entry's, in the order of the request's fields; 0: none.
-    cdef Context context
+cdef uint16_t differing_receipt_key(const Command* command, const Context* context, bint in_receipt) noexcept nogil:
+    # In which field the receipt keys differ; 0: in none.
+    cdef bint keyed = command.given & GIVEN_RECEIPT_KEY and command.method != METHOD_RESERVE and command.method != METHOD_RELEASE
+    if not keyed and context.store.data == NULL:
+        return 0
+    if not keyed or not text_equal(context.store, command.store):
+        return FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE
+    if not text_equal(context.till, command.till):
+        return FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL
+    if context.values[CONTEXT_BUSINESS_DAY] != command.business_day:
+        return FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY
+    if not text_equal(context.number, command.number):
+        return FIELD_RECEIPT_NUMBER if in_receipt else FIELD_KEY_NUMBER
+    return 0
+
+
+cdef bint differs_in_time(const Command* command, const Context* context, int64_t entry_us) noexcept nogil:
+    # Whether the business times differ.
+    cdef bint given = command.given & GIVEN_BUSINESS_TIME != 0
+    if given != (context.given >> CONTEXT_BUSINESS_TIME & 1):
+        return True
+    return given and context.values[CONTEXT_BUSINESS_TIME] != command.business_time_us - entry_us
+
+
+cdef uint16_t differing_line(const Command* command, const Slice* section, int32_t* index) noexcept nogil:
+    # In which field of which line the receipts differ; 0: in none.
     cdef Cursor cursor
+    cdef const Line* line
+    cdef Slice sku, category
+    cdef uint64_t quantity
+    cdef int64_t amount
+    cdef uint32_t i
+    cursor_open(&cursor, section)
+    for i in range(command.line_count):
+        if section.data == NULL or not cursor_more(&cursor):
+            return FIELD_RECEIPT_LINES
+        line = &command.lines[i]
+        sku = get_text(&cursor)
+        category = get_text(&cursor)
+        quantity = get_varint(&cursor)
+        amount = get_signed(&cursor)
+        index[0] = <int32_t>i
+        if not text_equal(sku, line.sku):
+            return FIELD_LINE_SKU
+        if not text_equal(category, line.category):
+            return FIELD_LINE_CATEGORY
+        if <int64_t>quantity != line.quantity_milli:
+            return FIELD_LINE_QUANTITY_MILLI
+        if amount != line.amount_minor:
+            return FIELD_LINE_AMOUNT_MINOR
+        index[0] = -1
+    return FIELD_RECEIPT_LINES if section.data != NULL and cursor_more(&cursor) else 0
+
+
+cdef uint16_t differing_payment(Core* core, const Command* command, const Context* context) noexcept nogil:
+    # In which field what is burned, held, captured or released differs; 0: in none.
+    cdef uint8_t method = command.method
+    cdef int wallet = 0
+    if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
+        if command.given & GIVEN_WALLET:
+            wallet = program_wallet(core.program, command.wallet)
+        if context.values[CONTEXT_WALLET] != wallet:
+            return FIELD_WALLET
+    if method == METHOD_CAPTURE or method == METHOD_RELEASE or command.payment == PAYMENT_CAPTURE:
+        if context.values[CONTEXT_RESERVATION] != command.reservation_id:
+            return FIELD_RESERVATION_ID
+    if method != METHOD_RELEASE and context.values[CONTEXT_POINTS] != command.points:
+        return FIELD_POINTS
+    if method == METHOD_RESERVE:
+        if context.values[CONTEXT_TTL] != (command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS):
+            return FIELD_TTL
+    return 0
+
+
+cdef bint same_member(Core* core, const Command* command, const Decision* d, const EntryView* view) noexcept nogil:
+    # Whether the command names the entry's account, by whatever identifier; without one, the identifier that was refused.
+    if view.header.member != 0:
+        return find_member(core, &command.member, d.member_hash) == view.header.member
+    return command.member.kind != MEMBER_BY_ID and names_identifier(view, command.member.kind, d.member_hash)
+
+
+cdef uint16_t differing_field(Core* core, const Command* command, const Decision* d, const EntryView* view, int32_t* index) noexcept nogil:
+    # The first field in which the command differs from the entry's, in the order of the request's fields; 0: none.
+    # index: of a repeated field, else -1.
+    cdef Context context
     cdef const EntryHeader* header = view.header
     cdef uint8_t method = command.method
-    cdef bint in_receipt = method == METHOD_EARN or method == METHOD_COMMIT
-    cdef bint keyed
-    cdef int wallet = 0
+    cdef uint16_t field
     cdef uint32_t i, member
-    cdef Slice sku, category
+    index[0] = -1
     context_read(view, &context)
     if header.kind != kind_of(method):
         return FIELD_METHOD
@@ -731,61 +810,30 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
             if command.identifiers[i].kind == MEMBER_BY_ID or not names_identifier(view, command.identifiers[i].kind, d.identifiers[i]):
                 return FIELD_IDENTIFIERS
         return 0
-    if header.member != 0 and find_member(core, &command.member, d.member_hash) != header.member:
+    if not same_member(core, command, d, view):
         return FIELD_MEMBER
-    keyed = command.given & GIVEN_RECEIPT_KEY and method != METHOD_RESERVE and method != METHOD_RELEASE
-    if keyed or context.store.data != NULL:
-        if not text_equal(context.store, command.store) or not keyed:
-            return FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE
-        if not text_equal(context.till, command.till):
-            return FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL
-        if context.values[CONTEXT_BUSINESS_DAY] != command.business_day:
-            return FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY
-        if not text_equal(context.number, command.number):
-            return FIELD_RECEIPT_NUMBER if in_receipt else FIELD_KEY_NUMBER
-    if method == METHOD_EARN or method == METHOD_COMMIT or method == METHOD_BURN or method == METHOD_RESERVE:
-        if (((context.given >> CONTEXT_BUSINESS_TIME) & 1) != (1 if command.given & GIVEN_BUSINESS_TIME else 0)
-                or (command.given & GIVEN_BUSINESS_TIME
-                    and context.values[CONTEXT_BUSINESS_TIME] != command.business_time_us - header.time_us)):
-            return FIELD_RECEIPT_PURCHASE_TIME if in_receipt else FIELD_PURCHASE_TIME
-    if in_receipt:
-        if command.currency.size != 3 or memcmp(command.currency.data, core.program.currency, 3) != 0:
-            return FIELD_RECEIPT_CURRENCY_CODE
-        if context.values[CONTEXT_TOTAL] != command.total_minor:
-            return FIELD_RECEIPT_TOTAL_MINOR
-        cursor_open(&cursor, &view.sections[SECTION_LINES])
-        for i in range(command.line_count):
-            if view.sections[SECTION_LINES].data == NULL or not cursor_more(&cursor):
-                return FIELD_RECEIPT_LINES
-            sku = get_text(&cursor)
-            category = get_text(&cursor)
-            if not text_equal(sku, command.lines[i].sku):
-                return FIELD_LINE_SKU
-            if not text_equal(category, command.lines[i].category):
-                return FIELD_LINE_CATEGORY
-            if <int64_t>get_varint(&cursor) != command.lines[i].quantity_milli:
-                return FIELD_LINE_QUANTITY_MILLI
-            if get_signed(&cursor) != command.lines[i].amount_minor:
-                return FIELD_LINE_AMOUNT_MINOR
-        if view.sections[SECTION_LINES].data != NULL and cursor_more(&cursor):
-            return FIELD_RECEIPT_LINES
-        if context.values[CONTEXT_PAYMENT] != command.payment:
-            return FIELD_PAYMENT
-    if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
-        if command.given & GIVEN_WALLET:
-            wallet = program_wallet(core.program, command.wallet)
-        if context.values[CONTEXT_WALLET] != wallet:
-            return FIELD_WALLET
-    if method == METHOD_CAPTURE or method == METHOD_RELEASE or command.payment == PAYMENT_CAPTURE:
-        if context.values[CONTEXT_RESERVATION] != command.reservation_id:
-            return FIELD_RESERVATION_ID
-    if method != METHOD_EARN and method != METHOD_RELEASE and (method != METHOD_COMMIT or command.payment != PAYMENT_NONE):
-        if context.values[CONTEXT_POINTS] != command.points:
-            return FIELD_POINTS
-    if method == METHOD_RESERVE:
-        if context.values[CONTEXT_TTL] != (command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS):
-            return FIELD_TTL
-    return 0
+    if method != METHOD_EARN and method != METHOD_COMMIT:
+        field = differing_payment(core, command, &context)
+        if field == 0:
+            field = differing_receipt_key(command, &context, False)
+        if field == 0 and (method == METHOD_BURN or method == METHOD_RESERVE) and differs_in_time(command, &context, header.time_us):
+            field = FIELD_PURCHASE_TIME
+        return field
+    field = differing_receipt_key(command, &context, True)
+    if field != 0:
+        return field
+    if differs_in_time(command, &context, header.time_us):
+        return FIELD_RECEIPT_PURCHASE_TIME
+    if command.currency.size != 3 or memcmp(command.currency.data, core.program.currency, 3) != 0:
+        return FIELD_RECEIPT_CURRENCY_CODE
+    if context.values[CONTEXT_TOTAL] != command.total_minor:
+        return FIELD_RECEIPT_TOTAL_MINOR
+    field = differing_line(command, &view.sections[SECTION_LINES], index)
+    if field != 0:
+        return field
+    if context.values[CONTEXT_PAYMENT] != command.payment:
+        return FIELD_PAYMENT
+    return differing_payment(core, command, &context) if command.payment != PAYMENT_NONE else 0
 
 
 cdef bint names_identifier(const EntryView* view, uint8_t kind, Hash128 hashed) noexcept nogil:
@@ -825,7 +873,7 @@ cdef void answer_repeat(Core* core, const Command* command, const Decision* d, u
     VERIFY(entry != NULL and entry_view(entry, size, &view))
     outcome.sequence = sequence
     outcome.wait_sequence = sequence
-    field = differing_field(core, command, d, &view)
+    field = differing_field(core, command, d, &view, &outcome.index)
     if field != 0:
         refuse_field(outcome, STATUS_REQUEST_ID_REUSED, field)
         outcome.a = <int64_t>sequence
@@ -886,12 +934,13 @@ cdef int64_t take_available(Core* core, Decision* d, const Account* account, int
     # Takes (or holds) available points, soonest expiry first; returns how many were available when they do not suffice, else -1.
     # A lot must count both at the business time and today: offline receipts cannot revive what has expired meanwhile.
     cdef const Lot* lot
-    cdef int32_t day = d.business_day if d.business_day > d.today else d.today
+    cdef int32_t earlier = d.business_day if d.business_day < d.today else d.today
+    cdef int32_t later = d.business_day if d.business_day > d.today else d.today
     cdef int64_t left = points, free_points, taken
     cdef uint32_t i, start = d.change_count
     for i in range(account.lot_count):
         lot = &core.arena.lots[account.lots + i]
-        if lot.wallet != d.wallet or lot.expiry_day <= day or lot.available_day > d.business_day:
+        if lot.wallet != d.wallet or lot.expiry_day <= later or lot.available_day > earlier:
             continue
         free_points = lot.points - lot.held
         if free_points <= 0:
@@ -924,16 +973,21 @@ cdef void give_back(Core* core, Decision* d, const Reservation* reservation, int
         add_change(core, d, hold, -taken, -hold.points)
 
 
+cdef bint lot_counts(const Lot* lot, int32_t today) noexcept nogil:
+    # An expired lot does not count, ticked or not, but for what is held of it.
+    return lot.expiry_day > today or lot.held > 0
+
+
 cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const Account* account, Outcome* outcome) noexcept nogil:
     # Runs the rules and turns their awards into lot changes. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
     cdef const Award* award
     cdef Change* change
     cdef Lot key
     cdef int64_t issued, posted
-    cdef uint32_t i, j, w, first = d.change_count, lots, fresh = 0
+    cdef const Lot* lot
+    cdef uint32_t i, j, w, at, first = d.change_count, lots, fresh = 0
     cdef int32_t count = program_evaluate(core.program, command, d.business_us, core.awards)
     cdef bint found
-    cdef Sums sums
     if count < 0:
         outcome.a = 0
         return STATUS_POINTS_OVERFLOW
@@ -967,9 +1021,11 @@ cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const 
         lots = 0
         if account != NULL:
             for i in range(account.lot_count):
-                if core.arena.lots[account.lots + i].wallet == w:
-                    posted += core.arena.lots[account.lots + i].points
-                    lots += 1
+                lot = &core.arena.lots[account.lots + i]
+                if lot.wallet != w or not lot_counts(lot, d.today):
+                    continue
+                posted += lot.points if lot.expiry_day > d.today else lot.held
+                lots += 1
         if (d.earned[w] > WALLET_POINTS_MAX - posted
                 or add_overflow(core.stats.issued_points[w], d.earned[w], &issued)):
             outcome.a = posted
@@ -981,11 +1037,13 @@ cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const 
             found = False
             if account != NULL:
                 change = &core.changes[i]
-                lot_search(&core.arena.lots[account.lots], account.lot_count, change.wallet, change.expiry_day,
-                           change.available_day, change.funder, &found)
+                at = lot_search(&core.arena.lots[account.lots], account.lot_count, change.wallet, change.expiry_day,
+                                change.available_day, change.funder, &found)
+                if found and lot_counts(&core.arena.lots[account.lots + at], d.today):
+                    continue
+            j += 1
             if not found:
-                j += 1
-        fresh += j - lots
+                fresh += 1
         if j > LOTS_PER_WALLET_MAX:
             outcome.a = lots
             outcome.b = LOTS_PER_WALLET_MAX
@@ -1183,6 +1241,12 @@ cdef void refuse_remembered(Core* core, const Command* command, Decision* d, uin
             if command.identifiers[i].kind != MEMBER_BY_ID:
                 put_byte(&writer, command.identifiers[i].kind)
                 put_bytes(&writer, <const uint8_t*>&d.identifiers[i], 16)
+        section_end(&writer)
+    elif d.member == 0:
+        # Nobody's account: the identifier itself tells a repeat from another customer's request.
+        section_begin(&writer, SECTION_IDENTIFIERS)
+        put_byte(&writer, command.member.kind)
+        put_bytes(&writer, <const uint8_t*>&d.member_hash, 16)
         section_end(&writer)
     section_begin(&writer, SECTION_REFUSAL)
     put_signed(&writer, outcome.a)
@@ -1415,10 +1479,11 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     elif pays or method == METHOD_RELEASE:
         status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
     if status == STATUS_OK and earns:
-        if account == NULL and (core.stats.members >= core.accounts_max or core.identifiers.count >= core.identifiers.count_max):
+        status = add_awards(core, command, d, account, outcome)
+        if status == STATUS_OK and account == NULL and (
+                core.stats.members >= core.accounts_max or core.identifiers.count >= core.identifiers.count_max):
             refuse(outcome, STATUS_MEMBERS_LIMIT, <int64_t>core.accounts_max, 0)
             return
-        status = add_awards(core, command, d, account, outcome)
     if status != STATUS_OK:
         if STATUS_ROWS[status].remembered:
             refuse_remembered(core, command, d, status, entry, outcome)

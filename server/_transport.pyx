@@ -941,6 +941,9 @@ cdef void connection_notice(Server* server, Connection* connection) noexcept nog
     """Begins to drain a connection (RFC 9113 6.8): a GOAWAY that still allows calls under way, and a PING that tells when it was seen."""
     connection.leaving = 1
     connection.closing_us = server.now_us
+    if not connection.greeted:      # nobody speaks there who could answer the PING, and nothing was asked
+        connection_doom(connection)
+        return
     if (nghttp2_submit_shutdown_notice(connection.session) != 0
             or nghttp2_submit_ping(connection.session, NGHTTP2_FLAG_NONE, NULL) != 0):
         connection_doom(connection)

@@ -146,16 +146,14 @@ class Oracle:
         for good, where in self.world_checks(method, request, now_us):
             if not good:
                 raise Refused("FIELD_INVALID", where)
-        number = 0
         try:
             number, answer = self.enroll(request, now_us) if method == 7 else self.post(method, request, now_us)
         except Refused as refusal:
             if not refusal.row.remembered:
                 raise
             self.sequence, self.time_us = self.sequence + 1, now_us
-            number = self.find(request.identifiers[0] if method == 7 else request.member)
-            if method == 7:
-                number = next(filter(None, map(self.find, request.identifiers)), 0)
+            named = request.identifiers if method == 7 else [request.member]
+            number = next(filter(None, map(self.find, named)), 0)
             self.ids.add(request.request_id, sent, Written(self.sequence, content, number, refusal))
             raise
         self.ids.add(request.request_id, sent, Written(self.sequence, content, number, answer))
@@ -185,6 +183,8 @@ class Oracle:
     def get_operation(self, request: Any) -> Any:
         if not good_id(request.request_id):
             raise Refused("FIELD_INVALID", "request_id")
+        if not good_stamp(request.sent_time):
+            raise Refused("FIELD_INVALID", "sent_time")
         written = self.ids.find(request.request_id)
         if written is None:
             if request.HasField("sent_time") and us(request.sent_time) <= self.ids.forgotten:
@@ -202,7 +202,7 @@ class Oracle:
     def get_balance(self, request: Any, now_us: int) -> Any:
         if self.identity(request.member) is None:
             raise Refused("FIELD_INVALID", self.member_field(request.member))
-        if len(request.wallet.encode()) > limits.WALLET_NAME_BYTES_MAX:
+        if not good_text(request.wallet, 0, limits.WALLET_NAME_BYTES_MAX):
             raise Refused("FIELD_INVALID", "wallet")
         wallets = [self.wallet(request.wallet)] if request.wallet else list(range(len(self.program.wallets)))
         number = self.find(request.member)
@@ -228,7 +228,7 @@ class Oracle:
 
     def field_checks(self, method: int, request: Any) -> Any:
         yield good_id(request.request_id), "request_id"
-        yield request.HasField("sent_time") and us(request.sent_time) >= 946_684_800 * SECOND, "sent_time"
+        yield good_stamp(request.sent_time) and us(request.sent_time) >= 946_684_800 * SECOND, "sent_time"
         if method == 7:
             yield 1 <= len(request.identifiers) <= limits.IDENTIFIERS_PER_REQUEST_MAX, "identifiers"
             for i, one in enumerate(request.identifiers):
@@ -244,22 +244,25 @@ class Oracle:
             yield from key_checks(receipt.key, "receipt.key.")
             yield 0 <= receipt.total_minor <= limits.AMOUNT_MINOR_MAX, "receipt.total_minor"
             for i, line in enumerate(receipt.lines):
-                yield 1 <= len(line.sku.encode()) <= limits.SKU_BYTES_MAX, f"receipt.lines[{i}].sku"
-                yield len(line.category.encode()) <= limits.CATEGORY_BYTES_MAX, f"receipt.lines[{i}].category"
+                yield good_text(line.sku, 1, limits.SKU_BYTES_MAX), f"receipt.lines[{i}].sku"
+                yield good_text(line.category, 0, limits.CATEGORY_BYTES_MAX), f"receipt.lines[{i}].category"
                 yield 0 <= line.quantity_milli <= limits.QUANTITY_MILLI_MAX, f"receipt.lines[{i}].quantity_milli"
                 yield 0 <= line.amount_minor <= limits.AMOUNT_MINOR_MAX, f"receipt.lines[{i}].amount_minor"
             yield not receipt.lines or sum(line.amount_minor for line in receipt.lines) == receipt.total_minor, "receipt.total_minor"
         paying = self.payment(method, request)
         if isinstance(paying, (pb.BurnPointsRequest, pb.ReservePointsRequest, pb.Burn)):
-            yield len(paying.wallet.encode()) <= limits.WALLET_NAME_BYTES_MAX, "wallet"
+            yield good_text(paying.wallet, 0, limits.WALLET_NAME_BYTES_MAX), "wallet"
             yield 1 <= paying.points <= limits.POINTS_MAX, "points"
         elif paying is not None:
             yield paying.reservation_id >= 1, "reservation_id"
             yield method == 5 or 0 <= paying.points <= limits.POINTS_MAX, "points"
         if method == 3 and request.HasField("ttl"):
-            yield limits.TTL_S_MIN * SECOND <= us(request.ttl) <= limits.TTL_S_MAX * SECOND, "ttl"
+            yield good_stamp(request.ttl) and limits.TTL_S_MIN * SECOND <= us(request.ttl) <= limits.TTL_S_MAX * SECOND, "ttl"
         if method in (2, 4) and request.HasField("receipt_key"):
             yield from key_checks(request.receipt_key, "receipt_key.")
+        if method in (1, 2, 3, 6):
+            holder, where = (request.receipt, "receipt.purchase_time") if method in (1, 6) else (request, "purchase_time")
+            yield good_stamp(holder.purchase_time), where
 
     def world_checks(self, method: int, request: Any, now_us: int) -> Any:
         ahead, max_age = now_us + limits.CLOCK_AHEAD_S_MAX * SECOND, self.program.max_age_days * 86400 * SECOND
@@ -287,17 +290,17 @@ class Oracle:
         if kind == "phone":
             text = "".join(c for c in ref.phone if c not in " -.()")
             digits = text[1:]
-            good = text[:1] == "+" and digits.isascii() and digits.isdigit() and digits[0] != "0" and 7 <= len(digits) <= 15
+            good = text[:1] == "+" and digits.isascii() and digits.isdigit() and digits[0] != "0"
+            good = good and limits.PHONE_DIGITS_MIN <= len(digits) <= limits.PHONE_DIGITS_MAX
             return (3, text.encode()) if good and len(ref.phone.encode()) <= limits.IDENTIFIER_BYTES_MAX else None
         if kind == "email":
             text = "".join(c.lower() if c.isascii() else c for c in ref.email.strip(" "))
-            good = text.count("@") == 1 and text[0] != "@" and text[-1] != "@" and len(text) >= 3 and all(c > " " and c != "\x7f" for c in text)
-            return (4, text.encode()) if good and len(ref.email.encode()) <= limits.EMAIL_BYTES_MAX else None
+            good = text.count("@") == 1 and text[0] != "@" and text[-1] != "@" and " " not in text
+            return (4, text.encode()) if good and good_text(text, 3, 128) and good_text(ref.email, 3, limits.EMAIL_BYTES_MAX) else None
         if kind is None:
             return None
         text = getattr(ref, kind)
-        good = 1 <= len(text.encode()) <= limits.IDENTIFIER_BYTES_MAX and all(c >= " " and c != "\x7f" for c in text)
-        return (IDENTIFIER_KINDS.index(kind), text.encode()) if good else None
+        return (IDENTIFIER_KINDS.index(kind), text.encode()) if good_text(text, 1, limits.IDENTIFIER_BYTES_MAX) else None
 
     def owner(self, identity: tuple[int, Any]) -> int:
         """The account that an identity names; 0: none."""
@@ -606,8 +609,16 @@ def good_id(text: str) -> bool:
     return good and limits.REQUEST_ID_BYTES_MIN <= len(text) <= limits.REQUEST_ID_BYTES_MAX
 
 
+def good_text(text: str, low: int, high: int) -> bool:
+    return low <= len(text.encode()) <= high and not any(c < " " or "\x7f" <= c <= "\x9f" for c in text)
+
+
+def good_stamp(stamp: Any) -> bool:
+    return -62_135_596_800 <= stamp.seconds <= 253_402_300_799 and 0 <= stamp.nanos < 1_000_000_000
+
+
 def key_checks(key: Any, where: str) -> Any:
-    yield 1 <= len(key.store.encode()) <= limits.STORE_BYTES_MAX, where + "store"
-    yield 1 <= len(key.till.encode()) <= limits.TILL_BYTES_MAX, where + "till"
+    yield good_text(key.store, 1, limits.STORE_BYTES_MAX), where + "store"
+    yield good_text(key.till, 1, limits.TILL_BYTES_MAX), where + "till"
     yield reference.day_number(key.business_day) >= 0, where + "business_day"
-    yield 1 <= len(key.number.encode()) <= limits.RECEIPT_NUMBER_BYTES_MAX, where + "number"
+    yield good_text(key.number, 1, limits.RECEIPT_NUMBER_BYTES_MAX), where + "number"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import calendar
 from datetime import date, timedelta
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from ledger import limits
@@ -41,6 +42,7 @@ def day_of(program: Program, time_us: int) -> int:
     return (day - date(1970, 1, 1)).days
 
 
+@lru_cache(maxsize=4096)
 def day_start_us(program: Program, day: int) -> int:
     """The first moment of a day in the programme's zone, or the first behind it where the zone skips the day."""
     low, high = (day - 2) * zones.DAY_US, (day + 2) * zones.DAY_US

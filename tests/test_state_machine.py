@@ -1,0 +1,450 @@
+"""The core and the oracle, driven side by side by free commands: answers, balances, digest and journal agree after every step.
+
+The commands are real protobuf requests through the real codec. Clocks jump, ids repeat with the same and with other content,
+single fields go wrong, reservations expire, tables are tiny. At any step the ledger may be replaced by a replay of its journal.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.rpc import error_details_pb2, status_pb2
+from hypothesis import HealthCheck, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from ledger import limits
+from ledger._probe import entry_sections, section_read
+from ledger.rules import compile_source
+from server._local import LocalLedger
+from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+from tests.oracle import METHODS, Oracle, Refused, set_us
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+IDENTITY_KEY = bytes(range(16))
+START = int(datetime(2026, 3, 20, 22, 30, tzinfo=UTC).timestamp()) * SECOND
+EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, BALANCE, OPERATION = range(1, 10)
+
+SOURCE = """\
+programme: State machine
+currency: EUR
+zone: {zone}
+anonymous_accounts: {anonymous}
+max_age: 400 days
+wallets:
+  - name: points
+  - name: bonus
+  - name: stamps
+    scale: 1
+funders:
+  brewery: 7
+rules:
+  - name: base
+    for_every_full: 1.00
+    give: 5
+    points_live: 2 months
+  - name: quick
+    for_every_full: 2.00
+    give: 1
+    points_live: 3 days
+  - name: bonus
+    for_every_full: 0.50
+    give: 3
+    to_wallet: bonus
+    points_live: 10 days
+    available_after: 1 days
+    funder: brewery
+  - name: bonus of the chain
+    for_every_full: 4.00
+    give: 7
+    to_wallet: bonus
+    points_live: 10 days
+    available_after: 1 days
+  - name: stamps
+    for_every_full: 10.00
+    give: 0.5
+    to_wallet: stamps
+    points_live: forever
+"""
+
+CARDS = ["2900000000017", "2900000000024", "2900000000031", "2900000000048"]
+PHONES = ["+48600700801", "+48 600-700-801", "+48 (600) 700.802"]
+EMAILS = ["ann@example.com", " Ann@Example.COM ", "bob@example.com"]
+REFS = ([{"card": card} for card in CARDS] + [{"phone": phone} for phone in PHONES] + [{"email": email} for email in EMAILS]
+        + [{"app": "a-1"}, {"app": CARDS[0]}])
+
+# What a mutated field may become: for the most part wrong, or right but different.
+TEXTS = ["", "x", "\x00", "a\x85b", "points", "bonus", "stamps", "EUR", "eur", "S1", "é" * 9, "x" * 16, "x" * 17, "x" * 32, "x" * 33, "x" * 64,
+         "x" * 65, "x" * 129, "+48600700801", "+0123456789", "+123456", "a@b", "@ab", "a@b@c", "request-00000000", "request 00000000", *CARDS[:2]]
+NUMBERS = [0, 1, -1, 2, 3, 5, 100, 999, 20260320, 20260230, 20240101, 10**9, 10**9 + 1, 10**12, 10**12 + 1, 2**31 - 1, 2**31, 2**63 - 1, -(2**63)]
+NANOS = [0, 1, 999, 1000, 999_999_999, 1_000_000_000, -1]
+SECONDS = [0, 1, 60, 1_209_600, 1_209_601, -1, 946_684_799, 946_684_800, 2**40, -(2**62), 2**62]
+
+
+def spots(message: Any) -> list[tuple[Any, FieldDescriptor]]:
+    """Every field of a message and of the messages in it."""
+    found = []
+    for descriptor in message.DESCRIPTOR.fields:
+        found.append((message, descriptor))
+        if descriptor.message_type is not None:
+            if descriptor.is_repeated:
+                for element in getattr(message, descriptor.name):
+                    found += spots(element)
+            elif message.HasField(descriptor.name):
+                found += spots(getattr(message, descriptor.name))
+    return found
+
+
+def mutate(data: Any, message: Any) -> None:
+    """Change one field."""
+    where, descriptor = data.draw(st.sampled_from(spots(message)), label="field")
+    name = descriptor.name
+    if descriptor.is_repeated:
+        elements = getattr(where, name)
+        act = data.draw(st.sampled_from(["drop", "double", "empty", "add"]))
+        if act == "drop" and elements:
+            del elements[-1]
+        elif act == "double" and elements:
+            elements.add().CopyFrom(elements[0])
+        elif act == "empty":
+            del elements[:]
+        else:
+            elements.add()
+    elif descriptor.message_type is not None:
+        if where.HasField(name):
+            where.ClearField(name)
+        else:
+            getattr(where, name).SetInParent()
+    elif descriptor.type == FieldDescriptor.TYPE_STRING:
+        setattr(where, name, data.draw(st.sampled_from(TEXTS)))
+    elif name == "nanos":
+        where.nanos = data.draw(st.sampled_from(NANOS))
+    elif name == "seconds":
+        where.seconds = data.draw(st.one_of(st.sampled_from(SECONDS), st.sampled_from([-1, 1, 301, 86400]).map(lambda more: where.seconds + more)))
+    else:
+        value = data.draw(st.sampled_from([*NUMBERS, getattr(where, name) + 1, getattr(where, name) - 1]))
+        if descriptor.type == FieldDescriptor.TYPE_INT32:
+            value = max(-(2**31), min(2**31 - 1, value))
+        setattr(where, name, max(-(2**63), min(2**63 - 1, value)))
+
+
+def error_of(status: Any) -> tuple[int, str, dict[str, str]]:
+    """gRPC code, reason and metadata, without the parts that are words for people."""
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info), status
+    assert info.domain == "ledger.loyalty" and status.message
+    return status.code, info.reason, {key: value for key, value in info.metadata.items() if key not in ("rule", "value")}
+
+
+def postings(entry: bytes) -> list[tuple[int, int, int]]:
+    """(account, wallet, points) of an entry."""
+    section, found = (entry_sections(entry) or {}).get(2, b""), []
+    while section:
+        values, broken, more = section_read(section, ["byte", "varint", "signed"] * (len(found) + 1))
+        assert not broken
+        found.append(tuple(values[-3:]))
+        if not more:
+            break
+    return found
+
+
+class Ledgers(RuleBasedStateMachine):
+    """One core, one oracle."""
+
+    @initialize(zone=st.sampled_from(["Europe/Warsaw", "America/Sao_Paulo", "UTC"]), anonymous=st.sampled_from([True, True, True, False]),
+                members_max=st.sampled_from([1, 3, 60, 60]), ids_max=st.sampled_from([1, 2, 6, 500, 500]),
+                reservations_max=st.sampled_from([1, 3, 100, 100]))
+    def open(self, zone: str, anonymous: bool, members_max: int, ids_max: int, reservations_max: int) -> None:
+        self.compiled = compile_source(SOURCE.format(zone=zone, anonymous=str(anonymous).lower()).encode())
+        self.sizes = {"members_max": members_max, "ids_max": ids_max, "reservations_max": reservations_max}
+        self.now = START
+        self.core = LocalLedger(self.compiled.image, self.compiled.source, self.now, identity_key=IDENTITY_KEY, **self.sizes)
+        self.oracle = Oracle(self.compiled.program, IDENTITY_KEY, self.now, **self.sizes)
+        self.sent: list[tuple[int, Any]] = []  # every request, as it went out
+        self.well_formed: list[tuple[int, Any]] = []  # those with nothing wrong in themselves: one change makes at most one fault
+        self.requests = self.receipts = 0
+        self.checked = 1  # entries
+
+    # --- sending
+
+    def call(self, method: int, request: Any, back: int = 0) -> Any:
+        """One call to both; what they answer must be the same. The oracle's answer, or its refusal."""
+        now = self.now - back
+        code, data, _ = self.core.call(method, request.SerializeToString(), now)
+        try:
+            expected = self.oracle.call(method, request, now)
+        except Refused as refusal:
+            assert code != 0, f"{METHODS[method]} must be refused with {refusal.answer()}, was answered\n{request}"
+            status = status_pb2.Status.FromString(data)
+            assert error_of(status) == refusal.answer(), f"{METHODS[method]}\n{request}\n{status.message}"
+            assert status.code == code
+            return refusal
+        if code != 0:
+            raise AssertionError(f"{METHODS[method]} was refused: {status_pb2.Status.FromString(data).message}\n{request}\nmust be {expected}")
+        answer = getattr(pb, METHODS[method] + "Response").FromString(data)
+        if isinstance(expected, Refused):  # GetOperation of a remembered refusal
+            assert error_of(answer.error) == expected.answer()
+            return expected
+        assert answer == expected, f"{METHODS[method]}\n{request}\nanswered\n{answer}\nmust be\n{expected}"
+        return expected
+
+    def send(self, data: Any, method: int, request: Any) -> None:
+        """A new write, now and then with something wrong in it."""
+        self.requests += 1
+        request.request_id = f"request-{self.requests:08d}"
+        ago = data.draw(st.sampled_from([0, 0, 0, 0, 1, SECOND, 3600 * SECOND, 40 * DAY, -300 * SECOND, -301 * SECOND]), label="sent")
+        set_us(request.sent_time, self.now - ago)
+        if data.draw(st.integers(0, 9), label="mutate") == 0:
+            mutate(data, request)
+        back = data.draw(st.sampled_from([0, 0, 0, 0, SECOND, DAY]), label="clock back")
+        self.sent.append((method, request))
+        answer = self.call(method, request, back)
+        if not (isinstance(answer, Refused) and answer.row.name == "FIELD_INVALID"):
+            self.well_formed.append((method, request))
+
+    # --- parts of requests
+
+    def ref(self, data: Any) -> Any:
+        if data.draw(st.integers(0, 3)) == 0:
+            return pb.MemberRef(member_id=data.draw(st.integers(1, len(self.oracle.members) + 1)))
+        return pb.MemberRef(**data.draw(st.sampled_from(REFS)))
+
+    def key(self, data: Any) -> Any:
+        """A receipt key: a new one, or one of the last few."""
+        self.receipts += data.draw(st.sampled_from([1, 1, 1, 0]))
+        day = data.draw(st.sampled_from([0, 0, 0, 1, -1, 2, -30, -400, -402]), label="business day")
+        date = datetime.fromtimestamp((self.now + day * DAY) // SECOND, UTC)
+        number = self.receipts - data.draw(st.sampled_from([0, 0, 0, 1, 2]))
+        return pb.ReceiptKey(store="S1", till=data.draw(st.sampled_from(["1", "1", "2"])), business_day=int(f"{date:%Y%m%d}"), number=f"n{number}")
+
+    def purchase_time(self, data: Any, holder: Any) -> None:
+        ago = data.draw(st.sampled_from([None, None, None, 0, -300 * SECOND, 3600 * SECOND, 2 * DAY, 20 * DAY, 70 * DAY, 400 * DAY, 401 * DAY]),
+                        label="bought")
+        if ago is not None:
+            set_us(holder.purchase_time, self.now - ago)
+
+    def receipt(self, data: Any) -> Any:
+        receipt = pb.Receipt(key=self.key(data), currency_code="EUR")
+        self.purchase_time(data, receipt)
+        amounts = data.draw(st.lists(st.sampled_from([0, 1, 49, 100, 199, 250, 999, 1000, 12_345, 10**9]), max_size=4), label="amounts")
+        for i, amount in enumerate(amounts):
+            receipt.lines.add(sku=f"sku{i}", category="dairy" if i % 2 else "", quantity_milli=1000 * i, amount_minor=amount)
+        receipt.total_minor = sum(amounts) or (data.draw(st.sampled_from([0, 99, 1000, 5000, 10**12])) if not amounts else 0)
+        return receipt
+
+    def wallet(self, data: Any) -> str:
+        return data.draw(st.sampled_from(["", "", "points", "bonus", "stamps", "none"]), label="wallet")
+
+    def points(self, data: Any) -> int:
+        return data.draw(st.one_of(st.integers(1, 20), st.integers(1, 400), st.sampled_from([10**12])), label="points")
+
+    def reservation(self, data: Any) -> tuple[int, Any]:
+        """A reservation's id, for the most part with the member who holds it."""
+        known = sorted(self.oracle.reservations)
+        if not known or data.draw(st.integers(0, 19)) == 0:
+            return data.draw(st.integers(1, self.oracle.sequence + 1)), self.ref(data)
+        chosen = data.draw(st.sampled_from(known), label="reservation")
+        if data.draw(st.integers(0, 5)) == 0:
+            return chosen, self.ref(data)
+        return chosen, pb.MemberRef(member_id=self.oracle.reservations[chosen].member)
+
+    # --- what tills do
+
+    @rule(data=st.data())
+    def earn(self, data: Any) -> None:
+        self.send(data, EARN, pb.EarnPointsRequest(member=self.ref(data), receipt=self.receipt(data)))
+
+    @rule(data=st.data())
+    def burn(self, data: Any) -> None:
+        request = pb.BurnPointsRequest(member=self.ref(data), wallet=self.wallet(data), points=self.points(data))
+        self.purchase_time(data, request)
+        if data.draw(st.booleans()):
+            request.receipt_key.CopyFrom(self.key(data))
+        self.send(data, BURN, request)
+
+    @rule(data=st.data())
+    def reserve(self, data: Any) -> None:
+        request = pb.ReservePointsRequest(member=self.ref(data), wallet=self.wallet(data), points=self.points(data))
+        self.purchase_time(data, request)
+        ttl = data.draw(st.sampled_from([None, 1, 60, 86_400, 5 * 86_400, 1_209_600]), label="ttl")
+        if ttl is not None:
+            request.ttl.seconds = ttl
+        self.send(data, RESERVE, request)
+
+    @rule(data=st.data())
+    def capture(self, data: Any) -> None:
+        reservation_id, member = self.reservation(data)
+        request = pb.CaptureReservationRequest(member=member, reservation_id=reservation_id, points=data.draw(st.sampled_from([0, 0, 1, 2, 5, 50, 500])))
+        if data.draw(st.booleans()):
+            request.receipt_key.CopyFrom(self.key(data))
+        self.send(data, CAPTURE, request)
+
+    @rule(data=st.data())
+    def release(self, data: Any) -> None:
+        reservation_id, member = self.reservation(data)
+        self.send(data, RELEASE, pb.ReleaseReservationRequest(member=member, reservation_id=reservation_id))
+
+    @rule(data=st.data())
+    def commit(self, data: Any) -> None:
+        request = pb.CommitReceiptRequest(member=self.ref(data), receipt=self.receipt(data))
+        pays = data.draw(st.sampled_from(["", "burn", "capture", "capture"]), label="pays")
+        if pays == "burn":
+            request.burn.CopyFrom(pb.Burn(wallet=self.wallet(data), points=self.points(data)))
+        elif pays:
+            request.capture.reservation_id, member = self.reservation(data)
+            request.capture.points = data.draw(st.sampled_from([0, 0, 1, 2, 5, 50, 500]))
+            request.member.CopyFrom(member)
+        self.send(data, COMMIT, request)
+
+    @rule(data=st.data())
+    def enroll(self, data: Any) -> None:
+        refs = [self.ref(data) for _ in range(data.draw(st.integers(1, 4)))]
+        if data.draw(st.integers(0, 2)) == 0:  # a new identifier, so that some members collect many
+            refs.append(pb.MemberRef(card=f"card{self.requests}"))
+        if data.draw(st.integers(0, 5)) == 0:
+            refs += [pb.MemberRef(app=f"app{self.requests}-{i}") for i in range(8 - len(refs))]
+        self.send(data, ENROLL, pb.EnrollMemberRequest(identifiers=refs))
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def repeat(self, data: Any) -> None:
+        method, request = data.draw(st.sampled_from(self.sent[-30:]), label="repeated")
+        self.call(method, request)
+
+    @precondition(lambda self: self.well_formed)
+    @rule(data=st.data())
+    def repeat_changed(self, data: Any) -> None:
+        method, request = data.draw(st.sampled_from(self.well_formed[-30:]), label="repeated")
+        changed = type(request)()
+        changed.CopyFrom(request)
+        mutate(data, changed)
+        self.call(method, changed)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def repeat_by_another_call(self, data: Any) -> None:
+        _, request = data.draw(st.sampled_from(self.sent[-30:]), label="repeated")
+        other = pb.BurnPointsRequest(request_id=request.request_id, member=self.ref(data), points=1)
+        other.sent_time.CopyFrom(request.sent_time)
+        self.call(BURN, other)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def ask_operation(self, data: Any) -> None:
+        _, request = data.draw(st.sampled_from([*self.sent[-30:], (0, pb.GetOperationRequest(request_id="never-sent-before"))]))
+        ask = pb.GetOperationRequest(request_id=request.request_id)
+        if data.draw(st.booleans()):
+            set_us(ask.sent_time, self.now - data.draw(st.sampled_from([0, DAY, 100 * DAY])))
+        if data.draw(st.integers(0, 9)) == 0:
+            mutate(data, ask)
+        self.call(OPERATION, ask)
+
+    @rule(data=st.data())
+    def ask_balance(self, data: Any) -> None:
+        request = pb.GetBalanceRequest(member=self.ref(data), wallet=self.wallet(data))
+        if data.draw(st.integers(0, 5)) == 0:
+            mutate(data, request)
+        self.call(BALANCE, request)
+
+    # --- what time does
+
+    @rule(more=st.one_of(st.integers(0, 10), st.sampled_from([SECOND, 60 * SECOND, 900 * SECOND, 3600 * SECOND, DAY, 3 * DAY, 14 * DAY, 62 * DAY])))
+    def time_goes_on(self, more: int) -> None:
+        self.now += more
+
+    @rule()
+    def tick(self) -> None:
+        before = len(self.core.entries())
+        posted = self.core.tick(self.now)
+        reservations, members = self.oracle.due(self.now)
+        found = set()
+        for entry in self.core.entries()[before:]:
+            member = int.from_bytes(entry[16:20], "little")
+            if reservations:
+                assert entry[4] == 9
+                reservation_id, = section_read(entry_sections(entry)[7], ["varint"])[0]
+                assert reservation_id == reservations.pop(0)
+                self.oracle.expire_reservation(reservation_id, self.now)
+            else:
+                assert entry[4] == 8 and member in members
+                found.add(member)
+                self.oracle.expire_lots(member, self.now)
+        assert self.oracle.due(self.now) == ([], set()), "a whole round of ticks leaves nothing due"
+        assert posted == len(self.core.entries()) - before
+
+    @rule()
+    def write_digest(self) -> None:
+        self.core.write_digest(self.now)
+        self.oracle.sequence += 1
+        self.oracle.time_us = max(self.now, self.oracle.time_us)
+
+    @rule()
+    def restart(self) -> None:
+        """The journal alone makes the same ledger: the machine goes on with it."""
+        replayed = LocalLedger.replay(self.core.entries(), identity_key=IDENTITY_KEY, **self.sizes)
+        assert replayed.digest() == self.core.digest()
+        told, now = self.core.stats(), replayed.stats()
+        for counted_live in ("entries_expired_lots", "entries_expired_reservations"):
+            told.pop(counted_live), now.pop(counted_live)
+        assert now == told
+        self.core = replayed
+
+    # --- what always holds
+
+    @invariant()
+    def journal_is_sound(self) -> None:
+        entries = self.core.entries()
+        assert len(entries) == self.oracle.sequence
+        for entry, before in zip(entries[self.checked:], entries[self.checked - 1:], strict=False):
+            assert entry[8:16] and int.from_bytes(entry[8:16], "little") >= int.from_bytes(before[8:16], "little"), "time goes back"
+            sums: dict[int, int] = {}
+            for _, wallet, points in postings(entry):
+                sums[wallet] = sums.get(wallet, 0) + points
+            assert not any(sums.values()), "postings do not sum to zero"
+            assert entry[6:8] == b"\0\0" or not postings(entry), "a refusal posts"
+        self.checked = len(entries)
+
+    @invariant()
+    def state_is_the_same(self) -> None:
+        assert int.from_bytes(self.core.digest(), "little") == self.oracle.digest()
+        stats = self.core.stats()
+        assert (stats["sequence"], stats["members"], stats["identifiers"]) == (
+            self.oracle.sequence, len(self.oracle.members), len(self.oracle.owners))
+        assert stats["lots"] == sum(len(member.lots) for member in self.oracle.members)
+
+    @invariant()
+    def balances_are_the_same(self) -> None:
+        for member in self.oracle.members:
+            answer = self.call(BALANCE, pb.GetBalanceRequest(member=pb.MemberRef(member_id=member.number)))
+            for wallet in answer.wallets:
+                assert min(wallet.posted_points, wallet.pending_points, wallet.reserved_points, wallet.available_points) >= 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "core"):
+            self.write_digest()
+            self.restart()
+
+
+SEED = int(os.environ.get("DAYBOOK_SEED", random.SystemRandom().randrange(2**32)))
+
+
+def run(examples: int, steps: int) -> None:
+    print(f"DAYBOOK_SEED={SEED}")
+    run_state_machine_as_test(seed(SEED)(Ledgers), settings=settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)))
+
+
+def test_the_core_does_what_the_oracle_says():
+    run(examples=60, steps=50)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_the_core_does_what_the_oracle_says_for_long():
+    run(examples=5000, steps=80)
