@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ledger._probe import LoadedProgram, fact_hash_, siphash_
 
 from bench import _load
 from ledger import rules
-from ledger._probe import LoadedProgram, fact_hash_, siphash_
 from server._local import LocalLedger, bench_answer, bench_decode
 
 PROGRAM = rules.compile_file(Path(__file__).resolve().parents[2] / "programs" / "base.yaml")
@@ -35,7 +35,7 @@ def requests(mix: str, count: int, seed: int = 1) -> list[bytes]:
 
 @pytest.fixture
 def ledger() -> LocalLedger:
-    return LocalLedger(PROGRAM.image, PROGRAM.source, NOW_US, members_max=MEMBERS + 100, ids_max=4_000_000)
+    return LocalLedger(PROGRAM.image, PROGRAM.source, NOW_US, members_max=MEMBERS + 100, ids_max=100_000)
 
 
 def fresh(mix: str) -> Iterator[bytes]:
