@@ -16,7 +16,7 @@ from ledger import errors, limits
 from ledger.rules import compile_file
 from server._local import LocalLedger
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
-from tests.server.fuzz_wire import fuzz
+from tests.server.fuzz_wire import fuzz, run_with_asan
 from tests.server.wire_model import METHODS, NOW_US
 
 PROGRAMME = compile_file(Path(__file__).resolve().parents[2] / "programs" / "base.yaml")
@@ -440,3 +440,10 @@ def test_thirty_thousand_mutated_requests_leave_the_ledger_alive() -> None:
     print(f"seed {seed}")
     answers = fuzz(30_000, seed)
     assert answers[0] > 1000 and answers[INVALID_ARGUMENT] > 10_000, f"the mutations have lost their bite: {answers}"
+
+
+@pytest.mark.soak
+def test_a_million_mutated_requests_leave_the_ledger_alive_under_address_sanitizer() -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    assert run_with_asan(["--count", "1000000", "--seed", str(seed)]) == 0
