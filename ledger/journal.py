@@ -224,6 +224,11 @@ class Journal:
                 return 0, b""
             return _key(cursor.key()), bytes(cursor.value())
 
+    def last_records(self, count: int) -> list[bytes]:
+        """The last groups' records, the newest first, unchecked."""
+        with self._transaction(self.groups) as transaction, transaction.cursor() as cursor:
+            return [bytes(value) for value, _ in zip(cursor.iterprev(keys=False), range(count), strict=False)] if cursor.last() else []
+
     def batches(self, after: int = 0, *, groups_max: int = 4096, bytes_max: int = 8 << 20) -> Iterator[list[tuple[int, memoryview]]]:
         """Key and record of the groups that begin behind sequence `after`, in lists, uncopied.
 

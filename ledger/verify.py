@@ -13,9 +13,10 @@ from typing import Any
 
 from ledger import limits
 from ledger._verifier import Verifier, guard
-from ledger.journal import Damage, Drained, Group, Journal, JournalError, NotReadable, Tail
+from ledger.journal import Damage, Drained, Group, Journal, JournalError, NotReadable, Tail, read_group
 
-MEMBERS_FIRST_GUESS = 65_536  # tables of the first pass; four times as many each time they are too small
+MEMBERS_GUESS_MIN = 65_536  # tables of the first pass have at least this room; four times as much each time it was too little
+GUESS_GROUPS = 64  # the last groups of the journal name some of its newest members: twice the highest is the first guess
 IDS_KEPT = 65_536  # request ids take no part in the digest, so few are remembered here: small tables are fast
 BATCH_TAIL_GROUPS = 1024  # how many groups of the tail are checked at a time
 SETTLE_TRIES = 10  # a group is seen whole at most one flush after the next one began; ten looks are plenty
@@ -55,7 +56,9 @@ class Report:
 
 
 class _TablesTooSmall(Exception):
-    pass
+    def __init__(self, members_max: int) -> None:
+        super().__init__(f"more room than for {members_max} members is needed")
+        self.members_max = members_max
 
 
 def parse_head(text: str) -> tuple[int, bytes]:
@@ -73,14 +76,25 @@ def verify(data: Path, *, tail: Path | None = None, expect: tuple[int, bytes] | 
     end_on_crash: a damaged LMDB file can crash any mapped reader; end the process with status 1 and a clear line then.
     Errors: NotReadable, Damage (the first one found).
     """
-    members_max = MEMBERS_FIRST_GUESS
+    members_max = 0
     while True:
         try:
             return _pass(Path(data), Path(tail or data), expect, progress, members_max, end_on_crash)
-        except _TablesTooSmall:
-            if members_max >= limits.MEMBERS_MAX_LIMIT:
+        except _TablesTooSmall as small:
+            if small.members_max >= limits.MEMBERS_MAX_LIMIT:
                 raise NotReadable(f"{data} holds more than {limits.MEMBERS_MAX_LIMIT} members: this version cannot") from None
-            members_max = min(members_max * 4, limits.MEMBERS_MAX_LIMIT)
+            members_max = min(small.members_max * 4, limits.MEMBERS_MAX_LIMIT)
+
+
+def _guess_members(journal: Journal) -> int:
+    """Room for so many members that a second pass is rarely needed, and not so many that the tables leave the processor's caches."""
+    highest = 0
+    for record in journal.last_records(GUESS_GROUPS):
+        try:
+            highest = max(highest, *(int.from_bytes(entry[16:20], "little") for _, entry in read_group(record, "")))
+        except Damage:
+            continue  # the pass will say where and what
+    return min(max(MEMBERS_GUESS_MIN, 2 * highest), limits.MEMBERS_MAX_LIMIT)
 
 
 class _Pass:
@@ -88,6 +102,7 @@ class _Pass:
 
     def __init__(self, journal: Journal, members_max: int) -> None:
         self.journal = journal
+        self.members_max = members_max
         self.verifier = Verifier(journal.directory, members_max, IDS_KEPT, limits.RESERVATIONS_MAX)
 
     def feed(self, batch: list[tuple[int, Any]], where: str) -> None:
@@ -96,7 +111,7 @@ class _Pass:
             return
         index, name, sequence, apply_name = fault
         if apply_name == "full":
-            raise _TablesTooSmall
+            raise _TablesTooSmall(self.members_max)
         place = f"{where}, group {batch[index][0]}"
         if name == "apply":
             raise Damage(f"{place}, entry {sequence}", f"the entry cannot be applied: {APPLIES[apply_name]}")
@@ -113,7 +128,7 @@ def _pass(data: Path, tail: Path, expect: tuple[int, bytes] | None, progress: Ca
     with Journal(data) as journal, Tail(tail, journal.directory) as ring:
         if end_on_crash:
             guard(str(journal.file))
-        work = _Pass(journal, members_max)
+        work = _Pass(journal, members_max or _guess_members(journal))
         if expect is not None:
             work.verifier.expect(*expect)
         _feed_lmdb(work, progress)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,8 +150,6 @@ def many_lines(message: Any) -> None:
 
 
 def day_of(days_from_now: int) -> int:
-    import datetime
-
     day = datetime.datetime.fromtimestamp(NOW_S, datetime.UTC).date() + datetime.timedelta(days=days_from_now)
     return day.year * 10_000 + day.month * 100 + day.day
 
@@ -160,6 +160,8 @@ WRITES = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL)
 WITH_MEMBER = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, GET_BALANCE)
 WITH_ID = (*WRITES, GET_OPERATION)
 HIDDEN = "(not shown)"
+AHEAD = "2026-11-22T05:55:56.000000Z"     # NOW_S + 301
+TOO_OLD = "2025-10-17T05:50:55.000000Z"   # NOW_S - 401 days
 
 CASES = [
     # methods               what is wrong                                            field named            value named (None: not set)
@@ -170,7 +172,7 @@ CASES = [
     (WITH_ID,               set_to("request_id", "zażółć-gęślą-jaźń"),               "request_id",          "zażółć-gęślą-jaźń"),
     (WRITES,                clear("sent_time"),                                      "sent_time",           None),
     (WRITES,                seconds("sent_time", 0),                                 "sent_time",           "1970-01-01T00:00:00.000000Z"),
-    (WRITES,                seconds("sent_time", NOW_S + 301),                       "sent_time",           "2026-11-22T05:55:56.000000Z"),
+    (WRITES,                seconds("sent_time", NOW_S + 301),                       "sent_time",           AHEAD),
     (WITH_ID,               seconds("sent_time", HUGE),                              "sent_time",           f"{HUGE} seconds"),
     (WITH_ID,               seconds("sent_time", NOW_S, -1),                         "sent_time",           "-1 nanos"),
     (WITH_ID,               seconds("sent_time", NOW_S, 10**9),                      "sent_time",           "1000000000 nanos"),
@@ -209,8 +211,8 @@ CASES = [
     ((EARN, COMMIT),        set_to("receipt.key.business_day", day_of(-403)),        "receipt.key.business_day", "20251015"),
     ((EARN, COMMIT),        set_to("receipt.key.number", ""),                        "receipt.key.number",  ""),
     ((EARN, COMMIT),        set_to("receipt.key.number", "x" * 33),                  "receipt.key.number",  "x" * 33),
-    ((EARN, COMMIT),        seconds("receipt.purchase_time", NOW_S + 301),           "receipt.purchase_time", "2026-11-22T05:55:56.000000Z"),
-    ((EARN, COMMIT),        seconds("receipt.purchase_time", NOW_S - 401 * DAY_S),   "receipt.purchase_time", "2025-10-17T05:50:55.000000Z"),
+    ((EARN, COMMIT),        seconds("receipt.purchase_time", NOW_S + 301),           "receipt.purchase_time", AHEAD),
+    ((EARN, COMMIT),        seconds("receipt.purchase_time", NOW_S - 401 * DAY_S),   "receipt.purchase_time", TOO_OLD),
     ((EARN, COMMIT),        seconds("receipt.purchase_time", -(2**63)),              "receipt.purchase_time", f"{-(2**63)} seconds"),
     ((EARN, COMMIT),        seconds("receipt.purchase_time", NOW_S, 2**31 - 1),      "receipt.purchase_time", "2147483647 nanos"),
     ((EARN, COMMIT),        set_to("receipt.currency_code", ""),                     "receipt.currency_code", ""),
@@ -242,8 +244,8 @@ CASES = [
     ((RESERVE,),            seconds("ttl", 0, -1),                                   "ttl",                 "-1 nanos"),
     ((CAPTURE, RELEASE),    clear("reservation_id"),                                 "reservation_id",      "0"),
     ((CAPTURE, RELEASE),    set_to("reservation_id", -3),                            "reservation_id",      "-3"),
-    ((BURN, RESERVE),       seconds("purchase_time", NOW_S + 301),                   "purchase_time",       "2026-11-22T05:55:56.000000Z"),
-    ((BURN, RESERVE),       seconds("purchase_time", NOW_S - 401 * DAY_S),           "purchase_time",       "2025-10-17T05:50:55.000000Z"),
+    ((BURN, RESERVE),       seconds("purchase_time", NOW_S + 301),                   "purchase_time",       AHEAD),
+    ((BURN, RESERVE),       seconds("purchase_time", NOW_S - 401 * DAY_S),           "purchase_time",       TOO_OLD),
     ((BURN, CAPTURE),       lambda m: m.receipt_key.SetInParent(),                   "receipt_key.store",   ""),
     ((BURN, CAPTURE),       keyed("receipt_key.store", "x" * 17),                    "receipt_key.store",   "x" * 17),
     ((BURN, CAPTURE),       keyed("receipt_key.till", ""),                           "receipt_key.till",    ""),
@@ -267,7 +269,10 @@ CASES = [
 EACH = [(method, *case[1:]) for case in CASES for method in case[0]]
 
 
-@pytest.mark.parametrize(("method", "spoil", "field", "value"), EACH, ids=[f"{METHODS[row[0]].DESCRIPTOR.name}-{row[2]}-{row[3]}"[:70] for row in EACH])
+NAMES = [f"{METHODS[row[0]].DESCRIPTOR.name}-{row[2]}-{row[3]}"[:70] for row in EACH]
+
+
+@pytest.mark.parametrize(("method", "spoil", "field", "value"), EACH, ids=NAMES)
 def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
     ledger: LocalLedger, method: int, spoil: Spoil, field: str, value: str | None
 ) -> None:
@@ -283,8 +288,6 @@ def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
 
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
     """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat."""
-    import re
-
     tried = {re.sub(r"\[\d+\]", "", row[2]).replace("identifiers.", "member.") for row in EACH}
     assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method")}
 
@@ -332,12 +335,19 @@ def test_an_unknown_method_is_unimplemented(ledger: LocalLedger, method: int) ->
     assert b"METHOD_UNKNOWN" in payload
 
 
+def paid_by(card: str) -> Spoil:
+    def spoil(message: Any) -> None:
+        message.member.card, message.burn.points = card, 1
+
+    return spoil
+
+
 OTHERS = [
     # method       what is asked                                    code  reason                    metadata
     (BURN,         set_to("member.member_id", 2),                   5,    "MEMBER_NOT_FOUND",       {"field": "member.member_id"}),
     (EARN,         set_to("member.member_id", 2),                   5,    "MEMBER_NOT_FOUND",       {"field": "member.member_id"}),
     (GET_BALANCE,  set_to("member.card", "2900000000099"),          5,    "MEMBER_NOT_FOUND",       {"field": "member.card"}),
-    (COMMIT,       lambda m: (set_to("member.card", "29")(m), set_to("burn.points", 1)(m)), 5, "MEMBER_NOT_FOUND", {"field": "member.card"}),
+    (COMMIT,       paid_by("29"),                                   5,    "MEMBER_NOT_FOUND",       {"field": "member.card"}),
     (BURN,         set_to("wallet", "stamps"),                      5,    "WALLET_NOT_FOUND",       {"field": "wallet", "value": "stamps"}),
     (GET_BALANCE,  set_to("wallet", "Points"),                      5,    "WALLET_NOT_FOUND",       {"field": "wallet", "value": "Points"}),
     (CAPTURE,      set_to("reservation_id", 99),                    5,    "RESERVATION_NOT_FOUND",  {"reservation_id": "99"}),
@@ -368,12 +378,16 @@ def test_what_is_not_there_or_was_there_before_is_refused_and_not_remembered(
     assert (found, info.reason, dict(info.metadata)) == (code, reason, metadata)
 
 
+def points(**numbers: int) -> dict[str, str]:
+    return {f"{name}_points": str(number) for name, number in numbers.items()}
+
+
 REMEMBERED = [
     # method   what is asked                              code  reason                     metadata
-    (BURN,     set_to("points", 46),                      9,    "INSUFFICIENT_POINTS",     {"available_points": "45", "requested_points": "46"}),
-    (RESERVE,  set_to("points", 10**12),                  9,    "INSUFFICIENT_POINTS",     {"available_points": "45", "requested_points": str(10**12)}),
-    (COMMIT,   set_to("burn.points", 60),                 9,    "INSUFFICIENT_POINTS",     {"available_points": "45", "requested_points": "60"}),
-    (CAPTURE,  set_to("points", 6),                       9,    "CAPTURE_ABOVE_RESERVED",  {"reserved_points": "5", "requested_points": "6"}),
+    (BURN,     set_to("points", 46),                      9,    "INSUFFICIENT_POINTS",     points(available=45, requested=46)),
+    (RESERVE,  set_to("points", 10**12),                  9,    "INSUFFICIENT_POINTS",     points(available=45, requested=10**12)),
+    (COMMIT,   set_to("burn.points", 60),                 9,    "INSUFFICIENT_POINTS",     points(available=45, requested=60)),
+    (CAPTURE,  set_to("points", 6),                       9,    "CAPTURE_ABOVE_RESERVED",  points(reserved=5, requested=6)),
     (RELEASE,  set_to("member.member_id", 2),             9,    "RESERVATION_FOREIGN",     {"reservation_id": "3"}),
 ]
 

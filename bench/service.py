@@ -1,0 +1,73 @@
+"""A ledger's service in a process of its own, for the demo and the bench: start, wait, read its metrics, end.
+
+Not for tests (tests/running.py can kill it and move its clock). Used by bench/demo.py and bench/run.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "programs" / "base.yaml"
+ANY_PORTS = {name: "127.0.0.1:0" for name in ("checkout", "control", "http")}
+START_S_MAX = 60
+STOP_S_MAX = 60
+
+
+class ServiceFailed(Exception):
+    """The service did not start or cannot be read; the text carries its own words."""
+
+
+class Service:
+    """`daybook serve` in a process of its own, on its own directory."""
+
+    def __init__(self, data: Path, ports: dict[str, str], *arguments: str) -> None:
+        self.data = data
+        self.log = data.with_name(data.name + ".log")
+        self._ports_file = data.with_name(data.name + ".ports.json")
+        self._ports_file.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "server", "serve", "--data", str(data), "--program", str(PROGRAM),
+                   "--ports-file", str(self._ports_file), *arguments]
+        for name, address in ports.items():
+            command += [f"--{name}", address]
+        with self.log.open("wb") as log:
+            # A session of its own: Ctrl-C is for this process, which then ends the service in good order.
+            self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        self.ports: dict[str, int] = {}
+
+    def wait(self) -> None:
+        """Until it serves. Errors: ServiceFailed with the service's own words."""
+        until = time.monotonic() + START_S_MAX
+        while not self._ports_file.exists():
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.stop()
+                raise ServiceFailed(f"the service did not start:\n{self.log.read_text().strip()}")
+            time.sleep(0.02)
+        self.ports = json.loads(self._ports_file.read_text())
+
+    def metrics(self) -> dict[str, float]:
+        """The samples of /metrics by name and labels, as they stand in the text."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        except OSError as error:
+            raise ServiceFailed(f"the service's /metrics cannot be read: {error}") from None
+        return {key: float(value) for key, value in re.findall(r"^([a-z_]+(?:\{.*?\})?) (\S+)$", text, re.MULTILINE)}
+
+    def stop(self) -> int:
+        """End it politely; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_S_MAX)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self._ports_file.unlink(missing_ok=True)
+        return self.process.wait()
