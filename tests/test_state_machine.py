@@ -397,7 +397,7 @@ class Ledgers(Pair, RuleBasedStateMachine):
 
     @rule(data=st.data())
     def enroll(self, data: Any) -> None:
-        refs = [self.ref(data) for _ in range(data.draw(st.integers(1, 3)))]
+        refs = [self.ref(data)] + [pb.MemberRef(**one) for one in data.draw(st.lists(st.sampled_from(REFS), max_size=2))]
         self.send(data, ENROLL, pb.EnrollMemberRequest(identifiers=refs))
 
     @precondition(lambda self: self.oracle.members)
