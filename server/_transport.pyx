@@ -6,7 +6,7 @@ An answer leaves when the durable sequence has reached its `wait_sequence`, neve
 
 Not for meaning: what a request says is `server/_call` and behind it; this file knows methods by number and statuses only where the
 transport itself refuses. Nothing is allocated per call: streams, buffers and connections come from pools sized at start,
-in memory that is touched only when used. (nghttp2 allocates its own few hundred bytes per stream and frame.)
+in memory that is touched only when used; nghttp2's own few hundred bytes per stream and frame come from server/_pool.
 Everything that a peer can make grow is bounded in `ledger/limits.py`.
 
 Called by `server/cli.py`: `run()` is the body of the hot thread, `stats()` is read by `server/metrics.py`.
@@ -45,6 +45,7 @@ from server._grpc cimport (
     grpc_text_is, grpc_timeout_us,
 )
 from server._nghttp2 cimport *
+from server._pool cimport Pool, pool_change, pool_close, pool_give, pool_take
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -257,6 +258,8 @@ cdef struct Server:
     ControlAnswer* control      # INBOX_CALLS_MAX of them
     nghttp2_session_callbacks* callbacks
     nghttp2_option* option
+    nghttp2_mem memory
+    Pool pool                   # behind `memory`
     uint32_t connections_max
     uint32_t streams_max
     int64_t idle_us
@@ -596,6 +599,30 @@ cdef void stream_health(Server* server, Stream* stream) noexcept nogil:
     stream_submit(server, stream)
 
 
+# --- memory for nghttp2 -------------------------------------------------------------------------------------------------
+
+cdef void* memory_take(size_t size, void* pool) noexcept nogil:
+    return pool_take(<Pool*>pool, size)
+
+
+cdef void memory_give(void* memory, void* pool) noexcept nogil:
+    pool_give(<Pool*>pool, memory)
+
+
+cdef void* memory_take_zeroed(size_t count, size_t size, void* pool) noexcept nogil:
+    cdef void* memory
+    if size != 0 and count > <size_t>-1 / size:
+        return NULL
+    memory = pool_take(<Pool*>pool, count * size)
+    if memory != NULL:
+        memset(memory, 0, count * size)
+    return memory
+
+
+cdef void* memory_change(void* memory, size_t size, void* pool) noexcept nogil:
+    return pool_change(<Pool*>pool, memory, size)
+
+
 # --- requests: what nghttp2 calls while it reads ------------------------------------------------------------------------
 
 cdef void connection_terminate(Connection* connection, uint32_t error_code) noexcept nogil:
@@ -904,7 +931,7 @@ cdef void connection_open(Server* server, int fd) noexcept nogil:
     settings[2].value = HEADER_BYTES_MAX
     settings[3].settings_id = NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES    # no tree of priorities to keep or to abuse
     settings[3].value = 1
-    if (nghttp2_session_server_new3(&connection.session, server.callbacks, connection, server.option, NULL) != 0
+    if (nghttp2_session_server_new3(&connection.session, server.callbacks, connection, server.option, &server.memory) != 0
             or nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, settings, 4) != 0
             or nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0, CONNECTION_WINDOW_BYTES) != 0
             or epoll_ctl(server.epoll, EPOLL_CTL_ADD, fd, &event) != 0):
@@ -1057,8 +1084,8 @@ cdef void server_accept(Server* server, int listener) noexcept nogil:
 
 
 cdef inline bint server_must_pause(Server* server) noexcept nogil:
-    """Whether reading would only fill the last streams while the engine has no room for those that wait."""
-    return server.ready.count > 0 and server.streams_max - server.stream_count < server.streams_max / 16
+    """Whether the engine has no room for the calls that wait, and one more read of a socket could use up the streams."""
+    return server.ready.count > 0 and server.streams_max - server.stream_count < STREAMS_PER_CONNECTION_MAX
 
 
 cdef void server_resume(Server* server) noexcept nogil:
@@ -1444,6 +1471,7 @@ cdef void server_close(Server* server) noexcept:
     _unmap(server.pending, <size_t>CONNECTIONS_MAX * OUTPUT_BYTES)
     _unmap(server.held, STREAMS_MAX * sizeof(Held))
     _unmap(server.control, INBOX_CALLS_MAX * sizeof(ControlAnswer))
+    pool_close(&server.pool)
     free(server.free_large)
     free(server.caller)
     free(server)
@@ -1475,6 +1503,11 @@ cdef int server_reserve(Server* server) except -1:
         server.control[INBOX_CALLS_MAX - 1 - i].next = server.free_control
         server.free_control = &server.control[INBOX_CALLS_MAX - 1 - i]
     server.answer.data = server.answer_data
+    server.memory.mem_user_data = &server.pool
+    server.memory.malloc = memory_take
+    server.memory.free = memory_give
+    server.memory.calloc = memory_take_zeroed
+    server.memory.realloc = memory_change
     if nghttp2_session_callbacks_new(&server.callbacks) != 0 or nghttp2_option_new(&server.option) != 0:
         raise MemoryError("nghttp2 finds no memory")
     nghttp2_session_callbacks_set_on_begin_frame_callback(server.callbacks, on_begin_frame)
