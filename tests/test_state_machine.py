@@ -397,7 +397,7 @@ class Ledgers(Pair, RuleBasedStateMachine):
 
     @rule(data=st.data())
     def enroll(self, data: Any) -> None:
-        refs = [self.ref(data) for _ in range(data.draw(st.integers(1, 3)))]
+        refs = [self.ref(data)] + [pb.MemberRef(**one) for one in data.draw(st.lists(st.sampled_from(REFS), max_size=2))]
         self.send(data, ENROLL, pb.EnrollMemberRequest(identifiers=refs))
 
     @precondition(lambda self: self.oracle.members)
@@ -454,6 +454,16 @@ class Ledgers(Pair, RuleBasedStateMachine):
     @rule(more=st.one_of(st.integers(0, 10), st.sampled_from([SECOND, 60 * SECOND, 900 * SECOND, 3600 * SECOND, DAY, 3 * DAY, 14 * DAY, 62 * DAY])))
     def time_goes_on(self, more: int) -> None:
         self.now += more
+
+    @rule(data=st.data(), at=st.sampled_from([0, 0, 1, -1, -240 * SECOND]))
+    def time_goes_to_an_edge(self, data: Any, at: int) -> None:
+        """To where a lot becomes available or expires, where a reservation ends, or to the next midnight."""
+        days = {day for member in self.oracle.members for lot in member.lots for day in (lot.expiry, lot.available) if day < 10**6}
+        edges = {self.oracle.midnight(day) for day in days | {self.oracle.day(self.now) + 1}}
+        edges |= {reservation.expire_us for reservation in self.oracle.reservations.values()}
+        ahead = sorted(edge + at for edge in edges if edge + at > self.now)
+        if ahead:
+            self.now = data.draw(st.sampled_from(ahead[:3]), label="edge")
 
     @rule()
     def tick(self) -> None:
@@ -519,6 +529,55 @@ def refused_with(answer: Any) -> tuple[str, int, int]:
 
 
 ANN = pb.MemberRef(card=CARDS[0])
+
+
+def write(pair: Pair, method: int, request: Any) -> Any:
+    pair.requests += 1
+    request.request_id = f"write-{pair.requests:012d}"
+    set_us(request.sent_time, pair.now)
+    return pair.call(method, request)
+
+
+@pytest.mark.parametrize("end", ["release", "capture a part", "expiry by a tick", "expiry seen by the next call"])
+def test_what_goes_back_into_an_expired_lot_expires_with_it(pair, end):
+    earn(pair, 1000, ANN)  # 50 points for 2 months, 5 for 3 days
+    request = pb.ReservePointsRequest(member=ANN, points=20)
+    request.ttl.seconds = 5 * 86_400
+    held = write(pair, RESERVE, request).reservation
+    quick = min(lot.expiry for lot in pair.oracle.members[0].lots)
+    pair.now = pair.oracle.midnight(quick) - 1
+    pair.post_ticks()
+    assert pair.call(BALANCE, pb.GetBalanceRequest(member=ANN)).wallets[0].posted_points == 55
+    pair.now += 1  # the first moment at which the 5 do not count; they are held
+    pair.post_ticks()
+    assert pair.call(BALANCE, pb.GetBalanceRequest(member=ANN)).wallets[0].posted_points == 55
+    if end == "release":
+        assert write(pair, RELEASE, pb.ReleaseReservationRequest(member=ANN, reservation_id=held.reservation_id)).entry.expired_points == 5
+    elif end == "capture a part":
+        answer = write(pair, CAPTURE, pb.CaptureReservationRequest(member=ANN, reservation_id=held.reservation_id, points=2))
+        assert (answer.entry.burned_points, answer.entry.expired_points) == (2, 3)
+    else:
+        pair.now += 5 * DAY
+        if end == "expiry by a tick":
+            pair.post_ticks()
+        assert refused_with(write(pair, BURN, pb.BurnPointsRequest(member=ANN, points=51))) == ("INSUFFICIENT_POINTS", 50, 51)
+    pair.check()
+    pair.replay()
+
+
+def test_points_of_tomorrow_are_not_taken_today_by_a_till_whose_clock_is_ahead(pair):
+    earn(pair, 1000, ANN)
+    tomorrow = pair.oracle.midnight(pair.oracle.day(pair.now) + 1)
+    pair.now = tomorrow - 60 * SECOND
+    request = pb.BurnPointsRequest(member=ANN, wallet="bonus", points=1)
+    set_us(request.purchase_time, tomorrow + 60 * SECOND)
+    assert refused_with(write(pair, BURN, request)) == ("INSUFFICIENT_POINTS", 0, 1)
+    pair.now = tomorrow
+    set_us(request.purchase_time, tomorrow - 60 * SECOND)
+    assert refused_with(write(pair, BURN, request)) == ("INSUFFICIENT_POINTS", 0, 1)  # nor by a receipt of yesterday
+    set_us(request.purchase_time, tomorrow)
+    assert write(pair, BURN, request).entry.burned_points == 1
+    pair.check()
 
 
 def test_a_member_holds_only_so_many_reservations(pair):
@@ -604,7 +663,7 @@ def test_reservations_of_all_members_fill_the_table():
 
 
 def test_the_core_does_what_the_oracle_says():
-    run(examples=100, steps=50)
+    run(examples=150, steps=50)
 
 
 @pytest.mark.soak
