@@ -133,7 +133,7 @@ class Requests:
 
 
 def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Requests:
-    """Encode every request once, in order of time. A household's enrolment comes before its first receipt, a reservation before its receipt.
+    """Encode every request once, in order of time: a household's enrolment before its first receipt, a reservation before its receipt.
 
     The client keeps a book of every household's points, so it knows which receipts can be paid with how many.
     """

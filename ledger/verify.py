@@ -183,8 +183,8 @@ def _feed_tail(work: _Pass, ring: Tail, progress: Callable[[int, int], None]) ->
             if work.sequence == before:
                 time.sleep(SETTLE_MS / 1000)
         else:
-            raise Damage(str(ring.path), f"the chain ends with sequence {work.sequence}, but a valid group {group.first_sequence} stands at "
-                                         f"position {position} of the ring: acknowledged groups between them are damaged")
+            raise Damage(str(ring.path), f"the chain ends with sequence {work.sequence}, but a valid group {group.first_sequence} stands "
+                                         f"at position {position} of the ring: acknowledged groups between them are damaged")
         if group.drained_sequence > (reached := work.journal.drained().sequence):
             raise Damage(str(work.journal.file), f"it ends with sequence {reached}, but group {group.first_sequence} in {ring.path} knows "
                                                  f"that it had reached {group.drained_sequence}: it was set back")
@@ -224,7 +224,7 @@ def _check_expected(expect: tuple[int, bytes], work: _Pass, data: Path) -> None:
     if state == 0:
         raise Damage(str(data), f"the expected head {sequence} is not reached: the journal ends with {work.sequence}. It was rolled back")
     if state == 3:
-        raise Damage(str(data), f"sequence {sequence} is not the last of a group here: another history than the expected head {hash_.hex()}")
+        raise Damage(str(data), f"sequence {sequence} is not the last of a group here, as the expected head says: another history")
     if state == 2:
         raise Damage(str(data), f"sequence {sequence} has the hash {found.hex()}, expected {hash_.hex()}: another history")
 

@@ -123,7 +123,7 @@ cdef enum:
     HEADER_BYTES_HARD_MAX = 65_536          # a header block above it is no mistake any more: the connection goes
     CONTINUATIONS_MAX = 8       # CONTINUATION frames of one header block
     SETTINGS_MAX = 32           # entries of one SETTINGS frame
-    USELESS_BYTES_PER_TOKEN = 64    # bytes of a read without any piece of a call that cost as much as one frame without a call
+    USELESS_BYTES_PER_TOKEN = 4096  # bytes of a read without any piece of a call that cost as much as one frame without a call
     ACKS_MAX = 1000             # PING and SETTINGS acknowledgements waiting for a peer that does not read
     CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
@@ -644,6 +644,7 @@ cdef int on_begin_frame(nghttp2_session* session, const nghttp2_frame_hd* hd, vo
     """Meters what costs us and carries no call: a peer that sends little else is sent away. Tokens come back in server_look."""
     cdef Connection* connection = <Connection*>user_data
     if hd.type == NGHTTP2_HEADERS or (hd.type == NGHTTP2_DATA and hd.length >= GRPC_PREFIX_BYTES):
+        connection.useful = 1
         return 0
     if hd.type == NGHTTP2_RST_STREAM:
         connection.server.counters.resets_received += 1
@@ -664,7 +665,6 @@ cdef int on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame, 
     if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
         return 0
     connection.last_call_us = server.now_us
-    connection.useful = 1
     stream = stream_take(server, connection, frame.hd.stream_id)
     if stream == NULL:
         server.counters.streams_refused += 1
@@ -788,9 +788,9 @@ cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, con
     cdef Server* server = connection.server
     cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)
     cdef size_t take
+    connection.useful = 1
     if stream == NULL or stream.state != STREAM_RECEIVING:
         return 0
-    connection.useful = 1
     if stream.received < GRPC_PREFIX_BYTES:
         take = GRPC_PREFIX_BYTES - stream.received
         if take > size:
@@ -997,7 +997,7 @@ cdef void connection_read(Server* server, Connection* connection) noexcept nogil
             server.counters.connections_broken += 1
         connection_doom(connection)
         return
-    if not connection.useful:   # nghttp2 does not report frames of unknown types: their bytes count
+    if not connection.useful:   # nghttp2 reports neither frames of unknown types nor DATA of calls that are over: their bytes count
         connection.control_tokens -= size / USELESS_BYTES_PER_TOKEN
         if connection.control_tokens < 0:
             connection_abused(connection)
@@ -1532,12 +1532,13 @@ def _listen(host: str, port: int) -> list:
     try:
         addresses = dict.fromkeys((family, address) for family, _, _, _, address in socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE) if family in (socket.AF_INET, socket.AF_INET6))
+        both = len({family for family, _ in addresses}) > 1
         for family, address in list(addresses)[:LISTENERS_MAX]:
             listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             sockets.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, both)  # "::" alone takes IPv4 too
             listener.bind((address[0], port, *address[2:]))
             listener.listen(1024)
             port = listener.getsockname()[1]

@@ -90,7 +90,8 @@ def serve(
     ids_max: Annotated[int, typer.Option(help="Request ids (and as many receipt keys) remembered.")] = limits.IDS_MAX_DEFAULT,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow addresses other than loopback. There is no TLS and no access "
                                                               "control yet: only for a network that is trusted.")] = False,
-    accept_time: Annotated[bool, typer.Option("--accept-time", help="Believe a clock that is more than 7 days ahead of the journal.")] = False,
+    accept_time: Annotated[bool, typer.Option("--accept-time", help="Believe a clock that is more than 7 days ahead of the journal.")
+                           ] = False,
     clock_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     tail_bytes: Annotated[int, typer.Option(hidden=True)] = limits.TAIL_BYTES_DEFAULT,
     ports_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -183,7 +184,7 @@ def verify(
         finally:
             bar.stop()
     except Damage as error:
-        raise fail(f"verification FAILED: {error}", "keep the directory as it is; restore from a backup or a replica", EXIT_FAILED) from None
+        raise fail(f"verification FAILED: {error}", "keep the directory as it is, and restore from a backup", EXIT_FAILED) from None
     except JournalError as error:
         raise fail(str(error), code=EXIT_FAILED) from None
     out.print(_report_table(report))

@@ -83,30 +83,28 @@ def check_healed(driver: Driver, directory: Path, acked: int) -> None:
 
 
 @pytest.mark.parametrize("short", [False, True], ids=["EIO", "short write"])
-def test_every_write_and_flush_that_fails_ends_the_process_and_loses_nothing(driver: Driver, template: Path, tmp_path: Path, short: bool) -> None:
+def test_every_write_and_flush_that_fails_ends_the_process_and_loses_nothing(driver: Driver, template: Path, short: bool) -> None:
     number, codes = 0, []
     while True:
         number += 1
-        directory = tmp_path / "copy"
-        shutil.rmtree(directory, ignore_errors=True)
-        shutil.copytree(template, directory)
         driver.shim.fail(number, errno.EIO, short=short)
-        run = driver.run(directory)
+        run = driver.run(template, 2 if short else GROUPS)
         if driver.shim.failed() == 0:
             assert run.code == 0
             break
         codes.append(run.code)
         assert run.code == 70, (number, run.lines, run.errors)
         assert run.errors.count("\n") == 1 and "daybook: writing the" in run.errors and "start it again" in run.errors
-        check_healed(driver, directory, run.acked)
-    assert len(codes) >= 2 * GROUPS + 4, "a group is a write and a flush; a drain at least four"
+        check_healed(driver, template, run.acked)
+    assert len(codes) >= 2 * (2 if short else GROUPS) + 4, "a group is a write and a flush; a drain at least four"
 
 
 def test_every_failure_during_creation_is_repaired_by_the_next_start(driver: Driver, tmp_path: Path) -> None:
+    """Each start finds what the one before left, and fails one operation later. A creation writes 16 MB, so none is done in vain."""
     number, codes = 0, set()
+    directory = tmp_path / "new"
     while True:
         number = number + 1 if number != 6 else 16  # in between the tail's megabytes are written one like the other
-        directory = tmp_path / f"new-{number}"
         driver.shim.fail(number, errno.ENOSPC, files=TAIL | JOURNAL | META | OTHER)
         run = driver.run(directory, 0)
         if driver.shim.failed() == 0:
@@ -116,8 +114,11 @@ def test_every_failure_during_creation_is_repaired_by_the_next_start(driver: Dri
         assert run.code in (0, 3, 70), (number, run.lines, run.errors)
         assert run.code != 3 or run.refused
         codes.add(run.code)
-        check_healed(driver, directory, run.acked)
-        shutil.rmtree(directory)
+        if (directory / "FORMAT").exists():
+            check_healed(driver, directory, run.acked)
+            shutil.rmtree(directory)
+        else:
+            assert run.acked == 0
     assert number > 20 and codes == {0, 3, 70}
 
 

@@ -251,6 +251,15 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_sent(port: Port) ->
         assert reply.reset == NO_ERROR, "the client is told to stop sending (RFC 9113 8.1)"
 
 
+def test_many_messages_too_large_at_once_do_not_end_the_connection(port: Port) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{port.number}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        connections = port.stat("connections_total")
+        call = channel.unary_unary(SERVICE + "GetBalance")
+        futures = [call.future(bytes(1_000_000), timeout=WAIT_S) for _ in range(20)]
+        assert {future.code() for future in futures} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert port.stat("connections_total") == connections + 1
+
+
 def test_a_request_in_single_bytes_arrives_whole(port: Port) -> None:
     with Peer(port.number) as peer:
         stream = peer.new_stream()
@@ -625,7 +634,7 @@ def _unknown(peer: Peer) -> list[Frame]:
         stream_association = None
 
         def serialize_body(self) -> bytes:
-            return bytes(100)
+            return bytes(4000)
 
     return [Unknown(0)] * (limits.CONTROL_FRAMES_BURST_MAX + 4000)  # nghttp2 skips them silently: their bytes are what counts
 
