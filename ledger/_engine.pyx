@@ -938,7 +938,7 @@ cdef class EngineHandle:
         memcpy(engine.directory, <const uint8_t*>directory, 16)
         memcpy(engine.identity_key, <const uint8_t*>identity_key, 16)
         memcpy(engine.journal_path, <const char*>path, len(path) + 1)
-        while refs < engine.ring_bytes / TAIL_BLOCK_BYTES + 2:
+        while refs < engine.ring_bytes // TAIL_BLOCK_BYTES + 2:
             refs *= 2
         engine.refs_mask = refs - 1
         engine.refs = <GroupRef*>engine_map(refs * sizeof(GroupRef))

@@ -198,11 +198,11 @@ def _report_table(report: Any) -> Table:
 
     totals = report.totals
     table = Table(title="the journal is sound", show_header=False, title_justify="left")
-    rate = f" ({totals['sequence'] / report.seconds:,.0f}/s)" if totals["sequence"] >= PROGRESS_FROM else ""
+    rate = f" ({totals['sequence'] / report.duration_us * 1_000_000:,.0f}/s)" if totals["sequence"] >= PROGRESS_FROM else ""
     kinds = ", ".join(f"{count:,} {KINDS[kind].replace('_', ' ')}" for kind, count in sorted(totals["kinds"].items()))
     for name, value in (
         ("directory", report.directory), ("groups", f"{totals['groups']:,}, {report.tail_groups:,} of them only in the tail"),
-        ("entries", f"{totals['sequence']:,} in {report.seconds:.2f} s{rate}"), ("", kinds),
+        ("entries", f"{totals['sequence']:,} in {report.duration_us / 1_000_000:.2f} s{rate}"), ("", kinds),
         ("refusals", f"{totals['refusals']:,} remembered"), ("members", f"{totals['members']:,}"),
         ("reservations", f"{totals['reservations_active']:,} active"),
         ("digests met", f"{totals['digests']:,}"), ("state digest", totals["digest"].hex()),
