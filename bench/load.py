@@ -226,14 +226,14 @@ def describe_ends(outcome: dict[str, Any]) -> str:
 
 def table(outcome: dict[str, Any]) -> Table:
     """The final table: one row per call and the total."""
-    result = Table(box=box.SIMPLE_HEAD, header_style="bold", caption="latencies in ms", caption_justify="right")
-    result.add_column("call")
-    for name in ("calls/s", "calls", "errors", "refused", "p50", "p90", "p99", "p99.9", "max"):
+    result = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, caption="latencies in ms", caption_justify="right")
+    result.add_column("call", no_wrap=True, min_width=max(map(len, _load.METHODS)))
+    for name in ("calls/s", "errors", "refused", "p50", "p90", "p99", "p99.9", "max"):
         result.add_column(name, justify="right", no_wrap=True)
     rows = [*outcome["calls"].items(), ("total", outcome["total"])]
     for index, (name, values) in enumerate(rows):
         result.add_row(
-            name, f"{values['calls_per_second']:,.0f}", f"{values['calls']:,}",
+            name, f"{values['calls_per_second']:,.0f}",
             f"[red]{values['errors']:,}[/red]" if values["errors"] else "0", f"{values['refused']:,}",
             *(digits(values[key]) for key in ("p50_us", "p90_us", "p99_us", "p999_us", "max_us")),
             style="bold" if name == "total" else None, end_section=index == len(rows) - 2,
@@ -285,7 +285,7 @@ def load(
     check(plan)
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise typer.BadParameter(f"must be in an existing folder; was {json_file}", param_hint="--json")
-    console = Console()
+    console = Console(highlight=False)
     try:
         reach(plan)
         chain = make_chain(plan)

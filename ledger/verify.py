@@ -20,7 +20,7 @@ GUESS_GROUPS = 64  # the last groups of the journal name some of its newest memb
 IDS_KEPT = 65_536  # request ids take no part in the digest, so few are remembered here: small tables are fast
 BATCH_TAIL_GROUPS = 1024  # how many groups of the tail are checked at a time
 SETTLE_TRIES = 10  # a group is seen whole at most one flush after the next one began; ten looks are plenty
-SETTLE_S = 0.02  # between two looks: a fifth of DRAIN_INTERVAL_MS
+SETTLE_MS = 20  # between two looks: a fifth of DRAIN_INTERVAL_MS
 
 FAULTS = {
     "size": "the record's size or its number of entries is impossible",
@@ -46,13 +46,13 @@ APPLIES = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a verification found. `totals` as Verifier.totals; `seconds` of work; `tail_groups` stood only in the tail."""
+    """What a verification found. `totals` as Verifier.totals; `duration_us` of work; `tail_groups` stood only in the tail."""
 
     directory: str
     head: str
     totals: dict[str, Any]
     tail_groups: int
-    seconds: float
+    duration_us: int
 
 
 class _TablesTooSmall(Exception):
@@ -124,7 +124,7 @@ class _Pass:
 
 def _pass(data: Path, tail: Path, expect: tuple[int, bytes] | None, progress: Callable[[int, int], None], members_max: int,
           end_on_crash: bool) -> Report:
-    begun = time.perf_counter()
+    begun = time.perf_counter_ns()
     with Journal(data) as journal, Tail(tail, journal.directory) as ring:
         if end_on_crash:
             guard(str(journal.file))
@@ -139,7 +139,7 @@ def _pass(data: Path, tail: Path, expect: tuple[int, bytes] | None, progress: Ca
         if expect is not None:
             _check_expected(expect, work, data)
         return Report(journal.directory.hex(), f"{work.sequence}:{work.verifier.head_hash.hex()}", totals, from_tail,
-                      time.perf_counter() - begun)
+                      (time.perf_counter_ns() - begun) // 1000)
 
 
 def _feed_lmdb(work: _Pass, progress: Callable[[int, int], None]) -> Drained:
@@ -181,10 +181,10 @@ def _feed_tail(work: _Pass, ring: Tail, progress: Callable[[int, int], None]) ->
             before = work.sequence
             fed += _catch_up(work, ring, progress)
             if work.sequence == before:
-                time.sleep(SETTLE_S)
+                time.sleep(SETTLE_MS / 1000)
         else:
-            raise Damage(str(ring.path), f"the chain ends with sequence {work.sequence}, but a valid group {group.first_sequence} stands at "
-                                         f"position {position} of the ring: acknowledged groups between them are damaged")
+            raise Damage(str(ring.path), f"the chain ends with sequence {work.sequence}, but a valid group {group.first_sequence} stands "
+                                         f"at position {position} of the ring: acknowledged groups between them are damaged")
         if group.drained_sequence > (reached := work.journal.drained().sequence):
             raise Damage(str(work.journal.file), f"it ends with sequence {reached}, but group {group.first_sequence} in {ring.path} knows "
                                                  f"that it had reached {group.drained_sequence}: it was set back")
@@ -224,7 +224,7 @@ def _check_expected(expect: tuple[int, bytes], work: _Pass, data: Path) -> None:
     if state == 0:
         raise Damage(str(data), f"the expected head {sequence} is not reached: the journal ends with {work.sequence}. It was rolled back")
     if state == 3:
-        raise Damage(str(data), f"sequence {sequence} is not the last of a group here: another history than the expected head {hash_.hex()}")
+        raise Damage(str(data), f"sequence {sequence} is not the last of a group here, as the expected head says: another history")
     if state == 2:
         raise Damage(str(data), f"sequence {sequence} has the hash {found.hex()}, expected {hash_.hex()}: another history")
 

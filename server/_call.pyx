@@ -35,7 +35,8 @@ cdef void call_encode(const Program* program, uint8_t method, const Outcome* out
     answer.message_size = 0
     answer.grpc_code = wire_grpc_code(outcome.status)
     if outcome.status != STATUS_OK:
-        answer.size = wire_error(program, outcome, answer.data, DETAILS_BYTES_MAX, answer.message, MESSAGE_BYTES_MAX, &answer.message_size)
+        answer.size = wire_error(program, method, outcome, answer.data, DETAILS_BYTES_MAX, answer.message, MESSAGE_BYTES_MAX,
+                                 &answer.message_size)
         return
     answer.size = wire_answer(program, method, outcome, answer.data)
     if answer.size == 0:

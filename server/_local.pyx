@@ -207,7 +207,7 @@ def refusal(uint16_t status, uint16_t field, int index, value, int64_t a, int64_
     elif value is not None:
         scratch.outcome.value_kind = VALUE_NUMBER
         scratch.outcome.value = value
-    size = wire_error(&program, &scratch.outcome, details, DETAILS_BYTES_MAX, message, MESSAGE_BYTES_MAX, &message_size)
+    size = wire_error(&program, METHOD_EARN, &scratch.outcome, details, DETAILS_BYTES_MAX, message, MESSAGE_BYTES_MAX, &message_size)
     return wire_grpc_code(status), (<const char*>details)[:size], (<const char*>message)[:message_size].decode()
 
 

@@ -11,9 +11,9 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
     # Checks structure only (protobuf, UTF-8, text lengths, counts); ranges and meaning are the core's.
 cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil
     # The response message for an outcome with STATUS_OK; out: ANSWER_BYTES_MAX bytes. Returns its size.
-cdef uint32_t wire_error(const Program* program, const Outcome* outcome, uint8_t* details, uint32_t details_max,
+cdef uint32_t wire_error(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* details, uint32_t details_max,
                          uint8_t* message, uint32_t message_max, uint32_t* message_size) noexcept nogil
-    # A google.rpc.Status with ErrorInfo (and RetryInfo where retryable), and its message alone. Returns the size of details.
+    # method: for the names of fields that a call wraps (burn.points of CommitReceipt). A google.rpc.Status with ErrorInfo (and RetryInfo where retryable), and its message alone. Returns the size of details.
 cdef int wire_grpc_code(uint16_t status) noexcept nogil
 
 

@@ -28,11 +28,12 @@ from ledger._limits cimport (
     WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._status cimport (
-    ERROR_DOMAIN, FIELD_COUNT, FIELD_IDENTIFIERS, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
+    ERROR_DOMAIN, FIELD_CAPTURE_POINTS, FIELD_COUNT, FIELD_IDENTIFIERS, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
     FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL, FIELD_MEMBER_PHONE,
-    FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
-    FIELD_RECEIPT_STORE, FIELD_RECEIPT_TILL, FIELD_REQUEST_ID, FIELD_ROWS, FIELD_SENT_TIME, FIELD_TTL, FIELD_WALLET, FieldRow,
-    STATUS_COUNT, STATUS_FIELD_INVALID, STATUS_MESSAGE_MALFORMED, STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_ROWS, StatusRow,
+    FIELD_POINTS, FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
+    FIELD_RECEIPT_STORE, FIELD_RECEIPT_TILL, FIELD_REQUEST_ID, FIELD_RESERVATION_ID, FIELD_ROWS, FIELD_SENT_TIME, FIELD_TTL, FIELD_WALLET, FieldRow,
+    STATUS_COUNT, STATUS_FIELD_INVALID, STATUS_MESSAGE_MALFORMED, STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_ROWS,
+    STATUS_WALLET_NOT_FOUND, StatusRow,
 )
 
 cdef enum:
@@ -925,7 +926,7 @@ cdef void out_operation(Out* out, const Program* program, const EntryView* view,
     refusal.a = get_signed(&cursor)
     refusal.b = get_signed(&cursor)
     body = out_open(out, 18)
-    out.at += wire_error(program, &refusal, out.at, DETAILS_ROOM, message, MESSAGE_ROOM, &message_size)
+    out.at += wire_error(program, METHOD_GET_OPERATION, &refusal, out.at, DETAILS_ROOM, message, MESSAGE_ROOM, &message_size)
     out_close(out, body)
 
 
@@ -1125,6 +1126,14 @@ cdef void add_field(Text* text, uint16_t field, int32_t index) noexcept nogil:
     add_string(text, name + prefix)
 
 
+cdef void add_payment(Text* text, uint16_t field) noexcept nogil:
+    # CommitReceipt has these fields inside its payment.
+    if field == FIELD_WALLET or field == FIELD_POINTS:
+        add_string(text, "burn.")
+    elif field == FIELD_RESERVATION_ID or field == FIELD_CAPTURE_POINTS:
+        add_string(text, "capture.")
+
+
 cdef void add_value(Parts* parts, const Outcome* outcome) noexcept nogil:
     cdef uint16_t field = outcome.field
     cdef bint is_time = field == FIELD_SENT_TIME or field == FIELD_PURCHASE_TIME or field == FIELD_RECEIPT_PURCHASE_TIME
@@ -1153,7 +1162,7 @@ cdef void part_open(Text* text, uint8_t* data, uint32_t max) noexcept nogil:
     text.max = max
 
 
-cdef void take_apart(Parts* parts, const Program* program, const Outcome* outcome) noexcept nogil:
+cdef void take_apart(Parts* parts, const Program* program, uint8_t method, const Outcome* outcome) noexcept nogil:
     part_open(&parts.field, parts.field_data, FIELD_ROOM)
     part_open(&parts.value, parts.value_data, VALUE_ROOM)
     part_open(&parts.rule, parts.rule_data, RULE_ROOM)
@@ -1167,6 +1176,8 @@ cdef void take_apart(Parts* parts, const Program* program, const Outcome* outcom
     if STATUS_ROWS[outcome.status].remembered:
         return
     if outcome.field > 0 and outcome.field < FIELD_COUNT and FIELD_ROWS[outcome.field].name != NULL:
+        if method == METHOD_COMMIT and (outcome.status == STATUS_FIELD_INVALID or outcome.status == STATUS_WALLET_NOT_FOUND):
+            add_payment(&parts.field, outcome.field)
         add_field(&parts.field, outcome.field, outcome.index)
         if outcome.status == STATUS_FIELD_INVALID:
             add_string(&parts.rule, FIELD_ROWS[outcome.field].rule)
@@ -1293,7 +1304,7 @@ cdef void out_retry_info(Out* out) noexcept nogil:
     out_close(out, body)
 
 
-cdef uint32_t wire_error(const Program* program, const Outcome* outcome, uint8_t* details, uint32_t details_max,
+cdef uint32_t wire_error(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* details, uint32_t details_max,
                          uint8_t* message, uint32_t message_max, uint32_t* message_size) noexcept nogil:
     cdef Parts parts
     cdef Text text
@@ -1307,7 +1318,7 @@ cdef uint32_t wire_error(const Program* program, const Outcome* outcome, uint8_t
         add_string(&text, "the outcome has no known status")
         message_size[0] = text.size
         return 0
-    take_apart(&parts, program, outcome)
+    take_apart(&parts, program, method, outcome)
     fill_in(&text, STATUS_ROWS[outcome.status].message, &parts, outcome.value_kind)
     message_size[0] = text.size
     out.at = scratch

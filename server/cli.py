@@ -90,7 +90,8 @@ def serve(
     ids_max: Annotated[int, typer.Option(help="Request ids (and as many receipt keys) remembered.")] = limits.IDS_MAX_DEFAULT,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow addresses other than loopback. There is no TLS and no access "
                                                               "control yet: only for a network that is trusted.")] = False,
-    accept_time: Annotated[bool, typer.Option("--accept-time", help="Believe a clock that is more than 7 days ahead of the journal.")] = False,
+    accept_time: Annotated[bool, typer.Option("--accept-time", help="Believe a clock that is more than 7 days ahead of the journal.")
+                           ] = False,
     clock_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     tail_bytes: Annotated[int, typer.Option(hidden=True)] = limits.TAIL_BYTES_DEFAULT,
     ports_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -183,7 +184,7 @@ def verify(
         finally:
             bar.stop()
     except Damage as error:
-        raise fail(f"verification FAILED: {error}", "keep the directory as it is; restore from a backup or a replica", EXIT_FAILED) from None
+        raise fail(f"verification FAILED: {error}", "keep the directory as it is, and restore from a backup", EXIT_FAILED) from None
     except JournalError as error:
         raise fail(str(error), code=EXIT_FAILED) from None
     out.print(_report_table(report))
@@ -197,11 +198,11 @@ def _report_table(report: Any) -> Table:
 
     totals = report.totals
     table = Table(title="the journal is sound", show_header=False, title_justify="left")
-    rate = f" ({totals['sequence'] / report.seconds:,.0f}/s)" if totals["sequence"] >= PROGRESS_FROM else ""
+    rate = f" ({totals['sequence'] / report.duration_us * 1_000_000:,.0f}/s)" if totals["sequence"] >= PROGRESS_FROM else ""
     kinds = ", ".join(f"{count:,} {KINDS[kind].replace('_', ' ')}" for kind, count in sorted(totals["kinds"].items()))
     for name, value in (
         ("directory", report.directory), ("groups", f"{totals['groups']:,}, {report.tail_groups:,} of them only in the tail"),
-        ("entries", f"{totals['sequence']:,} in {report.seconds:.2f} s{rate}"), ("", kinds),
+        ("entries", f"{totals['sequence']:,} in {report.duration_us / 1_000_000:.2f} s{rate}"), ("", kinds),
         ("refusals", f"{totals['refusals']:,} remembered"), ("members", f"{totals['members']:,}"),
         ("reservations", f"{totals['reservations_active']:,} active"),
         ("digests met", f"{totals['digests']:,}"), ("state digest", totals["digest"].hex()),

@@ -60,7 +60,8 @@ def _cannot_listen(address: Address, flag: str, error: OSError) -> RefusedToStar
 def serve(config: ServeConfig, *, progress: Callable[[str, int, int], None], started: Callable[[Started], None], say: Say) -> int:
     """Run until a signal asks to stop; returns the exit code.
 
-    progress(what, done, total): recovery, as ledger.engine has it. started: once, when every port serves. Errors: RefusedToStart (nothing runs any more).
+    progress(what, done, total): recovery, as ledger.engine has it. started: once, when every port serves.
+    Errors: RefusedToStart (nothing runs any more).
     """
     for address, flag in ((config.checkout, "--checkout"), (config.control, "--control"), (config.http, "--http")):
         _check_free(address, flag)
@@ -131,7 +132,8 @@ class _Running:
         http.close()
         left = await self.loop.run_in_executor(None, self.ledger.stop)
         sequence, hash_ = self.ledger.head
-        where = "everything is in the journal" if left == 0 else f"{left} groups are in the tail only (full disk), the next start finds them"
+        where = ("everything is in the journal" if left == 0 else
+                 f"{left} groups are in the tail only (full disk): the next start finds them")
         self.say(f"stopped: {where}, head {sequence}:{hash_}")
         return 0
 

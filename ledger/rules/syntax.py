@@ -86,7 +86,7 @@ def shown(node: Node) -> str:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """"; did you mean ...?", or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

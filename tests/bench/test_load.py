@@ -37,7 +37,8 @@ def card_number(member: int) -> str:
 
 def test_every_request_is_canonical_protobuf_of_its_call():
     """google.protobuf reads every request and, writing it again, makes the same bytes: nothing unknown, nothing out of place."""
-    requests = _load.sample_requests(make_chain(), dict.fromkeys(NAMES, 1.0), 5000, seed=7, reservations=[(2**33 + i, i) for i in range(900)])
+    reservations = [(2**33 + i, i) for i in range(900)]
+    requests = _load.sample_requests(make_chain(), dict.fromkeys(NAMES, 1.0), 5000, seed=7, reservations=reservations)
     assert {name for name, _ in requests} == set(NAMES)
     for name, data in requests:
         assert parse(name, data).SerializeToString(deterministic=True) == data

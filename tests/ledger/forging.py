@@ -57,7 +57,8 @@ def request_of(number: int) -> bytes:
     return hashlib.md5(number.to_bytes(8, "little")).digest()
 
 
-def earn(member: int, points: int, *, opened: bool = False, member_side: int | None = None, request: int = 0, time_us: int = TIME_US) -> bytes:
+def earn(member: int, points: int, *, opened: bool = False, member_side: int | None = None, request: int = 0,
+         time_us: int = TIME_US) -> bytes:
     """An earn into one lot. member_side: another number in the member's posting, to break the sum."""
     side = points if member_side is None else member_side
     lines = b"".join(text(f"40063813{i:05d}") + text("dairy") + varint(1000) + signed(points * 20 // 6) for i in range(6))

@@ -16,7 +16,7 @@ from ledger import errors, limits
 from ledger.rules import compile_file
 from server._local import LocalLedger
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
-from tests.server.fuzz_wire import fuzz
+from tests.server.fuzz_wire import fuzz, run_with_asan
 from tests.server.wire_model import METHODS, NOW_US
 
 PROGRAMME = compile_file(Path(__file__).resolve().parents[2] / "programs" / "base.yaml")
@@ -149,6 +149,13 @@ def many_lines(message: Any) -> None:
     message.receipt.total_minor = limits.LINES_MAX + 1
 
 
+def captured_by(reservation_id: int, points: int) -> Spoil:
+    def spoil(message: Any) -> None:
+        message.capture.reservation_id, message.capture.points = reservation_id, points
+
+    return spoil
+
+
 def day_of(days_from_now: int) -> int:
     day = datetime.datetime.fromtimestamp(NOW_S, datetime.UTC).date() + datetime.timedelta(days=days_from_now)
     return day.year * 10_000 + day.month * 100 + day.day
@@ -252,10 +259,11 @@ CASES = [
     ((BURN, CAPTURE),       keyed("receipt_key.business_day", 20261131),             "receipt_key.business_day", "20261131"),
     ((BURN, CAPTURE),       keyed("receipt_key.business_day", day_of(2)),            "receipt_key.business_day", "20261124"),
     ((BURN, CAPTURE),       keyed("receipt_key.number", "x" * 33),                   "receipt_key.number",  "x" * 33),
-    ((COMMIT,),             lambda m: m.burn.SetInParent(),                          "points",              "0"),
-    ((COMMIT,),             set_to("burn.points", -1),                               "points",              "-1"),
-    ((COMMIT,),             set_to("burn.wallet", "x" * 33),                         "wallet",              "x" * 33),
-    ((COMMIT,),             lambda m: m.capture.SetInParent(),                       "reservation_id",      "0"),
+    ((COMMIT,),             lambda m: m.burn.SetInParent(),                          "burn.points",              "0"),
+    ((COMMIT,),             set_to("burn.points", -1),                               "burn.points",              "-1"),
+    ((COMMIT,),             set_to("burn.wallet", "x" * 33),                         "burn.wallet",              "x" * 33),
+    ((COMMIT,),             lambda m: m.capture.SetInParent(),                       "capture.reservation_id", "0"),
+    ((COMMIT,),             captured_by(3, -1),                                      "capture.points",      "-1"),
     ((ENROLL,),             identifiers(),                                           "identifiers",         "0"),
     ((ENROLL,),             identifiers(*({"card": f"c{i}"} for i in range(9))),     "identifiers",         "9"),
     ((ENROLL,),             identifiers({"card": "c1"}, {"card": "c2"}, {"card": "c1"}), "identifiers[2]",  None),
@@ -288,7 +296,7 @@ def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
 
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
     """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat."""
-    tried = {re.sub(r"\[\d+\]", "", row[2]).replace("identifiers.", "member.") for row in EACH}
+    tried = {re.sub(r"\[\d+\]|^burn\.|^capture\.", "", row[2]).replace("identifiers.", "member.") for row in EACH}
     assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method")}
 
 
@@ -306,7 +314,7 @@ NOT_UTF8 = [
     (EARN,          b"\x22\x05\x2a\x03\x0a\x01\xff",                                              "receipt.lines[2].sku"),
     (COMMIT,        b"\x22\x05\x2a\x03\x12\x01\xff",                                              "receipt.lines[2].category"),
     (BURN,          b"\x22\x01\xff",                                                              "wallet"),
-    (COMMIT,        b"\x2a\x03\x0a\x01\xff",                                                      "wallet"),
+    (COMMIT,        b"\x2a\x03\x0a\x01\xff",                                                      "burn.wallet"),
     (BURN,          b"\x32\x03\x0a\x01\xff",                                                      "receipt_key.store"),
     (ENROLL,        b"\x1a\x03\x12\x01\xff",                                                      "identifiers[1].card"),
 ]
@@ -335,11 +343,15 @@ def test_an_unknown_method_is_unimplemented(ledger: LocalLedger, method: int) ->
     assert b"METHOD_UNKNOWN" in payload
 
 
-def paid_by(card: str) -> Spoil:
+def paid_by(card: str, wallet: str = "") -> Spoil:
     def spoil(message: Any) -> None:
-        message.member.card, message.burn.points = card, 1
+        message.member.card, message.burn.points, message.burn.wallet = card, 1, wallet
 
     return spoil
+
+
+def wallet(field: str) -> dict[str, str]:
+    return {"field": field, "value": "stamps"}
 
 
 OTHERS = [
@@ -348,7 +360,8 @@ OTHERS = [
     (EARN,         set_to("member.member_id", 2),                   5,    "MEMBER_NOT_FOUND",       {"field": "member.member_id"}),
     (GET_BALANCE,  set_to("member.card", "2900000000099"),          5,    "MEMBER_NOT_FOUND",       {"field": "member.card"}),
     (COMMIT,       paid_by("29"),                                   5,    "MEMBER_NOT_FOUND",       {"field": "member.card"}),
-    (BURN,         set_to("wallet", "stamps"),                      5,    "WALLET_NOT_FOUND",       {"field": "wallet", "value": "stamps"}),
+    (BURN,         set_to("wallet", "stamps"),                      5,    "WALLET_NOT_FOUND",       wallet("wallet")),
+    (COMMIT,       paid_by("2900000000001", "stamps"),              5,    "WALLET_NOT_FOUND",       wallet("burn.wallet")),
     (GET_BALANCE,  set_to("wallet", "Points"),                      5,    "WALLET_NOT_FOUND",       {"field": "wallet", "value": "Points"}),
     (CAPTURE,      set_to("reservation_id", 99),                    5,    "RESERVATION_NOT_FOUND",  {"reservation_id": "99"}),
     (RELEASE,      set_to("reservation_id", HUGE),                  5,    "RESERVATION_NOT_FOUND",  {"reservation_id": str(HUGE)}),
@@ -440,3 +453,10 @@ def test_thirty_thousand_mutated_requests_leave_the_ledger_alive() -> None:
     print(f"seed {seed}")
     answers = fuzz(30_000, seed)
     assert answers[0] > 1000 and answers[INVALID_ARGUMENT] > 10_000, f"the mutations have lost their bite: {answers}"
+
+
+@pytest.mark.soak
+def test_a_million_mutated_requests_leave_the_ledger_alive_under_address_sanitizer() -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    assert run_with_asan(["--count", "1000000", "--seed", str(seed)]) == 0

@@ -11,8 +11,7 @@ import urllib.error
 import grpc
 import pytest
 
-from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
-from tests.requests import earn
+from tests import till
 from tests.running import ROOT, RunningServer
 
 CALL_S = 10
@@ -24,13 +23,13 @@ def spoken(page: str) -> dict[str, str]:
 
 
 def test_counts_follow_the_calls(server: RunningServer) -> None:
-    now_us = time.time_ns() // 1000
-    for number in range(1, 6):
-        server.stub.EarnPoints(earn(number, total_minor=1000, time_us=now_us), timeout=CALL_S)
-    server.stub.EarnPoints(earn(1, total_minor=1000, time_us=now_us), timeout=CALL_S)
-    server.control_stub.GetBalance(pb.GetBalanceRequest(member=pb.MemberRef(card="card-1")), timeout=CALL_S)
+    for _ in range(5):
+        request = till.earn("card-1", 1000)
+        server.stub.EarnPoints(request, timeout=CALL_S)
+    server.stub.EarnPoints(request, timeout=CALL_S)  # a repeat
+    server.control_stub.GetBalance(till.balance_of("card-1"), timeout=CALL_S)
     with pytest.raises(grpc.RpcError):
-        server.stub.GetBalance(pb.GetBalanceRequest(member=pb.MemberRef(card="nobody")), timeout=CALL_S)
+        server.stub.GetBalance(till.balance_of("nobody"), timeout=CALL_S)
     got = server.metrics()
     assert got['ledger_calls_total{method="EarnPoints",outcome="OK",port="checkout"}'] == 6
     assert got['ledger_calls_total{method="GetBalance",outcome="OK",port="control"}'] == 1
@@ -49,7 +48,7 @@ def test_counts_follow_the_calls(server: RunningServer) -> None:
 
 
 def test_buckets_are_cumulative_and_in_seconds(server: RunningServer) -> None:
-    server.stub.EarnPoints(earn(1, time_us=time.time_ns() // 1000), timeout=CALL_S)
+    server.stub.EarnPoints(till.earn("card-1"), timeout=CALL_S)
     buckets = [(float(bound), value) for name, value in server.metrics().items()
                if (bound := (re.match(r'ledger_call_duration_seconds_bucket\{le="([^"]+)",method="EarnPoints",port="checkout"\}', name)
                              or [None, None])[1])]

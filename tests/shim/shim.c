@@ -44,7 +44,8 @@ enum { /* control words */
 
 typedef struct {        /* 64 bytes, then `captured` bytes, padded to 8 */
     uint64_t begin, end;    /* places in the order of all operations: taken before and after the system call */
-    uint32_t op, file;
+    uint16_t op, file;
+    int32_t fd;
     int64_t result;
     uint64_t size, offset;
     uint32_t captured, thread;
@@ -120,7 +121,7 @@ static int file_of(int fd) {
 
 static uint64_t tick(void) { return __atomic_add_fetch(&clock_ticks, 1, __ATOMIC_SEQ_CST); }
 
-static void note(uint64_t begin, int op, int file, int64_t result, uint64_t size, uint64_t offset, const struct iovec *parts, int count) {
+static void note(uint64_t begin, int op, int file, int fd, int64_t result, uint64_t size, uint64_t offset, const struct iovec *parts, int count) {
     uint64_t captured = 0, room, at, done = 0;
     struct timespec now;
     Record record;
@@ -133,7 +134,7 @@ static void note(uint64_t begin, int op, int file, int64_t result, uint64_t size
     at = __atomic_fetch_add((uint64_t *)log_at, room, __ATOMIC_SEQ_CST);
     if (at + 8 + room > log_size) return;
     real_clock_gettime(CLOCK_MONOTONIC, &now);
-    record = (Record){begin, 0, (uint32_t)op, (uint32_t)file, result, size, offset, (uint32_t)captured, (uint32_t)syscall(SYS_gettid),
+    record = (Record){begin, 0, (uint16_t)op, (uint16_t)file, fd, result, size, offset, (uint32_t)captured, (uint32_t)syscall(SYS_gettid),
                       (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec};
     record.end = tick();
     for (i = 0; i < count && done < captured; i++) {
@@ -179,7 +180,7 @@ static ssize_t written(int fd, const struct iovec *parts, int count, int64_t off
     }
     if (file != FILE_NONE) {
         int saved = errno;
-        note(begin, file == FILE_SOCKET ? OP_SEND : OP_WRITE, file, result, total(parts, count), offset < 0 ? 0 : (uint64_t)offset, parts, count);
+        note(begin, file == FILE_SOCKET ? OP_SEND : OP_WRITE, file, fd, result, total(parts, count), offset < 0 ? 0 : (uint64_t)offset, parts, count);
         errno = saved;
     }
     return result;
@@ -200,7 +201,7 @@ static int flushed(int fd, int (*real)(int)) {
         result = real(fd);
     }
     saved = errno;
-    note(begin, OP_FLUSH, file, result, 0, 0, NULL, 0);
+    note(begin, OP_FLUSH, file, fd, result, 0, 0, NULL, 0);
     errno = saved;
     return result;
 }
@@ -220,7 +221,7 @@ int ftruncate64(int fd, off_t size) {
     int file = file_of(fd), error = file == FILE_NONE ? 0 : fails(file), result;
     uint64_t begin = tick();
     if (error) { errno = error; result = -1; } else result = real_ftruncate(fd, size);
-    if (file != FILE_NONE) { int saved = errno; note(begin, OP_TRUNCATE, file, result, (uint64_t)size, 0, NULL, 0); errno = saved; }
+    if (file != FILE_NONE) { int saved = errno; note(begin, OP_TRUNCATE, file, fd, result, (uint64_t)size, 0, NULL, 0); errno = saved; }
     return result;
 }
 int ftruncate(int fd, off_t size) { return ftruncate64(fd, size); }
@@ -229,7 +230,7 @@ ssize_t send(int fd, const void *data, size_t size, int flags) {
     uint64_t begin = tick();
     ssize_t result = real_send(fd, data, size, flags);
     int saved = errno;
-    if (control) note(begin, OP_SEND, FILE_SOCKET, result, size, 0, PART(data, size), 1);
+    if (control) note(begin, OP_SEND, FILE_SOCKET, fd, result, size, 0, PART(data, size), 1);
     errno = saved;
     return result;
 }
@@ -237,7 +238,7 @@ ssize_t sendto(int fd, const void *data, size_t size, int flags, const struct so
     uint64_t begin = tick();
     ssize_t result = real_sendto(fd, data, size, flags, to, to_size);
     int saved = errno;
-    if (control) note(begin, OP_SEND, FILE_SOCKET, result, size, 0, PART(data, size), 1);
+    if (control) note(begin, OP_SEND, FILE_SOCKET, fd, result, size, 0, PART(data, size), 1);
     errno = saved;
     return result;
 }
@@ -245,7 +246,7 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
     uint64_t begin = tick();
     ssize_t result = real_sendmsg(fd, message, flags);
     int saved = errno;
-    if (control) note(begin, OP_SEND, FILE_SOCKET, result, total(message->msg_iov, (int)message->msg_iovlen), 0, message->msg_iov,
+    if (control) note(begin, OP_SEND, FILE_SOCKET, fd, result, total(message->msg_iov, (int)message->msg_iovlen), 0, message->msg_iov,
                       (int)message->msg_iovlen);
     errno = saved;
     return result;

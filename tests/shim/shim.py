@@ -15,7 +15,7 @@ from typing import NamedTuple
 TAIL, JOURNAL, META, OTHER, SOCKET = 1, 2, 4, 8, 16
 WRITE, FLUSH, TRUNCATE, SEND = 1, 2, 3, 4
 _LOG_BYTES = 256 << 20  # sparse
-_RECORD = struct.Struct("<QQIIqQQIIQ")
+_RECORD = struct.Struct("<QQHHiqQQIIQ")
 _OPS, _FILES, _FAIL_AT, _FAIL_ERRNO, _FAIL_COUNT, _FAILED = range(6)
 _DELAY_US, _DELAYED, _FREE_SET, _FREE_BYTES, _CLOCK_STEP_US, _DROP_FLUSH, _SHORT_WRITE = range(6, 13)
 
@@ -27,6 +27,7 @@ class Record(NamedTuple):
     end: int
     op: int
     file: int
+    fd: int
     result: int
     size: int
     offset: int
@@ -108,7 +109,7 @@ class Shim:
         assert used + 8 <= _LOG_BYTES, "the shim's log is full: make _LOG_BYTES larger"
         at = 8
         while at < used + 8:
-            begin, end, op, file, result, size, offset, captured, thread, time_ns = _RECORD.unpack_from(self._log, at)
+            begin, end, op, file, fd, result, size, offset, captured, thread, time_ns = _RECORD.unpack_from(self._log, at)
             at += _RECORD.size
-            yield Record(begin, end, op, file, result, size, offset, thread, time_ns, bytes(self._log[at : at + captured]))
+            yield Record(begin, end, op, file, fd, result, size, offset, thread, time_ns, bytes(self._log[at : at + captured]))
             at += (captured + 7) & ~7
