@@ -1,5 +1,6 @@
 # The part of nghttp2 that a server needs. Not for clients (bench/ declares its own part).
-# cimported by server/_transport.pyx. Source: nghttp2.h 1.52 as Debian 12 ships it (with the reset and CONTINUATION limits of 1.57 and 1.61).
+# cimported by server/_transport.pyx. Source: nghttp2.h 1.52 as Debian 12 ships it (with the reset and CONTINUATION limits of
+# 1.57 and 1.61, which its security updates brought).
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 

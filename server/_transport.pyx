@@ -454,7 +454,8 @@ cdef inline void connection_doom(Connection* connection) noexcept nogil:
 
 # --- answers ------------------------------------------------------------------------------------------------------------
 
-cdef inline void header(nghttp2_nv* pair, const char* name, size_t name_size, const void* value, size_t value_size, uint8_t flags) noexcept nogil:
+cdef inline void header(nghttp2_nv* pair, const char* name, size_t name_size, const void* value, size_t value_size,
+                        uint8_t flags) noexcept nogil:
     """A header that nghttp2 does not copy: both texts live until the stream is closed."""
     pair.name = <uint8_t*>name
     pair.namelen = name_size
@@ -783,7 +784,8 @@ cdef void stream_prefix(Server* server, Stream* stream) noexcept nogil:
         stream_answer_early(server, stream)
 
 
-cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, const uint8_t* data, size_t size, void* user_data) noexcept nogil:
+cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, const uint8_t* data, size_t size,
+                 void* user_data) noexcept nogil:
     cdef Connection* connection = <Connection*>user_data
     cdef Server* server = connection.server
     cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)

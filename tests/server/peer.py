@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import unquote_to_bytes
@@ -107,6 +108,7 @@ class Peer:
         self.closed = False
         self.answer_pings = True
         self.greeted = greet
+        self.after_read: Callable[[], None] = lambda: None  # called the moment after bytes came, before they are looked at
         self._input = b""
         self._next = 1
         if greet:
@@ -161,10 +163,9 @@ class Peer:
         self.read_until(lambda: reply.ended or reply.reset is not None)
         return reply
 
-    def read_until(self, done: object) -> None:
+    def read_until(self, done: Callable[[], object]) -> None:
         """Reads frames until done() or the server closes. Errors: AssertionError when neither happens for long."""
         deadline = time.monotonic() + WAIT_S
-        assert callable(done)
         while not done() and not self.closed:
             assert time.monotonic() < deadline, "the server never said what was waited for"
             self.read_once()
@@ -178,6 +179,7 @@ class Peer:
             data = self.socket.recv(65536)
         except ConnectionError:
             data = b""
+        self.after_read()
         if not data:
             self.closed = True
             return

@@ -366,6 +366,19 @@ def test_a_connection_that_vanishes_with_open_calls_leaves_nothing_behind(port: 
     port.assert_alive()
 
 
+def test_no_answer_is_read_before_its_entry_is_durable(port: Port) -> None:
+    """Two connections, so that the flush thread works beside the loop; the watermark is looked at the moment an answer was read."""
+    with Peer(port.number) as peer, Peer(port.number) as other:
+        durable = []
+        peer.after_read = lambda: durable.append(port.ledger.handle.durable_sequence)
+        for number in range(300):
+            beside = other.start(headers("EnrollMember"), message(enroll(f"beside-{number}").SerializeToString()))
+            stream = peer.start(headers("EnrollMember"), message(enroll(f"durable-{number}").SerializeToString()))
+            reply = peer.finish(stream)
+            assert ledger_pb2.EnrollMemberResponse.FromString(reply.body).entry.sequence <= durable[-1]
+            assert other.finish(beside).code == 0
+
+
 # --- flow control, keepalive ---------------------------------------------------------------------------------------------
 
 def test_an_answer_fits_through_a_window_of_one_byte(port: Port) -> None:
