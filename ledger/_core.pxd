@@ -69,6 +69,9 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
     # entry: room for COMMAND_ENTRY_BYTES_MAX bytes; afterwards it holds outcome.written entries (written_size bytes) back to back:
     # first an EXPIRE_RESERVATION for each of the member's reservations that were due, last the command's own.
     # Reads and repeats write nothing. core_program must not be NULL.
+cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept nogil
+    # Starts the memory reads of commands that will be executed next, all at once instead of one after another. Changes nothing
+    # but the commands' hashes; a command may also be executed without it.
 cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil
     # Applies an entry of the journal as the next sequence. ApplyResult. After anything but APPLY_OK the state is spoilt.
 cdef uint32_t core_tick(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil

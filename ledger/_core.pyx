@@ -376,7 +376,9 @@ cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outco
     cdef int wallet = -1
     cdef uint32_t i, w, first = 0, last = core.program.wallet_count
     cdef bint due
-    if not check_member(core, &command.member, -1, &d.member_hash, outcome):
+    if command.hashed & HASHED_MEMBER:
+        d.member_hash = command.member_hash
+    elif not check_member(core, &command.member, -1, &d.member_hash, outcome):
         return
     if command.given & GIVEN_WALLET:
         if not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
@@ -507,7 +509,7 @@ cdef bint check_member(Core* core, const MemberRef* member, int32_t index, Hash1
     return True
 
 
-cdef bint check_receipt_key(const Core* core, const Command* command, bint in_receipt, Decision* d, Outcome* outcome) noexcept nogil:
+cdef bint check_receipt_key(const Command* command, bint in_receipt, Decision* d, Outcome* outcome) noexcept nogil:
     if not check_text(command.store, 1, STORE_BYTES_MAX, FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE, outcome):
         return False
     if not check_text(command.till, 1, TILL_BYTES_MAX, FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL, outcome):
@@ -516,9 +518,11 @@ cdef bint check_receipt_key(const Core* core, const Command* command, bint in_re
         return refuse_number(outcome, FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY, command.business_day)
     if not check_text(command.number, 1, RECEIPT_NUMBER_BYTES_MAX, FIELD_RECEIPT_NUMBER if in_receipt else FIELD_KEY_NUMBER, outcome):
         return False
-    d.receipt_hash = receipt_key_hash(command.business_day, command.store, command.till, command.number)
+    if command.hashed & HASHED_RECEIPT:
+        d.receipt_hash = command.receipt_hash
+    else:
+        d.receipt_hash = receipt_key_hash(command.business_day, command.store, command.till, command.number)
     d.receipt_keyed = 1
-    keys_prefetch(&core.receipt_keys, d.receipt_hash)
     return True
 
 
@@ -539,7 +543,7 @@ cdef Hash128 receipt_key_hash(int32_t business_day, Slice store, Slice till, Sli
     return siphash(PUBLIC_KEY, buffer, at)
 
 
-cdef bint check_receipt(const Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
     cdef const Line* line
     cdef int64_t total = 0
     cdef uint32_t i
@@ -549,7 +553,7 @@ cdef bint check_receipt(const Core* core, const Command* command, Decision* d, O
     if not command.given & GIVEN_RECEIPT_KEY:
         refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_KEY)
         return False
-    if not check_receipt_key(core, command, True, d, outcome):
+    if not check_receipt_key(command, True, d, outcome):
         return False
     if command.total_minor < 0 or command.total_minor > AMOUNT_MINOR_MAX:
         return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
@@ -579,8 +583,10 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
     cdef uint32_t i, j
     if not check_request_id(command.request_id, outcome):
         return False
-    d.request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
-    keys_prefetch(&core.request_ids, d.request)
+    if command.hashed & HASHED_REQUEST:
+        d.request = command.request_hash
+    else:
+        d.request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
     if not command.given & GIVEN_SENT_TIME or command.sent_time_us < SENT_TIME_MIN_US:
         if command.given & GIVEN_SENT_TIME:
             return refuse_number(outcome, FIELD_SENT_TIME, command.sent_time_us)
@@ -605,12 +611,12 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
                     refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_IDENTIFIERS)
                     return False
         return True
-    if not check_member(core, &command.member, -1, &d.member_hash, outcome):
+    if command.hashed & HASHED_MEMBER:
+        d.member_hash = command.member_hash
+    elif not check_member(core, &command.member, -1, &d.member_hash, outcome):
         return False
-    if command.member.kind != MEMBER_BY_ID:
-        prefetch(&core.identifiers.slots[range_of(d.member_hash.lo, core.identifiers.capacity)])
     if method == METHOD_EARN or method == METHOD_COMMIT:
-        if not check_receipt(core, command, d, outcome):
+        if not check_receipt(command, d, outcome):
             return False
     if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
         if command.given & GIVEN_WALLET and not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
@@ -627,7 +633,7 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         if command.points < 0 or command.points > POINTS_MAX:
             return refuse_number(outcome, FIELD_CAPTURE_POINTS, command.points)
     if (method == METHOD_BURN or method == METHOD_CAPTURE) and command.given & GIVEN_RECEIPT_KEY:
-        return check_receipt_key(core, command, False, d, outcome)
+        return check_receipt_key(command, False, d, outcome)
     return True
 
 
@@ -1408,7 +1414,6 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     d.receipt_keyed = 0
     if not check_fields(core, command, d, outcome):
         return
-    # Each table is one cache miss; the look-ups below find their lines under way (asked for in check_fields).
     if method != METHOD_ENROLL:
         d.member = find_member(core, &command.member, d.member_hash)
         if d.member != 0:
@@ -1518,6 +1523,50 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         section_end(&writer)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
+
+
+cdef void prepare_hashes(Core* core, Command* command) noexcept nogil:
+    # Only of what is well formed; the rest is refused by check_fields, which does not need them.
+    if command.method != METHOD_GET_BALANCE and REQUEST_ID_BYTES_MIN <= command.request_id.size <= REQUEST_ID_BYTES_MAX:
+        command.request_hash = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
+        command.hashed |= HASHED_REQUEST
+        keys_prefetch(&core.request_ids, command.request_hash)
+    if (command.member.kind >= MEMBER_BY_CARD
+            and identity_hash(core.identity_key, command.member.kind, command.member.text, &command.member_hash)):
+        command.hashed |= HASHED_MEMBER
+        prefetch(&core.identifiers.slots[range_of(command.member_hash.lo, core.identifiers.capacity)])
+    if (command.given & GIVEN_RECEIPT_KEY and command.store.size <= STORE_BYTES_MAX and command.till.size <= TILL_BYTES_MAX
+            and command.number.size <= RECEIPT_NUMBER_BYTES_MAX):
+        command.receipt_hash = receipt_key_hash(command.business_day, command.store, command.till, command.number)
+        command.hashed |= HASHED_RECEIPT
+        keys_prefetch(&core.receipt_keys, command.receipt_hash)
+
+
+cdef uint32_t prepared_member(const Core* core, const Command* command) noexcept nogil:
+    # Account number, or 0.
+    if command.hashed & HASHED_MEMBER:
+        return identifiers_find(&core.identifiers, command.member_hash)
+    if command.member.kind == MEMBER_BY_ID and 1 <= command.member.member_id <= <int64_t>core.stats.members:
+        return <uint32_t>command.member.member_id
+    return 0
+
+
+cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept nogil:
+    # In three rounds, each of which needs what the round before has asked for: tables, accounts, lots.
+    cdef uint32_t i, member
+    cdef const Account* account
+    for i in range(count):
+        prepare_hashes(core, commands[i])
+    for i in range(count):
+        member = prepared_member(core, commands[i])
+        if member != 0:
+            prefetch(&core.accounts[member - 1])
+    for i in range(count):
+        member = prepared_member(core, commands[i])
+        if member != 0:
+            account = &core.accounts[member - 1]
+            if account.lots != NO_PIECE:
+                prefetch(&core.arena.lots[account.lots])
 
 
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:

@@ -21,6 +21,8 @@ cdef int64_t engine_begin_turn(Engine* engine) noexcept nogil
 cdef bint engine_room(Engine* engine) noexcept nogil
     # Whether a command may be executed now: the open group, the ring and the tail have room for one more entry.
     # When False the caller stops taking requests (sockets and inbox) until a later turn; nothing is refused for it.
+cdef void engine_prepare(Engine* engine, Command** commands, uint32_t count) noexcept nogil
+    # core_prepare: the memory reads of commands that will be executed next.
 cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcome) noexcept nogil
     # Runs the space and readiness gates for writes, then core_execute into the open group. Call only with engine_room.
 cdef void engine_end_turn(Engine* engine, bint alone) noexcept nogil

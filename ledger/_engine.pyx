@@ -27,7 +27,7 @@ from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, 
 from ledger._clock cimport Clock, boot_us, clock_open, clock_turn, monotonic_us, realtime_us
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
-    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_program,
+    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program,
     core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
@@ -453,6 +453,10 @@ cdef bint engine_room(Engine* engine) noexcept nogil:
     store_u32(&engine.starved, 1)
     fence()                     # the drain thread stores, fences and looks at the flag in the other order
     return group_room(engine, COMMAND_ENTRY_BYTES_MAX)
+
+
+cdef void engine_prepare(Engine* engine, Command** commands, uint32_t count) noexcept nogil:
+    core_prepare(engine.core, commands, count)
 
 
 cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcome) noexcept nogil:

@@ -3,6 +3,7 @@
 # cimported by every room; the byte form of an entry is docs/journal-format.md and ledger/_entry.pxd.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ledger._hash cimport Hash128
 from ledger._limits cimport (
     IDENTIFIERS_PER_REQUEST_MAX, LINES_MAX, NEXT_EXPIRIES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
@@ -108,6 +109,11 @@ cdef enum:                      # GivenBit
     GIVEN_WALLET = 16
     GIVEN_TTL = 32
 
+cdef enum:                      # HashedBit of Command.hashed: hashes that core_prepare has made
+    HASHED_REQUEST = 1
+    HASHED_MEMBER = 2
+    HASHED_RECEIPT = 4
+
 cdef struct Slice:              # bytes inside somebody else's buffer; valid until that buffer is reused
     const uint8_t* data
     uint32_t size               # bytes
@@ -144,6 +150,10 @@ cdef struct Command:
     Slice number
     Slice currency
     int64_t total_minor         # as sent
+    Hash128 request_hash        # of the request id, the member and the receipt key; valid with their HashedBit
+    Hash128 member_hash
+    Hash128 receipt_hash
+    uint32_t hashed             # HashedBit; 0 from the codec, set by core_prepare
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
     Line lines[LINES_MAX]
 

@@ -9,6 +9,7 @@ from ledger._rules cimport Program
 cdef enum:
     DETAILS_BYTES_MAX = 1024    # google.rpc.Status of the longest refusal
     MESSAGE_BYTES_MAX = 512     # its message, before percent-encoding
+    CALLS_AHEAD = 8             # calls whose memory reads are started together; more gains nothing (bench/bench_core.py)
 
 cdef struct Answer:
     uint8_t* data               # given by the caller: ANSWER_BYTES_MAX bytes; message (grpc_code 0) or details
@@ -20,12 +21,19 @@ cdef struct Answer:
     uint64_t wait_sequence      # may leave when engine_durable() >= this
     uint8_t message[MESSAGE_BYTES_MAX]  # grpc-message, not yet percent-encoded
 
-cdef struct Caller:             # scratch of one thread
-    Command command
-    Outcome outcome
+cdef struct Caller:             # scratch of one thread: the calls that are run next
+    Command commands[CALLS_AHEAD]
+    Outcome outcomes[CALLS_AHEAD]
+    bint decoded[CALLS_AHEAD]   # the command is good; else its outcome is a refusal already
 
+cdef void call_read(Caller* caller, uint32_t place, uint8_t method, const uint8_t* request, uint32_t size) noexcept nogil
+    # Decodes into a place (0..CALLS_AHEAD - 1). The request's bytes must stay until call_run.
+cdef void call_prepare(Caller* caller, Engine* engine, uint32_t count) noexcept nogil
+    # Starts the memory reads of the first `count` places.
+cdef void call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil
+    # Executes and encodes. The caller has checked engine_room, the deadline and the size.
 cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, Answer* answer) noexcept nogil
-    # Decode, execute, encode. The caller has checked engine_room, the deadline and the size.
+    # One call alone: the three above with place 0.
 cdef void call_refuse(Caller* caller, uint16_t status, int64_t a, int64_t b, Answer* answer) noexcept nogil
     # An answer that never reached the core: METHOD_UNKNOWN, MESSAGE_TOO_LARGE, DEADLINE_PASSED, ...
 cdef void call_encode(const Program* program, uint8_t method, const Outcome* outcome, Answer* answer) noexcept nogil

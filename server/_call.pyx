@@ -2,8 +2,9 @@
 # Not for sockets, deadlines and sizes (server/_transport.pyx) nor for meaning (ledger/_core.pyx).
 # Called by server/_transport.pyx for its sockets and the inbox; call_encode also by server/_local.pyx.
 
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, strlen
-from ledger._engine cimport engine_execute, engine_program
+from ledger._engine cimport engine_execute, engine_prepare, engine_program
 from ledger._status cimport STATUS_OK
 from server._wire cimport outcome_forget, wire_answer, wire_decode, wire_error, wire_grpc_code
 
@@ -13,19 +14,39 @@ cdef enum:
 cdef const char* UNREADABLE = "the entry that answers this request cannot be read"
 
 
-cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, Answer* answer) noexcept nogil:
+cdef void call_read(Caller* caller, uint32_t place, uint8_t method, const uint8_t* request, uint32_t size) noexcept nogil:
     # A request that the codec refuses looked at nothing: its answer waits for no sequence.
-    if wire_decode(method, request, size, &caller.command, &caller.outcome):
-        engine_execute(engine, &caller.command, &caller.outcome)
-    call_encode(engine_program(engine), method, &caller.outcome, answer)
+    caller.decoded[place] = wire_decode(method, request, size, &caller.commands[place], &caller.outcomes[place])
+
+
+cdef void call_prepare(Caller* caller, Engine* engine, uint32_t count) noexcept nogil:
+    cdef Command* commands[CALLS_AHEAD]
+    cdef uint32_t place, good = 0
+    for place in range(count):
+        if caller.decoded[place]:
+            commands[good] = &caller.commands[place]
+            good += 1
+    engine_prepare(engine, commands, good)
+
+
+cdef void call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil:
+    if caller.decoded[place]:
+        engine_execute(engine, &caller.commands[place], &caller.outcomes[place])
+    call_encode(engine_program(engine), caller.commands[place].method, &caller.outcomes[place], answer)
+
+
+cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, Answer* answer) noexcept nogil:
+    call_read(caller, 0, method, request, size)
+    call_prepare(caller, engine, 1)
+    call_run(caller, engine, 0, answer)
 
 
 cdef void call_refuse(Caller* caller, uint16_t status, int64_t a, int64_t b, Answer* answer) noexcept nogil:
-    outcome_forget(&caller.outcome)
-    caller.outcome.status = status
-    caller.outcome.a = a
-    caller.outcome.b = b
-    call_encode(NULL, 0, &caller.outcome, answer)
+    outcome_forget(&caller.outcomes[0])
+    caller.outcomes[0].status = status
+    caller.outcomes[0].a = a
+    caller.outcomes[0].b = b
+    call_encode(NULL, 0, &caller.outcomes[0], answer)
 
 
 cdef void call_encode(const Program* program, uint8_t method, const Outcome* outcome, Answer* answer) noexcept nogil:

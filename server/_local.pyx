@@ -8,7 +8,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._core cimport (
-    APPLY_OK, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_program, core_set_find,
+    APPLY_OK, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program, core_set_find,
     core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
@@ -21,7 +21,7 @@ from ledger._limits cimport (
 )
 from ledger._rules cimport Program
 from ledger._status cimport STATUS_NOT_READY, STATUS_OK
-from server._call cimport Answer, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call_encode
+from server._call cimport Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call_encode
 from server._wire cimport outcome_forget, wire_answer, wire_decode, wire_error, wire_grpc_code
 
 # Scratch of the functions below; they hold the GIL from end to end.
@@ -82,12 +82,12 @@ cdef dict to_dict(const Command* command):
 def decode(uint8_t method, bytes request not None):
     """Decode one request; ValueError(status, field, index, value) where the codec refuses it."""
     cdef const uint8_t* data = exact_copy(request)
-    cdef Outcome* outcome = &scratch.outcome
+    cdef Outcome* outcome = &scratch.outcomes[0]
     # What an earlier request left must not show through.
     memset(&scratch, 0xA5, sizeof(Caller))
     try:
-        if wire_decode(method, data, <uint32_t>len(request), &scratch.command, outcome):
-            return to_dict(&scratch.command)
+        if wire_decode(method, data, <uint32_t>len(request), &scratch.commands[0], outcome):
+            return to_dict(&scratch.commands[0])
         value = None
         if outcome.value_kind == VALUE_TEXT:
             value = to_bytes(outcome.text)
@@ -108,7 +108,7 @@ def bench_decode(uint8_t method, bytes request not None, uint32_t count):
     cdef uint64_t good = 0
     with nogil:
         for i in range(count):
-            good += wire_decode(method, data, size, &scratch.command, &scratch.outcome)
+            good += wire_decode(method, data, size, &scratch.commands[0], &scratch.outcomes[0])
     if good != count:
         raise ValueError("the request does not decode")
 
@@ -134,13 +134,13 @@ def answer(uint8_t method, list wallets not None, bytes entry not None, uint64_t
     cdef const uint8_t* data = exact_copy(entry)
     cdef uint32_t size
     name_wallets(&program, wallets, "EUR")
-    memset(&scratch.outcome, 0, sizeof(Outcome))
-    scratch.outcome.entry = data
-    scratch.outcome.entry_size = <uint32_t>len(entry)
-    scratch.outcome.sequence = sequence
-    scratch.outcome.replayed = replayed
+    memset(&scratch.outcomes[0], 0, sizeof(Outcome))
+    scratch.outcomes[0].entry = data
+    scratch.outcomes[0].entry_size = <uint32_t>len(entry)
+    scratch.outcomes[0].sequence = sequence
+    scratch.outcomes[0].replayed = replayed
     try:
-        size = wire_answer(&program, method, &scratch.outcome, scratch_answer)
+        size = wire_answer(&program, method, &scratch.outcomes[0], scratch_answer)
         return (<const char*>scratch_answer)[:size]
     finally:
         free(<void*>data)
@@ -151,13 +151,13 @@ def bench_answer(uint8_t method, list wallets not None, bytes entry not None, ui
     cdef Program program
     cdef uint32_t i
     name_wallets(&program, wallets, "EUR")
-    memset(&scratch.outcome, 0, sizeof(Outcome))
-    scratch.outcome.entry = entry
-    scratch.outcome.entry_size = <uint32_t>len(entry)
-    scratch.outcome.sequence = 1
+    memset(&scratch.outcomes[0], 0, sizeof(Outcome))
+    scratch.outcomes[0].entry = entry
+    scratch.outcomes[0].entry_size = <uint32_t>len(entry)
+    scratch.outcomes[0].sequence = 1
     with nogil:
         for i in range(count):
-            wire_answer(&program, method, &scratch.outcome, scratch_answer)
+            wire_answer(&program, method, &scratch.outcomes[0], scratch_answer)
 
 
 def balance_answer(list wallets not None, uint32_t member, uint64_t sequence, int64_t read_time_us, list views not None):
@@ -165,21 +165,21 @@ def balance_answer(list wallets not None, uint32_t member, uint64_t sequence, in
     cdef Program program
     cdef uint32_t size
     name_wallets(&program, wallets, "EUR")
-    memset(&scratch.outcome, 0, sizeof(Outcome))
-    scratch.outcome.balance.member = member
-    scratch.outcome.balance.sequence = sequence
-    scratch.outcome.balance.read_time_us = read_time_us
-    scratch.outcome.balance.wallet_count = <uint32_t>len(views)
+    memset(&scratch.outcomes[0], 0, sizeof(Outcome))
+    scratch.outcomes[0].balance.member = member
+    scratch.outcomes[0].balance.sequence = sequence
+    scratch.outcomes[0].balance.read_time_us = read_time_us
+    scratch.outcomes[0].balance.wallet_count = <uint32_t>len(views)
     for i, (wallet, posted, pending, reserved, expiries) in enumerate(views):
-        scratch.outcome.balance.wallets[i].wallet = wallet
-        scratch.outcome.balance.wallets[i].posted_points = posted
-        scratch.outcome.balance.wallets[i].pending_points = pending
-        scratch.outcome.balance.wallets[i].reserved_points = reserved
-        scratch.outcome.balance.wallets[i].expiry_count = <uint32_t>len(expiries)
+        scratch.outcomes[0].balance.wallets[i].wallet = wallet
+        scratch.outcomes[0].balance.wallets[i].posted_points = posted
+        scratch.outcomes[0].balance.wallets[i].pending_points = pending
+        scratch.outcomes[0].balance.wallets[i].reserved_points = reserved
+        scratch.outcomes[0].balance.wallets[i].expiry_count = <uint32_t>len(expiries)
         for j, (time_us, points) in enumerate(expiries):
-            scratch.outcome.balance.wallets[i].expiry_time_us[j] = time_us
-            scratch.outcome.balance.wallets[i].expiry_points[j] = points
-    size = wire_answer(&program, METHOD_GET_BALANCE, &scratch.outcome, scratch_answer)
+            scratch.outcomes[0].balance.wallets[i].expiry_time_us[j] = time_us
+            scratch.outcomes[0].balance.wallets[i].expiry_points[j] = points
+    size = wire_answer(&program, METHOD_GET_BALANCE, &scratch.outcomes[0], scratch_answer)
     return (<const char*>scratch_answer)[:size]
 
 
@@ -192,22 +192,22 @@ def refusal(uint16_t status, uint16_t field, int index, value, int64_t a, int64_
     cdef uint32_t size
     cdef bytes text
     name_wallets(&program, ["points"], "EUR")
-    memset(&scratch.outcome, 0, sizeof(Outcome))
-    scratch.outcome.status = status
-    scratch.outcome.field = field
-    scratch.outcome.index = index
-    scratch.outcome.a = a
-    scratch.outcome.b = b
-    scratch.outcome.replayed = replayed
+    memset(&scratch.outcomes[0], 0, sizeof(Outcome))
+    scratch.outcomes[0].status = status
+    scratch.outcomes[0].field = field
+    scratch.outcomes[0].index = index
+    scratch.outcomes[0].a = a
+    scratch.outcomes[0].b = b
+    scratch.outcomes[0].replayed = replayed
     if isinstance(value, bytes):
         text = value
-        scratch.outcome.value_kind = VALUE_TEXT
-        scratch.outcome.text.data = text
-        scratch.outcome.text.size = <uint32_t>len(text)
+        scratch.outcomes[0].value_kind = VALUE_TEXT
+        scratch.outcomes[0].text.data = text
+        scratch.outcomes[0].text.size = <uint32_t>len(text)
     elif value is not None:
-        scratch.outcome.value_kind = VALUE_NUMBER
-        scratch.outcome.value = value
-    size = wire_error(&program, METHOD_EARN, &scratch.outcome, details, DETAILS_BYTES_MAX, message, MESSAGE_BYTES_MAX, &message_size)
+        scratch.outcomes[0].value_kind = VALUE_NUMBER
+        scratch.outcomes[0].value = value
+    size = wire_error(&program, METHOD_EARN, &scratch.outcomes[0], details, DETAILS_BYTES_MAX, message, MESSAGE_BYTES_MAX, &message_size)
     return wire_grpc_code(status), (<const char*>details)[:size], (<const char*>message)[:message_size].decode()
 
 
@@ -353,24 +353,24 @@ cdef class LocalLedger:
             self.execute(method, data, <uint32_t>len(request), now_us)
         finally:
             # What the outcome says about the request was encoded; its texts must not be used any more.
-            self.caller.outcome.text.size = 0
+            self.caller.outcomes[0].text.size = 0
             free(<void*>data)
-        self.keep_entries(self.caller.outcome.written_size)
-        return self.answer.grpc_code, (<const char*>self.answer.data)[:self.answer.size], self.caller.outcome.sequence
+        self.keep_entries(self.caller.outcomes[0].written_size)
+        return self.answer.grpc_code, (<const char*>self.answer.data)[:self.answer.size], self.caller.outcomes[0].sequence
 
     cdef void execute(self, uint8_t method, const uint8_t* data, uint32_t size, int64_t now_us) noexcept nogil:
         # As call() in _call.pyx does with an engine.
-        if wire_decode(method, data, size, &self.caller.command, &self.caller.outcome):
+        if wire_decode(method, data, size, &self.caller.commands[0], &self.caller.outcomes[0]):
             if core_program(self.core) == NULL:
-                outcome_forget(&self.caller.outcome)
-                self.caller.outcome.status = STATUS_NOT_READY
+                outcome_forget(&self.caller.outcomes[0])
+                self.caller.outcomes[0].status = STATUS_NOT_READY
             else:
-                core_execute(self.core, &self.caller.command, now_us, self.entry, &self.caller.outcome)
-        call_encode(core_program(self.core), method, &self.caller.outcome, &self.answer)
+                core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
+        call_encode(core_program(self.core), method, &self.caller.outcomes[0], &self.answer)
 
     def outcome(self):
         """What the last call came to, in the words of ledger/_layout.pxd, and its message for people."""
-        cdef Outcome* outcome = &self.caller.outcome
+        cdef Outcome* outcome = &self.caller.outcomes[0]
         return {
             "status": outcome.status, "field": outcome.field, "index": outcome.index, "a": outcome.a, "b": outcome.b,
             "replayed": outcome.replayed != 0, "written": outcome.written, "sequence": outcome.sequence,
@@ -459,29 +459,24 @@ cdef class LocalLedger:
         first: number of the first request; ids and receipts count on from it. step_us: server time between two earns.
         Shape: (earns that succeeded, bytes of entries). The caller holds the watch.
         """
-        cdef Command* command = &self.caller.command
-        cdef uint8_t[8 + DIGITS] request_id, card, number
+        cdef Command* command = &self.caller.commands[0]
+        cdef Command* window[CALLS_AHEAD]
+        cdef uint8_t[CALLS_AHEAD][8 + DIGITS] request_ids, cards, numbers
         cdef uint8_t[LINES_MAX * 16] skus
         cdef int32_t year, month, day
         cdef bytes currency_bytes = currency.encode()
         cdef uint64_t done = 0, written = 0
-        cdef Py_ssize_t i, count = members.shape[0]
-        cdef uint32_t j
+        cdef Py_ssize_t i = 0, count = members.shape[0]
+        cdef uint32_t j, wide
         if line_count > LINES_MAX:
             raise ValueError(f"line_count must be 0..{LINES_MAX}, was {line_count}")
         self.whole = False
         memset(command, 0, sizeof(Command))
-        memcpy(request_id, b"bench-id", 8)
-        memcpy(card, b"29000000", 8)
-        memcpy(number, b"number--", 8)
         command.method = METHOD_EARN
         command.given = GIVEN_SENT_TIME | GIVEN_RECEIPT | GIVEN_RECEIPT_KEY
         command.member.kind = MEMBER_BY_CARD
-        set_slice(&command.member.text, card, 8 + DIGITS)
-        set_slice(&command.request_id, request_id, 8 + DIGITS)
         set_slice(&command.store, b"S042", 4)
         set_slice(&command.till, b"07", 2)
-        set_slice(&command.number, number, 8 + DIGITS)
         set_slice(&command.currency, <const char*>currency_bytes, <uint32_t>len(currency_bytes))
         civil_from_day(<int32_t>div_floor(now_us, 86_400_000_000), &year, &month, &day)
         command.business_day = year * 10_000 + month * 100 + day
@@ -494,16 +489,33 @@ cdef class LocalLedger:
             command.lines[j].quantity_milli = 1000
             command.lines[j].amount_minor = 249 + j
             command.total_minor += 249 + j
+        for j in range(CALLS_AHEAD):
+            if j > 0:
+                memcpy(&self.caller.commands[j], command, sizeof(Command))
+            window[j] = &self.caller.commands[j]
+            memcpy(request_ids[j], b"bench-id", 8)
+            memcpy(cards[j], b"29000000", 8)
+            memcpy(numbers[j], b"number--", 8)
+            set_slice(&window[j].request_id, request_ids[j], 8 + DIGITS)
+            set_slice(&window[j].member.text, cards[j], 8 + DIGITS)
+            set_slice(&window[j].number, numbers[j], 8 + DIGITS)
         with nogil:
-            for i in range(count):
-                write_digits(request_id + 8, first + <uint32_t>i)
-                write_digits(number + 8, first + <uint32_t>i)
-                write_digits(card + 8, members[i])
-                command.sent_time_us = now_us
-                core_execute(self.core, command, now_us, self.entry, &self.caller.outcome)
-                done += self.caller.outcome.status == STATUS_OK
-                written += self.caller.outcome.written_size
-                now_us += step_us
+            while i < count:
+                # As the transport does: the calls at hand are prepared together, then run one by one.
+                wide = <uint32_t>(count - i) if count - i < CALLS_AHEAD else CALLS_AHEAD
+                for j in range(wide):
+                    write_digits(request_ids[j] + 8, first + <uint32_t>i + j)
+                    write_digits(numbers[j] + 8, first + <uint32_t>i + j)
+                    write_digits(cards[j] + 8, members[i + j])
+                    window[j].sent_time_us = now_us
+                    window[j].hashed = 0
+                core_prepare(self.core, window, wide)
+                for j in range(wide):
+                    core_execute(self.core, window[j], now_us, self.entry, &self.caller.outcomes[0])
+                    done += self.caller.outcomes[0].status == STATUS_OK
+                    written += self.caller.outcomes[0].written_size
+                    now_us += step_us
+                i += wide
         return done, written
 
 

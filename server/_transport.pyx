@@ -39,7 +39,7 @@ from ledger._status cimport (
     STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_FRAMING_INVALID, STATUS_MESSAGE_COMPRESSED, STATUS_MESSAGE_TOO_LARGE,
     STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_TIMEOUT_INVALID, STATUS_TOO_MANY_CALLS,
 )
-from server._call cimport Answer, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call, call_refuse
+from server._call cimport Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call, call_prepare, call_read, call_refuse, call_run
 from server._grpc cimport (
     GRPC_CODE_COUNT, GRPC_PREFIX_BYTES, grpc_base64, grpc_content_type, grpc_health_service, grpc_method, grpc_percent_encode,
     grpc_text_is, grpc_timeout_us,
@@ -1124,35 +1124,56 @@ cdef void server_event(Server* server, epoll_event* event) noexcept nogil:
         connection_doom(connection)
 
 
+cdef uint32_t server_read_ready(Server* server) noexcept nogil:
+    """Decodes the next few calls that wait, so that their memory reads start together; returns how many. They stay in the queue."""
+    cdef Stream* stream = server.ready.first
+    cdef uint32_t count = 0
+    while stream != NULL and count < CALLS_AHEAD:
+        call_read(server.caller, count, stream.method,
+                  (stream.large if stream.large != NULL else stream.own) + GRPC_PREFIX_BYTES, stream.message_size)
+        count += 1
+        stream = stream.next
+    call_prepare(server.caller, server.engine, count)
+    return count
+
+
+cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
+    """Runs the first of the queue, which was read into `place`; False: the engine has no room."""
+    cdef Stream* stream = server.ready.first
+    cdef Answer* answer = &server.answer
+    if stream.deadline_us != 0:
+        server.now_us = monotonic_us()
+        if server.now_us >= stream.deadline_us:
+            list_remove(&server.ready, stream)
+            stream_refuse(server, stream, STATUS_DEADLINE_PASSED, 0, 0)
+            return True
+    if not engine_room(server.engine):
+        return False
+    list_remove(&server.ready, stream)
+    answer.wait_sequence = 0
+    call_run(server.caller, server.engine, place, answer)
+    stream_keep(server, stream, answer)
+    if answer.wait_sequence <= engine_durable(server.engine):
+        stream_submit(server, stream)
+    else:
+        stream.state = STREAM_HELD
+        server.held[server.held_count].wait_sequence = answer.wait_sequence
+        server.held[server.held_count].stream = stream
+        server.held_count += 1
+    return True
+
+
 cdef void server_run_ready(Server* server) noexcept nogil:
     """Runs the calls that wait, first come first served, until the engine has no room or it is the sockets' turn again."""
-    cdef Stream* stream
-    cdef uint32_t i
-    cdef Answer* answer = &server.answer
-    for i in range(CALLS_PER_TURN_MAX):
-        stream = server.ready.first
-        if stream == NULL:
+    cdef uint32_t done = 0, place, count
+    while done < CALLS_PER_TURN_MAX and engine_room(server.engine):
+        count = server_read_ready(server)
+        for place in range(count):
+            if not server_run_call(server, place):
+                return
+        if count < CALLS_AHEAD:
             return
-        if stream.deadline_us != 0:
-            server.now_us = monotonic_us()
-            if server.now_us >= stream.deadline_us:
-                list_remove(&server.ready, stream)
-                stream_refuse(server, stream, STATUS_DEADLINE_PASSED, 0, 0)
-                continue
-        if not engine_room(server.engine):
-            return
-        list_remove(&server.ready, stream)
-        answer.wait_sequence = 0
-        call(server.caller, server.engine, stream.method, (stream.large if stream.large != NULL else stream.own) + GRPC_PREFIX_BYTES,
-             stream.message_size, answer)
-        stream_keep(server, stream, answer)
-        if answer.wait_sequence <= engine_durable(server.engine):
-            stream_submit(server, stream)
-        else:
-            stream.state = STREAM_HELD
-            server.held[server.held_count].wait_sequence = answer.wait_sequence
-            server.held[server.held_count].stream = stream
-            server.held_count += 1
+        done += count
 
 
 cdef void server_release(Server* server) noexcept nogil:
