@@ -285,7 +285,7 @@ def test_a_busy_service_with_a_turning_ring_is_sound_at_every_look(new_server: C
         tills = [pool.submit(shop, f"card-{number}") for number in range(8)]
         try:
             turned = 0
-            while turned < 2 * limits.TAIL_BYTES_MIN // BLOCK and not any(one.done() for one in tills):
+            while turned < limits.TAIL_BYTES_MIN // BLOCK * 5 // 4 and not any(one.done() for one in tills):
                 report = verify(server.data, expect=heads[-1] if heads else None)
                 heads.append(parse_head(report.head))
                 turned = report.totals["groups"]
