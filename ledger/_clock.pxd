@@ -29,7 +29,7 @@ cdef struct Clock:
     const int64_t* file         # mapped file whose int64 is the time, for tests; NULL: the system's clock
     int64_t last_us             # server time given out last
     int64_t boot_us             # boot clock at that turn
-    int64_t offset_us           # realtime - boot clock when realtime was last believed
+    int64_t offset_us           # the highest realtime - boot clock that was believed
     int64_t behind_us           # how far realtime is behind server time: a step back, waited out
     int64_t ahead_us            # how far realtime is ahead of what is believed; above 0 only with alarm
     bint stepped                # a forward step while running: time goes on by the boot clock, ticks stand still
@@ -62,8 +62,10 @@ cdef inline int64_t clock_turn(Clock* clock) noexcept nogil:
             clock.ahead_us = ahead
             now = clock.boot_us + clock.offset_us
         else:
+            # A step back does not lower what is believed, or the way back up would look like a step ahead.
+            if ahead > 0:
+                clock.offset_us += ahead
             clock.ahead_us = 0
-            clock.offset_us = now - clock.boot_us
     clock.behind_us = clock.last_us - now if now < clock.last_us else 0
     if now > clock.last_us:
         clock.last_us = now

@@ -190,6 +190,7 @@ cdef struct Engine:
     Clock clock
     uint8_t* ring
     uint64_t ring_bytes
+    uint64_t core_bytes         # reserved by core_open
     GroupRef* refs              # of sealed groups, by group number & refs_mask
     uint64_t refs_mask
     uint8_t* found              # scratch for an entry read from LMDB
@@ -592,8 +593,9 @@ cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) n
     cdef Engine* engine = <Engine*>owner
     cdef uint64_t low = engine.kept_groups
     cdef uint64_t high = engine.sealed_groups
-    cdef uint64_t middle
+    cdef uint64_t middle, room
     cdef uint32_t i
+    cdef GroupRef* ref
     cdef const uint8_t* at
     cdef const uint8_t* group
     if engine.open and sequence >= engine.open_first:
@@ -612,18 +614,18 @@ cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) n
                 low = middle
             else:
                 high = middle
-        return group_entry(at_offset(engine, engine.refs[low & engine.refs_mask].offset), sequence, size)
+        ref = &engine.refs[low & engine.refs_mask]
+        return group_entry(at_offset(engine, ref.offset), GROUP_HEADER_BYTES + ref.size, sequence, size)
     engine.finds_journal += 1
-    group = journal_find(&engine.journal, sequence)
+    group = journal_find(&engine.journal, sequence, &room)
     if group == NULL:
         return NULL
-    at = group_entry(group, sequence, size)
-    if at != NULL:
-        if size[0] > ENTRY_BYTES_MAX:
-            at = NULL
-        else:
-            memcpy(engine.found, at, size[0])
-            at = engine.found
+    at = group_entry(group, room, sequence, size)
+    if at != NULL and size[0] <= ENTRY_BYTES_MAX:
+        memcpy(engine.found, at, size[0])
+        at = engine.found
+    else:
+        at = NULL
     journal_release(&engine.journal)
     return at
 
@@ -900,6 +902,12 @@ cdef object histogram_python(const Histogram* histogram):
     return {"bounds": bounds, "counts": [histogram.counts[i] for i in range(HISTOGRAM_BUCKETS)], "sum": histogram.sum}
 
 
+def _mapped_bytes():
+    """Address space of this process; reserved memory counts whether it was touched or not."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
 cdef class EngineHandle:
     """Python's hold on an Engine; see _engine.pyi."""
 
@@ -963,7 +971,9 @@ cdef class EngineHandle:
         sizes.members_max = members_max
         sizes.ids_max = ids_max
         sizes.reservations_max = reservations_max
+        before = _mapped_bytes()
         engine.core = core_open(&sizes, engine.identity_key)
+        engine.core_bytes = max(0, _mapped_bytes() - before)
         engine.core_stats = core_stats(engine.core)
         with nogil:
             code = journal_open(&engine.journal, engine.journal_path, create, engine.directory)
@@ -1211,9 +1221,9 @@ cdef class EngineHandle:
     # --- what can be seen ---
 
     def plan(self):
-        """Memory reserved beside the core's tables: [(what, bytes)]."""
+        """Memory reserved: [(what, bytes)]."""
         cdef Engine* engine = self.engine
-        return [("ring", engine.ring_bytes), ("group index", (engine.refs_mask + 1) * sizeof(GroupRef)),
+        return [("core tables", engine.core_bytes), ("ring", engine.ring_bytes), ("group index", (engine.refs_mask + 1) * sizeof(GroupRef)),
                 ("inbox", engine.inbox.capacity), ("outbox", engine.outbox.capacity)]
 
     @property

@@ -53,7 +53,7 @@ cdef int journal_commit(Journal* journal, const Drained* drained) noexcept nogil
 cdef bint journal_full(int code) noexcept nogil
     # Whether a failure means "no space": the transaction may be tried again later. Everything else must end the process.
 
-cdef const uint8_t* journal_find(Journal* journal, uint64_t sequence) noexcept nogil
+cdef const uint8_t* journal_find(Journal* journal, uint64_t sequence, uint64_t* size) noexcept nogil
     # The group that holds the sequence; valid until journal_release. NULL: not there, or LMDB failed. Hot thread only.
 cdef void journal_release(Journal* journal) noexcept nogil
 cdef uint64_t journal_used_bytes(Journal* journal) noexcept nogil

@@ -345,7 +345,7 @@ cdef bint journal_full(int code) noexcept nogil:
 
 # --- the hot thread ---------------------------------------------------------------------------------------------
 
-cdef const uint8_t* journal_find(Journal* journal, uint64_t sequence) noexcept nogil:
+cdef const uint8_t* journal_find(Journal* journal, uint64_t sequence, uint64_t* size) noexcept nogil:
     cdef MDB_val key, value
     cdef uint64_t wanted = sequence
     cdef uint64_t found
@@ -367,6 +367,7 @@ cdef const uint8_t* journal_find(Journal* journal, uint64_t sequence) noexcept n
     if code != MDB_SUCCESS:
         mdb_txn_reset(journal.read_txn)
         return NULL
+    size[0] = value.mv_size
     return <const uint8_t*>value.mv_data
 
 

@@ -2,7 +2,7 @@
 # cimported by ledger/_engine.pyx (writes, recovers) and whoever checks groups.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from ledger._layout cimport GROUP_HEADER_BYTES, GroupHeader, EntryHeader
+from ledger._layout cimport ENTRY_HEADER_BYTES, EntryHeader, GROUP_HEADER_BYTES, GroupHeader
 from ledger._limits cimport TAIL_BLOCK_BYTES
 
 cdef extern from *:
@@ -43,14 +43,19 @@ cdef inline uint64_t group_span(uint64_t size) noexcept nogil:
     return (size + GROUP_HEADER_BYTES + TAIL_BLOCK_BYTES - 1) & ~<uint64_t>(TAIL_BLOCK_BYTES - 1)
 
 
-cdef inline const uint8_t* group_entry(const uint8_t* group, uint64_t sequence, uint32_t* size) noexcept nogil:
-    # The entry of that sequence in a sound group; NULL when it has none.
+cdef inline const uint8_t* group_entry(const uint8_t* group, uint64_t room, uint64_t sequence, uint32_t* size) noexcept nogil:
+    # The entry of that sequence in a group that was sound once; NULL when it has none. Reads nothing beyond `room` bytes, whatever
+    # became of the group since.
     cdef const GroupHeader* header = <const GroupHeader*>group
-    cdef const uint8_t* at = group + GROUP_HEADER_BYTES
+    cdef uint64_t at = GROUP_HEADER_BYTES
     cdef uint64_t i
-    if sequence < header.first_sequence or sequence - header.first_sequence >= header.count:
+    if room < GROUP_HEADER_BYTES or sequence < header.first_sequence or sequence - header.first_sequence >= header.count:
         return NULL
-    for i in range(sequence - header.first_sequence):
-        at += (<const EntryHeader*>at).size
-    size[0] = (<const EntryHeader*>at).size
-    return at
+    for i in range(sequence - header.first_sequence + 1):
+        if at + ENTRY_HEADER_BYTES > room:
+            return NULL
+        size[0] = (<const EntryHeader*>(group + at)).size
+        at += size[0]
+    if size[0] < ENTRY_HEADER_BYTES or at > room:
+        return NULL
+    return group + at - size[0]

@@ -169,7 +169,7 @@ def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
     for name, value, low, high in (
         ("--members-max", members_max, 1, limits.MEMBERS_MAX_LIMIT),
         ("--ids-max", ids_max, 1, limits.IDS_MAX_LIMIT),
-        ("the tail's size", tail_bytes, limits.TAIL_BYTES_MIN, 1 << 40),
+        ("the tail's size", tail_bytes, limits.TAIL_BYTES_MIN, limits.TAIL_BYTES_MAX),
     ):
         if not low <= value <= high:
             raise StartRefused(f"{name} must be {low}..{high}, was {value}")

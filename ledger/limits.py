@@ -56,6 +56,7 @@ GROUP_ENTRIES_MAX = 16_384  # bounds the replay step and the pending answers
 TAIL_BLOCK_BYTES = 4096  # a group starts its own block: no acknowledged block is rewritten
 TAIL_BYTES_DEFAULT = 134_217_728  # 0.8 s of 150 MB/s: covers a slow LMDB commit
 TAIL_BYTES_MIN = 16_777_216  # at least a few groups of the largest size
+TAIL_BYTES_MAX = 17_179_869_184  # its ring has a twin in memory
 DRAIN_BYTES = 8_388_608  # one LMDB transaction: more would hold the disk from the flush too long
 DRAIN_INTERVAL_MS = 100  # back-to-back commits raise the flush from 136 to 196 us
 FREE_BYTES_MIN = 268_435_456  # below this much free disk writes are refused: two tails

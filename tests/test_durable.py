@@ -263,7 +263,33 @@ def test_clock_step_is_not_believed_and_stops_the_expiries(new_server: NewServer
     while "clock jumped" not in server.log():
         assert time.monotonic() < until, server.log()
         time.sleep(0.05)
-    shim.step_clock(0)
+    shim.step_clock(-7_200 * 1_000_000)  # a step back is waited out: time stands still and nobody alarms
     while "clock is right again" not in server.log():
         assert time.monotonic() < until, server.log()
         time.sleep(0.05)
+    last = server.stub.EarnPoints(till.earn("other", at=till.now_us() - 7_200_000_000), timeout=10).entry
+    assert last.create_time.ToNanoseconds() >= entry.create_time.ToNanoseconds()
+    shim.step_clock(0)  # and the way back up is no step ahead
+    again = server.stub.EarnPoints(till.earn("other"), timeout=10).entry
+    assert again.create_time.ToNanoseconds() >= last.create_time.ToNanoseconds()
+    assert not [name for name, value in server.metrics().items() if name.startswith("ledger_clock_alarm") and value]
+
+
+def test_repeats_are_answered_from_the_ring_and_from_the_journal(new_server: NewServer) -> None:
+    """The same first outcome, whether its entry lies in the open ring, or, after a start, only in LMDB (groups of many sizes)."""
+    server = new_server().start()
+    requests = [till.earn(f"card{number % 40}") for number in range(300)]
+    with ThreadPoolExecutor(8) as pool:
+        first = list(pool.map(lambda request: server.stub.EarnPoints(request, timeout=10), requests))
+
+    def repeat() -> None:
+        for request, answer in zip(requests, first, strict=True):
+            again = server.stub.EarnPoints(request, timeout=10)
+            assert again.replayed and not answer.replayed
+            assert (again.entry, list(again.wallets)) == (answer.entry, list(answer.wallets))
+
+    repeat()
+    server.restart()
+    repeat()
+    server.restart(kill=True)
+    repeat()

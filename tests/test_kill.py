@@ -134,12 +134,12 @@ def check_journal(data: Path, told: list[Told]) -> None:
     """With the service stopped: verify, then every acknowledged write stands in the journal exactly once, at its sequence."""
     done = subprocess.run([sys.executable, "-m", "server", "verify", str(data)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    seen: Counter[str] = Counter()
+    seen: Counter[bytes] = Counter()
     success: dict[int, str] = {}
     for group in journal.scan(data):
         for sequence, entry in group:
             read = journal.read_entry(entry)
-            if read["request"] != "00" * 16:
+            if read["request"] != bytes(16):
                 seen[read["request"]] += 1
             if read["status"] == 0:
                 success[sequence] = read["kind"]
