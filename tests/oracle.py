@@ -11,8 +11,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ledger import errors, limits
 from ledger._probe import fact_hash_, siphash_
+
+from ledger import errors, limits
 from ledger.rules import reference
 from ledger.rules.model import Program
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
@@ -44,6 +45,9 @@ class LotKey(NamedTuple):
     expiry: int
     available: int
     funder: int
+
+
+Change = tuple[LotKey, int, int]  # a lot, and the changes of its points and of what is held of them
 
 
 @dataclass
@@ -406,7 +410,7 @@ class Oracle:
         bought, _ = self.purchase_time(method, request)
         today, business_day = self.day(now_us), self.day(now_us if bought is None else bought)
         member = self.members[number - 1] if number else Member(0)
-        changes: list[tuple[LotKey, int, int]] = []
+        changes: list[Change] = []
         burned, expired, reservation, captured = 0, 0, None, 0
         if method == 3 or hasattr(paying, "wallet"):
             if method == 3 and len(self.active(number)) == limits.RESERVATIONS_PER_MEMBER_MAX:
@@ -468,7 +472,7 @@ class Oracle:
             answer.reservation.CopyFrom(self.reservation(reservation))
         return member.number, answer
 
-    def earn(self, member: Member, total: int, lines: list[int], bought: int, today: int) -> tuple[list[Any], list[tuple[LotKey, int, int]]]:
+    def earn(self, member: Member, total: int, lines: list[int], bought: int, today: int) -> tuple[list[Any], list[Change]]:
         """The awards of a receipt and the lots that they go into."""
         try:
             awards = reference.evaluate(self.program, total, lines, bought)
@@ -496,7 +500,7 @@ class Oracle:
             self.owners[identity] = member.number
             member.identifiers += 1
 
-    def write(self, kind: int, member: Member, changes: list[tuple[LotKey, int, int]], now_us: int,
+    def write(self, kind: int, member: Member, changes: list[Change], now_us: int,
               burned: int = 0, expired: int = 0, awards: Any = ()) -> tuple[Any, list[Any]]:
         """Applies the changes of one entry; the entry and the touched wallets after it."""
         self.sequence, self.time_us = self.sequence + 1, now_us
@@ -538,7 +542,7 @@ class Oracle:
         self.reservations[reservation.id] = reservation
         return reservation
 
-    def give_back(self, reservation: Reservation, captured: int, today: int) -> tuple[list[tuple[LotKey, int, int]], int]:
+    def give_back(self, reservation: Reservation, captured: int, today: int) -> tuple[list[Change], int]:
         """The lot changes that end a reservation, and how many points expire with it."""
         changes, expired, left = [], 0, captured
         for key, held in reservation.holds:

@@ -136,7 +136,9 @@ def encoded(field: tuple) -> bytes:
     head = bytes([field[1]]) if field[0].startswith("tag") else b""
     if field[0].endswith("text"):
         return head + bytes([len(value)]) + value
-    return head + {"byte": lambda: bytes([value]), "varint": lambda: varint(value), "bytes": lambda: value}.get(field[0], lambda: signed(value))()
+    if field[0] in ("byte", "bytes"):
+        return bytes([value]) if field[0] == "byte" else value
+    return head + (varint(value) if field[0] == "varint" else signed(value))
 
 
 @given(st.lists(FIELD, max_size=20), st.sets(st.integers(1, 13)), I64, st.integers(0, 2**32 - 1), st.binary(min_size=16, max_size=16))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_a_day_starts_at_its_first_moment(zone, day):
 
 
 def test_wallets_are_found_by_their_whole_name():
-    program = LoadedProgram(lower.lower_program(Program("Test", "USD", 2, "UTC", True, 30, (Wallet("points", 0), Wallet("w" * 32, 9)), (), ())))
+    two = replace(programme(), wallets=(Wallet("points", 0), Wallet("w" * 32, 9)))
+    program = LoadedProgram(lower.lower_program(two))
     assert program.wallets == [("points", 0), ("w" * 32, 9)]
     assert [program.wallet(name) for name in (b"points", b"w" * 32, b"point", b"pointss", b"", b"w" * 31)] == [0, 1, -1, -1, -1, -1]
 
@@ -211,7 +213,8 @@ def test_the_hash_alone_does_not_make_an_image_right():
         "ops offset": (176, 8, 4), "zone count": (188, 2**32 - 1, 4), "zone none": (188, 0, 4),
         "wallet name": (wallets, 0, 1), "wallet scale": (wallets + 32, 10, 4), "wallet reserved": (wallets + 36, 1, 4),
         "rule name": (rules_at, 0, 1), "step 0": (ops, 0, 8), "step negative": (ops, 2**64 - 1, 8), "step large": (ops, 10**12 + 1, 8),
-        "give 0": (ops + 8, 0, 8), "give large": (ops + 8, 10**6 + 1, 8), "op reserved": (ops + 16, 1, 8), "op reserved 2": (ops + 24, 1, 8),
+        "give 0": (ops + 8, 0, 8), "give large": (ops + 8, 10**6 + 1, 8),
+        "op reserved": (ops + 16, 1, 8), "op reserved 2": (ops + 24, 1, 8),
         "rule 0": (ops + 32, 0, 4), "rule 2": (ops + 32, 2, 4), "code 0": (ops + 36, 0, 2), "code 2": (ops + 36, 2, 2),
         "wallet 1": (ops + 38, 1, 2), "delay": (ops + 42, 18251, 2), "life 0": (ops + 44, 0, 2), "life large": (ops + 44, 18251, 2),
         "unit 3": (ops + 46, 3, 1), "unit never, life 12": (ops + 46, 0, 1), "scope line": (ops + 47, 2, 1),
