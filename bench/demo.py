@@ -348,7 +348,7 @@ def run(data: Path, ports: dict[str, str], *, once: bool, console: Console) -> N
 
 def main(
     once: Annotated[bool, typer.Option("--once", help="End after the replay instead of serving on.")] = False,
-    data: Annotated[Path, typer.Option(metavar="DIR", help="The demo's ledger; removed and made anew at the start.")] = Path("data/demo"),
+    data: Annotated[Path, typer.Option(metavar="DIR", help="The demo's ledger; removed and made anew at the start.")] = Path("build/demo"),
     any_port: Annotated[bool, typer.Option("--any-port", help="Let the kernel choose the ports (instead of 7070, 7071, 7072).")] = False,
 ) -> None:
     """Replay a grocery chain's year of receipts against a fresh ledger, and check what came of it.
