@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ASAN_BUILD = ROOT / "build" / "asan"
 PROBE_EVERY = 20_000
-MODULES = ("ledger._core", "ledger._engine", "server._wire", "server._call", "server._local")
+MODULES = ("ledger._core", "ledger._tail", "ledger._journal", "ledger._engine", "server._wire", "server._call", "server._local")
 
 
 def fuzz(count: int, seed: int) -> dict[int, int]:
