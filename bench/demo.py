@@ -33,7 +33,7 @@ from bench.service import PROGRAM, ROOT, Service, ServiceFailed
 
 PORTS = {"checkout": "127.0.0.1:7070", "control": "127.0.0.1:7071", "http": "127.0.0.1:7072"}
 CONNECTIONS, IN_FLIGHT = 32, 4  # a gateway per dozen stores
-MEMBERS_MAX, IDS_MAX = 100_000, 4_000_000  # 2,469 households and ~200,000 ids; small, so that the demo starts at once
+MEMBERS_MAX, IDS_MAX = 500_000, 4_000_000  # 2,469 households and ~200,000 ids, and room for a `daybook load` afterwards
 PAYS_EVERY = 7  # every 7th receipt of a household is paid with points, if it has enough
 PAYS_POINTS_MIN = 50
 CAPTURES_PART_EVERY = 3  # every third of those takes only part of what was reserved
@@ -337,7 +337,8 @@ def run(data: Path, ports: dict[str, str], *, once: bool, console: Console) -> N
         if not once:
             console.print(f"The ledger keeps serving until Ctrl-C: calls on 127.0.0.1:{service.ports['checkout']} (checkout) and "
                           f":{service.ports['control']} (control), metrics on http://127.0.0.1:{service.ports['http']}/metrics.\n"
-                          "Try, in another terminal:  daybook load --seconds 5", highlight=False)
+                          f"Try, in another terminal:  daybook load --target 127.0.0.1:{service.ports['checkout']} --seconds 5",
+                          highlight=False, soft_wrap=True)
             service.process.wait()
             raise DemoFailed(f"the service ended by itself:\n{service.log.read_text().strip()[-2000:]}")
     finally:
