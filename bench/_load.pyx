@@ -128,10 +128,13 @@ cdef enum:
     MESSAGE_KEPT_BYTES = 200    # of grpc-message, for people
     EVENTS_PER_TURN = 256
     RETRY_NS = 100000000        # between attempts to connect: a restarting service is found within 0.1 s
+    RETRIES_MAX = 1000          # of a whole replay, and a tenth of its calls: a service that only refuses must not be asked for ever
     GIVE_UP_NS = 30000000000    # a replay or preparation without any connection for so long ends
     QUEUE_CALLS = 4194304       # open loop: arrivals waiting for a stream; at 13k/s a stall of five minutes
     HEADERS_PER_REQUEST = 8
     WINDOW_BYTES = 16777216     # receive windows: WINDOW_UPDATE frames stay rare
+    CODE_CANCELLED = 1
+    CODE_UNAVAILABLE = 14
     CODE_LOST = 17              # behind the 17 gRPC codes: connection lost or stream reset before the answer
     CODE_UNANSWERED = 18        # still open when the run ended
     CODE_MALFORMED = 19         # OK without a whole message
@@ -435,8 +438,9 @@ cdef void finish(Load* load, Connection* connection, Slot* slot) noexcept nogil:
     connection.free_slot = <int32_t>(slot - connection.slots)
     connection.in_flight -= 1
     load.in_flight -= 1
-    if code == CODE_LOST and load.source == SOURCE_REPLAY and not load.ending:
-        # Nobody knows what became of it: the same request again, under the same id, finds out.
+    if (load.source == SOURCE_REPLAY and not load.ending and (code == CODE_LOST or code == CODE_CANCELLED or code == CODE_UNAVAILABLE)
+            and load.retried < RETRIES_MAX + load.todo / 10):
+        # Nobody knows what became of it, or nothing did: the same request again, under the same id, finds out.
         load.retried += 1
         ready_push(load, slot.replay_index)
         return
@@ -1057,7 +1061,8 @@ cdef class Client:
 
         Shape: request i is data[offsets[i]:][:sizes[i]], gRPC prefix included, and calls methods[i] (METHODS). Where patches[i] > 0, the
         ten bytes at that place of the request become the reservation id of the lane's last answered ReservePoints.
-        A request whose connection is lost is sent again as it is. `data` is written to.
+        A request that was lost with its connection, or answered UNAVAILABLE or CANCELLED, is sent again as it is: its id makes that safe.
+        `data` is written to.
         """
         cdef Load* load = self.load
         cdef Py_ssize_t count = offsets.shape[0], i

@@ -33,7 +33,7 @@ from bench.service import PROGRAM, ROOT, Service, ServiceFailed
 
 PORTS = {"checkout": "127.0.0.1:7070", "control": "127.0.0.1:7071", "http": "127.0.0.1:7072"}
 CONNECTIONS, IN_FLIGHT = 32, 4  # a gateway per dozen stores
-MEMBERS_MAX, IDS_MAX = 100_000, 4_000_000  # 2,469 households and ~200,000 ids; small, so that the demo starts at once
+MEMBERS_MAX, IDS_MAX = 500_000, 4_000_000  # 2,469 households and ~200,000 ids, and room for a `daybook load` afterwards
 PAYS_EVERY = 7  # every 7th receipt of a household is paid with points, if it has enough
 PAYS_POINTS_MIN = 50
 CAPTURES_PART_EVERY = 3  # every third of those takes only part of what was reserved
@@ -337,7 +337,8 @@ def run(data: Path, ports: dict[str, str], *, once: bool, console: Console) -> N
         if not once:
             console.print(f"The ledger keeps serving until Ctrl-C: calls on 127.0.0.1:{service.ports['checkout']} (checkout) and "
                           f":{service.ports['control']} (control), metrics on http://127.0.0.1:{service.ports['http']}/metrics.\n"
-                          "Try, in another terminal:  daybook load --seconds 5", highlight=False)
+                          f"Try, in another terminal:  daybook load --target 127.0.0.1:{service.ports['checkout']} --seconds 5",
+                          highlight=False, soft_wrap=True)
             service.process.wait()
             raise DemoFailed(f"the service ended by itself:\n{service.log.read_text().strip()[-2000:]}")
     finally:
@@ -348,7 +349,7 @@ def run(data: Path, ports: dict[str, str], *, once: bool, console: Console) -> N
 
 def main(
     once: Annotated[bool, typer.Option("--once", help="End after the replay instead of serving on.")] = False,
-    data: Annotated[Path, typer.Option(metavar="DIR", help="The demo's ledger; removed and made anew at the start.")] = Path("data/demo"),
+    data: Annotated[Path, typer.Option(metavar="DIR", help="The demo's ledger; removed and made anew at the start.")] = Path("build/demo"),
     any_port: Annotated[bool, typer.Option("--any-port", help="Let the kernel choose the ports (instead of 7070, 7071, 7072).")] = False,
 ) -> None:
     """Replay a grocery chain's year of receipts against a fresh ledger, and check what came of it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -30,6 +31,7 @@ STREAMS_MAX = 65_536  # connections * in_flight: 1.5 kB each, and more than any 
 MEMBERS_MAX = 100_000_000  # card numbers made here have 11 free digits; the tables take 8 bytes a member
 PREPARE_CONNECTIONS = 8  # 512 calls in flight fill the groups; grpcio servers turn calls away above 1000 pending
 PREPARE_IN_FLIGHT = 64
+FILES_BESIDE = 64  # open files that are not connections
 LIVE_S = 0.25  # how often the live line changes
 
 
@@ -123,6 +125,17 @@ def check(plan: Plan) -> None:
         refuse("currency", "an ISO 4217 code such as USD", plan.currency)
     if not 0 <= plan.deadline <= 3600:
         refuse("deadline", "0 (none) .. 3600 seconds", plan.deadline)
+
+
+def allow_files(count: int) -> None:
+    """Raise this process's limit of open files to what the connections need. Errors: typer.BadParameter."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + FILES_BESIDE
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise typer.BadParameter(f"must be at most {hard - FILES_BESIDE}, as the system allows {hard} open files (ulimit -Hn); was {count}",
+                                 param_hint="--connections")
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def reach(plan: Plan) -> None:
@@ -272,7 +285,7 @@ def load(
     With --rate calls come as customers do, and a stall of the service shows in the latencies.
 
     Refused calls got a definite business answer, such as "not enough points". Errors are everything else that was not
-    OK: lost connections, deadlines, UNAVAILABLE. With errors the exit status is 1.
+    OK: lost connections, deadlines, UNAVAILABLE. With errors, or without any answer, the exit status is 1.
 
     Example, against `daybook serve` on this machine:
 
@@ -283,6 +296,7 @@ def load(
     plan = Plan(target=target, connections=connections, in_flight=in_flight, seconds=seconds, warmup=warmup, rate=rate, mix=mix,
                 members=members, skew=skew, seed=seed, currency=currency, deadline=deadline)
     check(plan)
+    allow_files(plan.connections)
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise typer.BadParameter(f"must be in an existing folder; was {json_file}", param_hint="--json")
     console = Console(highlight=False)
@@ -308,7 +322,9 @@ def load(
                       f"p99 {digits(outcome['queueing']['p99_us'])} ms")
     if json_file is not None:
         json_file.write_text(json.dumps(outcome, indent=1) + "\n")
-    if outcome["total"]["errors"]:
+    if outcome["connects_failed"]:
+        console.print(f"{outcome['connects_failed']:,} attempts to connect failed")
+    if outcome["total"]["errors"] or not outcome["total"]["calls"]:
         raise typer.Exit(1)
 
 

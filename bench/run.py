@@ -342,7 +342,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def main(
     seconds: Annotated[float, typer.Option(metavar="S", help="How long each measurement takes; the canonical run has 60.")] = 60.0,
-    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the ledgers are made; its disk is measured.")] = Path("data/bench"),
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the ledgers are made; its disk is measured.")] = Path("build/bench"),
     only: Annotated[str, typer.Option(metavar="N,N", help="Only these rows (1 includes 6).")] = "1,2,3,4,5,7",
     members: Annotated[int, typer.Option(metavar="N", help="Members of the made-up chain; the canonical run has a million.")] = MEMBERS,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where to write all figures.")] = None,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -313,10 +316,19 @@ def test_replay_sends_lost_requests_again_and_loses_none():
         assert not thread.is_alive()
     ids = [request.request_id for _, request in first.seen + second.seen]
     assert len(set(ids)) == 640
-    # grpcio ends open calls with a status when it stops, so not every loss is a lost connection.
     outcome = measure.figures(client.result())
-    assert outcome["total"]["calls"] + outcome["total"]["errors"] == 640
-    assert client.result()["retried"] + outcome["total"]["errors"] > 0
+    assert outcome["total"]["codes"] == {} and outcome["total"]["calls"] == 640
+    assert outcome["retried"] > 0
+
+
+def test_replay_does_not_ask_a_service_for_ever_that_only_refuses():
+    refusal = Refusal(grpc.StatusCode.UNAVAILABLE, "JOURNAL_FULL", details=True)
+    with StandIn(lambda name, request: refusal, keep=False) as service:
+        client = _load.Client(LOCALHOST, service.port, connections=2, in_flight=4)
+        client.replay(**make_replay(8, 1))
+    outcome = measure.figures(client.result())
+    assert outcome["total"]["codes"] == {"UNAVAILABLE": 16}
+    assert 1000 <= outcome["retried"] <= 1010
 
 
 def test_replay_refuses_requests_that_lie_outside_their_data():
@@ -380,6 +392,13 @@ def test_bad_values_are_one_clear_error(arguments: list[str], words: list[str]):
     assert result.exit_code == 2
     assert all(word in result.output for word in words), result.output
     assert "Traceback" not in result.output
+
+
+def test_more_connections_than_the_system_allows_is_one_clear_error():
+    done = subprocess.run(["sh", "-c", f"ulimit -n 200; exec {sys.executable} -m bench.load --connections 1000"], capture_output=True,
+                          text=True, env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"})
+    assert done.returncode == 2
+    assert "--connections" in done.stderr and "200 open files" in done.stderr, done.stderr
 
 
 def test_nobody_listening_is_one_clear_error():
