@@ -253,13 +253,13 @@ class Oracle:
                 yield 0 <= line.quantity_milli <= limits.QUANTITY_MILLI_MAX, f"receipt.lines[{i}].quantity_milli"
                 yield 0 <= line.amount_minor <= limits.AMOUNT_MINOR_MAX, f"receipt.lines[{i}].amount_minor"
             yield not receipt.lines or sum(line.amount_minor for line in receipt.lines) == receipt.total_minor, "receipt.total_minor"
-        paying = self.payment(method, request)
-        if isinstance(paying, (pb.BurnPointsRequest, pb.ReservePointsRequest, pb.Burn)):
-            yield good_text(paying.wallet, 0, limits.WALLET_NAME_BYTES_MAX), "wallet"
-            yield 1 <= paying.points <= limits.POINTS_MAX, "points"
+        paying, where = self.payment(method, request)
+        if hasattr(paying, "wallet"):
+            yield good_text(paying.wallet, 0, limits.WALLET_NAME_BYTES_MAX), where + "wallet"
+            yield 1 <= paying.points <= limits.POINTS_MAX, where + "points"
         elif paying is not None:
-            yield paying.reservation_id >= 1, "reservation_id"
-            yield method == 5 or 0 <= paying.points <= limits.POINTS_MAX, "points"
+            yield paying.reservation_id >= 1, where + "reservation_id"
+            yield method == 5 or 0 <= paying.points <= limits.POINTS_MAX, where + "points"
         if method == 3 and request.HasField("ttl"):
             yield good_stamp(request.ttl) and limits.TTL_S_MIN * SECOND <= us(request.ttl) <= limits.TTL_S_MAX * SECOND, "ttl"
         if method in (2, 4) and request.HasField("receipt_key"):
@@ -315,18 +315,18 @@ class Oracle:
     def find(self, ref: Any) -> int:
         return self.owner(self.identity(ref))
 
-    def wallet(self, name: str) -> int:
+    def wallet(self, name: str, where: str = "") -> int:
         names = [wallet.name for wallet in self.program.wallets]
         if name and name not in names:
-            raise Refused("WALLET_NOT_FOUND", "wallet")
+            raise Refused("WALLET_NOT_FOUND", where + "wallet")
         return names.index(name) if name else 0
 
-    def payment(self, method: int, request: Any) -> Any:
-        """The message that says what to burn, hold, capture or release, if any."""
+    def payment(self, method: int, request: Any) -> tuple[Any, str]:
+        """The message that says what to burn, hold, capture or release, if any, and where it stands."""
         if method == 6:
             kind = request.WhichOneof("payment")
-            return getattr(request, kind) if kind else None
-        return request if method in (2, 3, 4, 5) else None
+            return (getattr(request, kind), kind + ".") if kind else (None, "")
+        return (request if method in (2, 3, 4, 5) else None), ""
 
     def receipt_key(self, method: int, request: Any) -> tuple[Any, str]:
         if method in (1, 6):
@@ -344,12 +344,12 @@ class Oracle:
         if method == 7:
             return {**out, "identifiers": [self.identity(one) for one in request.identifiers]}
         out["member"] = self.identity(request.member)
-        paying, pays = self.payment(method, request), {}
-        if isinstance(paying, (pb.BurnPointsRequest, pb.ReservePointsRequest, pb.Burn)):
-            names = [wallet.name for wallet in self.program.wallets]
-            pays = {"wallet": paying.wallet or names[0], "points": paying.points}
+        paying, at = self.payment(method, request)
+        pays = {}
+        if hasattr(paying, "wallet"):
+            pays = {at + "wallet": paying.wallet or self.program.wallets[0].name, at + "points": paying.points}
         elif paying is not None:
-            pays = {"reservation_id": paying.reservation_id} | ({} if method == 5 else {"points": paying.points})
+            pays = {at + "reservation_id": paying.reservation_id} | ({} if method == 5 else {at + "points": paying.points})
         if method == 3:
             pays["ttl"] = us(request.ttl) if request.HasField("ttl") else limits.TTL_S_DEFAULT * SECOND
         key, where = self.receipt_key(method, request)
@@ -386,9 +386,9 @@ class Oracle:
 
     def post(self, method: int, request: Any, now_us: int) -> tuple[int, Any]:
         """Every write but EnrollMember."""
-        earns, paying = method in (1, 6), self.payment(method, request)
+        earns, (paying, at) = method in (1, 6), self.payment(method, request)
         takes = paying is not None and method not in (3, 5)
-        wallet = self.wallet(paying.wallet) if hasattr(paying, "wallet") else 0
+        wallet = self.wallet(paying.wallet, at) if hasattr(paying, "wallet") else 0
         number = self.find(request.member)
         if not number and not (earns and not takes and self.program.anonymous_accounts and request.member.WhichOneof("ref") != "member_id"):
             raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))

@@ -176,7 +176,7 @@ class Pair:
         except Refused as refusal:
             assert code != 0, f"{METHODS[method]} must be refused with {refusal.answer()}, was answered\n{request}"
             status = status_pb2.Status.FromString(data)
-            assert error_of(status) == refusal.answer(), f"{METHODS[method]}\n{request}\n{status.message}"
+            assert error_of(status) == refusal.answer(), f"{METHODS[method]}: {status.message}; must be {refusal.answer()}\n{request}"
             assert status.code == code
             return refusal
         if code != 0:
