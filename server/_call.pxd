@@ -9,7 +9,7 @@ from ledger._rules cimport Program
 cdef enum:
     DETAILS_BYTES_MAX = 1024    # google.rpc.Status of the longest refusal
     MESSAGE_BYTES_MAX = 512     # its message, before percent-encoding
-    CALLS_AHEAD = 8             # calls whose memory reads are started together; more gains nothing (bench/bench_core.py)
+    CALLS_AHEAD = 8             # calls whose memory reads are started together; more gains nothing (`make bench`)
 
 cdef struct Answer:
     uint8_t* data               # given by the caller: ANSWER_BYTES_MAX bytes; message (grpc_code 0) or details

@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger.limits": set(),
     "ledger.errors": {"ledger.limits"},
     "ledger._generate": set(),  # loads limits and errors by path, before the package can be imported
-    "ledger._layout": {"ledger._limits"},
+    "ledger._layout": {"ledger._limits", "ledger._hash"},
     **{leaf: LEAVES for leaf in LEAVES - GENERATED - {"ledger._layout"}},
     "ledger._core": LEAVES,
     "ledger._tail": LEAVES,
