@@ -778,7 +778,7 @@ cdef uint16_t differing_payment(Core* core, const Command* command, const Contex
         if context.values[CONTEXT_RESERVATION] != command.reservation_id:
             return FIELD_RESERVATION_ID
     if method != METHOD_RELEASE and context.values[CONTEXT_POINTS] != command.points:
-        return FIELD_POINTS
+        return FIELD_CAPTURE_POINTS if method == METHOD_CAPTURE or command.payment == PAYMENT_CAPTURE else FIELD_POINTS
     if method == METHOD_RESERVE:
         if context.values[CONTEXT_TTL] != (command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS):
             return FIELD_TTL

@@ -1176,7 +1176,7 @@ cdef void take_apart(Parts* parts, const Program* program, uint8_t method, const
     if STATUS_ROWS[outcome.status].remembered:
         return
     if outcome.field > 0 and outcome.field < FIELD_COUNT and FIELD_ROWS[outcome.field].name != NULL:
-        if method == METHOD_COMMIT and (outcome.status == STATUS_FIELD_INVALID or outcome.status == STATUS_WALLET_NOT_FOUND):
+        if method == METHOD_COMMIT:
             add_payment(&parts.field, outcome.field)
         add_field(&parts.field, outcome.field, outcome.index)
         if outcome.status == STATUS_FIELD_INVALID:
