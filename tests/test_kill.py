@@ -1,6 +1,6 @@
 """`kill -9` at random moments under load, with clients that note what they were told (promises P1-P6 after every restart).
 
-A kill proves no flush (the page cache survives it): tests/test_power.py watches the flushes. Here: what was acknowledged is there
+A kill proves no flush (the page cache survives it): tests/test_durable.py watches the flushes. Here: what was acknowledged is there
 exactly once and answers again the same; what was refused is not there as a success; what was unknown becomes known by asking again.
 """
 
