@@ -48,8 +48,9 @@ from ledger._rules cimport Program
 from ledger._status cimport STATUS_JOURNAL_FULL
 from ledger._tail cimport (
     GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, group_check, group_entry, group_hash, group_span, hasher_close,
-    hasher_open, tail_read, tail_write,
+    hasher_open, tail_go_direct, tail_read, tail_write,
 )
+from ledger._thread cimport thread_step_back
 
 cdef extern from *:
     """
@@ -132,6 +133,7 @@ cdef extern from "_verify.h" nogil:
 
 cdef enum:
     HISTOGRAM_BUCKETS = 22      # 1, 2, 5 per decade over seven decades, and one for what lies above
+    DRAIN_NICE = 10             # a drain's copying must not take the processor from hot: it has the whole ring's time
     GATE_OPEN = 0
     GATE_SPACE = 1              # free disk space below FREE_BYTES_MIN
     GATE_DRAIN = 2              # the last drain met a full disk or map
@@ -713,6 +715,7 @@ cdef void drain_loop(Engine* engine) noexcept nogil:
     cdef GroupRef* ref
     cdef bint ending
     engine_block_signals()
+    thread_step_back(DRAIN_NICE)
     while True:
         ending = load_u32(&engine.ending) != 0
         exchange_u32(&engine.drain_called, 0)
@@ -1080,6 +1083,7 @@ cdef class EngineHandle:
         if engine.sealed_groups and fdatasync(engine.tail_fd) != 0:
             # The groups may have been read from memory that never reached the disk.
             raise StartRefused("the tail cannot be flushed: see to its disk")
+        tail_go_direct(engine.tail_fd)
         engine.durable_groups = engine.handed_groups = engine.sealed_groups
         engine.durable_sequence = engine.core_stats.sequence
         core_set_find(engine.core, find_entry, engine)

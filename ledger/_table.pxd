@@ -36,14 +36,16 @@ cdef extern from *:
         return memory + skip;
     }
     static inline void ledger_unreserve(void *memory, uint64_t size) { if (memory) munmap(memory, size); }
-    #define ledger_prefetch(address) __builtin_prefetch(address)
+    /* Starts a read without waiting for it: nothing depends on the word. A prefetch instruction will not do, because the processor
+       drops it where the page's translation is not at hand, which in large tables is nearly always. */
+    static inline void ledger_touch(const void *address) { uint64_t word; __asm__ volatile("movq (%1), %0" : "=r"(word) : "r"(address)); }
     #define LEDGER_ORDER_NONE INT64_MIN
     """
     uint64_t range_of "ledger_range"(uint64_t hash, uint64_t capacity) noexcept nogil
     void* reserve_memory "ledger_reserve"(uint64_t size) noexcept nogil
     void unreserve_memory "ledger_unreserve"(void* memory, uint64_t size) noexcept nogil
     const int64_t ORDER_NONE "LEDGER_ORDER_NONE"
-    void prefetch "ledger_prefetch"(const void* address) noexcept nogil
+    void touch "ledger_touch"(const void* address) noexcept nogil
 
 
 # --- (a) identifiers ---------------------------------------------------------------------------------------------
@@ -162,12 +164,12 @@ cdef inline void keys_close(KeyTable* table) noexcept nogil:
         unreserve_memory(table.generations[i].slots, table.capacity * sizeof(KeySlot))
 
 
-cdef inline void keys_prefetch(const KeyTable* table, Hash128 key) noexcept nogil:
+cdef inline void keys_touch(const KeyTable* table, Hash128 key) noexcept nogil:
     cdef uint64_t at = range_of(key.lo, table.capacity)
     cdef uint32_t i
     for i in range(ID_GENERATIONS):
-        if table.generations[i].count != 0 or i == table.filling:
-            prefetch(&table.generations[i].slots[at])
+        if table.generations[i].count != 0:
+            touch(&table.generations[i].slots[at])
 
 
 cdef inline KeySlot* keys_find(const KeyTable* table, Hash128 key) noexcept nogil:

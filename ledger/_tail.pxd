@@ -59,3 +59,5 @@ cdef inline const uint8_t* group_entry(const uint8_t* group, uint64_t room, uint
     if size[0] < ENTRY_HEADER_BYTES or at > room:
         return NULL
     return group + at - size[0]
+cdef void tail_go_direct(int fd) noexcept nogil
+    # Writes from now on go past the page cache where the file system can; needs groups in page-aligned memory.

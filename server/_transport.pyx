@@ -125,6 +125,7 @@ cdef enum:
     SETTINGS_MAX = 32           # entries of one SETTINGS frame
     USELESS_BYTES_PER_TOKEN = 4096  # bytes of a read without any piece of a call that cost as much as one frame without a call
     ACKS_MAX = 1000             # PING and SETTINGS acknowledgements waiting for a peer that does not read
+    ALONE_SPIN_US = 100         # how long the loop looks for a lone caller's next request before it sleeps: waking costs ~50 us
     CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
     NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
@@ -292,6 +293,7 @@ cdef struct Server:
     Connection* doomed
 
     int64_t now_us              # monotonic us, read at each socket and phase
+    int64_t spin_until_us       # a lone caller was answered: until then the loop does not sleep; 0: it may
     int64_t crowd_until_us
     int64_t next_look_us
     int64_t look_us             # between two looks at the time-outs
@@ -1292,6 +1294,7 @@ cdef bint server_alone(Server* server, uint32_t inbox_calls) noexcept nogil:
     inline flush is found by server_probe."""
     if server.stream_count > 1 or inbox_calls > 0 or server.control_count > 0 or server.ready.count > 0:
         server.crowd_until_us = server.now_us + CROWD_US
+        server.spin_until_us = 0
         return False
     return server.now_us >= server.crowd_until_us
 
@@ -1419,6 +1422,10 @@ cdef int server_timeout_ms(Server* server) noexcept nogil:
         return 0
     if server.ready.first != NULL and engine_room(server.engine):
         return 0
+    if server.spin_until_us != 0:
+        if monotonic_us() < server.spin_until_us:
+            return 0
+        server.spin_until_us = 0
     sleep_us = engine_sleep_us(server.engine)
     if sleep_us <= 0:
         return 0
@@ -1454,6 +1461,7 @@ cdef void server_turn(Server* server) noexcept nogil:
     engine_end_turn(server.engine, alone)
     if alone and engine_durable(server.engine) != durable:
         server_probe(server)
+        server.spin_until_us = monotonic_us() + ALONE_SPIN_US
     server_release(server)
     server_release_control(server)
     if server.now_us >= server.next_look_us:
