@@ -45,6 +45,8 @@ DRAIN_LAG_S_MAX = 1.0
 TAIL_TURNS_MIN = 2  # below it the tail was not turned over: the run was too short to count
 CORE_CHUNK = 500_000  # earns between two looks at the clock
 CORE_IDS_MAX = 16_000_000
+CORE_EARNS_MAX = 20_000_000  # more of one business day than CORE_IDS_MAX remembers would be refused as too old
+IDS_MAX = 64_000_000  # a minute at 400,000/s is 24 million receipts of one business day, and all must be remembered
 SECTION_NAMES = {0: "header", 1: "context", 2: "postings", 3: "lots", 4: "lines", 5: "awards", 6: "after", 8: "identifiers"}
 SAMPLE_EARNS = 2000
 
@@ -66,7 +68,7 @@ class Bench:
     def service(self, name: str) -> Iterator[Service]:
         """A service on a fresh directory with all members opened; afterwards its drain is checked and everything removed."""
         data = self.folder / name
-        service = Service(data, ANY_PORTS)
+        service = Service(data, ANY_PORTS, "--ids-max", str(IDS_MAX))
         try:
             service.wait()
             self.plan = replace(self.plan, target=f"127.0.0.1:{service.ports['checkout']}")
@@ -241,7 +243,7 @@ class Bench:
         assert done == self.members, "every first earn must open its account"
         drawn = random.choice(self.members, 4 * CORE_CHUNK, p=weights / weights.sum()).astype(np.uint32)
         count, first, spent, entry_bytes = 0, self.members, 0, 0
-        while spent < self.seconds * 1e9 and first + CORE_CHUNK < 100_000_000:  # eight digits number the requests
+        while spent < self.seconds * 1e9 and count + CORE_CHUNK <= CORE_EARNS_MAX:
             now_us += self.members
             members = drawn[count % len(drawn):][:CORE_CHUNK]
             began = time.perf_counter_ns()

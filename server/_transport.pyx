@@ -1449,6 +1449,12 @@ cdef void server_turn(Server* server) noexcept nogil:
     engine_begin_turn(server.engine)
     server.now_us = monotonic_us()
     server.stopping = engine_stopping(server.engine)
+    if engine_durable(server.engine) != server.released_sequence and (server.held_count > 0 or server.control_count > 0):
+        # A flush ended: the disk gets what was decided meanwhile, and its answers leave, before anything else is read.
+        engine_end_turn(server.engine, False)
+        server_release(server)
+        server_release_control(server)
+        server_write(server)
     for i in range(count):
         server_event(server, &server.events[i])
     if server.stopping != 0 and server.stop_us == 0:

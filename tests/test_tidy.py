@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
-    "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lots", "_rules", "_table", "_layout")} | GENERATED
+    "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lots", "_rules", "_table", "_thread", "_layout")} | GENERATED
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal"}
 RULES = {f"ledger.rules.{name}" for name in ("check", "currencies", "lower", "model", "reference", "syntax", "zones")}
 
