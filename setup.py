@@ -26,8 +26,9 @@ PROTO = "proto/loyalty/ledger/v1/ledger.proto"
 
 def generate_protobuf() -> None:
     """Generate server/_pb from the proto, when it is older. The import path is mapped by --proto_path."""
-    from grpc_tools import protoc
     from importlib.resources import files
+
+    from grpc_tools import protoc
 
     out = ROOT / "server" / "_pb"
     made = out / "loyalty" / "ledger" / "v1" / "ledger_pb2_grpc.py"

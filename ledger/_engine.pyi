@@ -33,12 +33,12 @@ class EngineHandle:
         """Body of the drain thread; returns after end_threads(), when what is durable has been drained or cannot be."""
     def end_threads(self) -> None: ...
     def ask_stop(self, level: int) -> None:
-        """1: finish what is open, take nothing new; 2: stop now. Seen by the hot thread in its next turn. From any thread or signal handler."""
+        """1: finish what is open, take nothing new; 2: stop now. Seen in the hot thread's next turn. From any thread."""
     def finish(self, digest: bool) -> int:
-        """After hot, flush and drain thread ended: a last DIGEST entry (with `digest`), everything flushed and drained. Returns groups left in the tail."""
+        """After the three threads ended: a last DIGEST entry (with `digest`), all flushed and drained. Returns groups left in the tail."""
     def close(self) -> None: ...
     def submit(self, token: int, method: int, request: bytes, deadline_us: int) -> bool:
-        """Put a call of the control port into the inbox. deadline_us: monotonic (time.monotonic_ns() // 1000), 0: none. False: full, refuse it."""
+        """Put a call into the inbox. deadline_us: monotonic (time.monotonic_ns() // 1000), 0: none. False: full, refuse it."""
     def collect(self) -> list[tuple[int, int, bytes, bytes]]:
         """Answers ready: (token, grpc_code, payload, message). payload: the response (grpc_code 0) or a google.rpc.Status."""
     def stats(self) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def generate(folder: Path = HERE) -> None:
     for field in errors.FIELDS:
         header.append(f"  [{field.number}] = {{{_c_string(field.name)}, {_c_string(field.rule)}}},")
         if field.name:
-            symbol = "FIELD_" + field.name.replace("receipt.key.", "RECEIPT_").replace("receipt_key.", "KEY_").replace("receipt.lines.", "LINE_")
+            symbol = "FIELD_" + field.name.replace("receipt.key.", "RECEIPT_").replace("receipt_key.", "KEY_")
+            symbol = symbol.replace("receipt.lines.", "LINE_")
             symbol = symbol.replace("member.", "MEMBER_").replace("receipt.", "RECEIPT_").replace(".", "_").upper()
             if field.number == 32:
                 symbol = "FIELD_CAPTURE_POINTS"

@@ -117,6 +117,8 @@ def _text(what: str, low: int, high: int) -> str:
     return f"must be {what} of {low}..{high} bytes of UTF-8 without control characters"
 
 
+_DAY = "must be a calendar date as yyyymmdd, not after tomorrow and not older than the programme's max_age"
+
 FIELDS = (
     Field(0, "", ""),
     Field(1, "request_id", f"must be {limits.REQUEST_ID_BYTES_MIN}..{limits.REQUEST_ID_BYTES_MAX} characters of A-Z a-z 0-9 . _ : -"),
@@ -131,7 +133,7 @@ FIELDS = (
     Field(11, "receipt.key", "must be set"),
     Field(12, "receipt.key.store", _text("a store code", 1, limits.STORE_BYTES_MAX)),
     Field(13, "receipt.key.till", _text("a till code", 1, limits.TILL_BYTES_MAX)),
-    Field(14, "receipt.key.business_day", "must be a calendar date as yyyymmdd, not after tomorrow and not older than the programme's max_age"),
+    Field(14, "receipt.key.business_day", _DAY),
     Field(15, "receipt.key.number", _text("a receipt number", 1, limits.RECEIPT_NUMBER_BYTES_MAX)),
     Field(16, "receipt.purchase_time", "must be from now - the programme's max_age to now + 5 min"),
     Field(17, "receipt.currency_code", "must be the programme's currency"),
@@ -149,7 +151,7 @@ FIELDS = (
     Field(35, "purchase_time", "must be from now - the programme's max_age to now + 5 min"),
     Field(36, "receipt_key.store", _text("a store code", 1, limits.STORE_BYTES_MAX)),
     Field(37, "receipt_key.till", _text("a till code", 1, limits.TILL_BYTES_MAX)),
-    Field(38, "receipt_key.business_day", "must be a calendar date as yyyymmdd, not after tomorrow and not older than the programme's max_age"),
+    Field(38, "receipt_key.business_day", _DAY),
     Field(39, "receipt_key.number", _text("a receipt number", 1, limits.RECEIPT_NUMBER_BYTES_MAX)),
     Field(40, "payment", "must be at most one of burn and capture"),
     Field(41, "identifiers", f"must be 1..{limits.IDENTIFIERS_PER_REQUEST_MAX} different identifiers, a member_id only in first place"),

@@ -71,7 +71,7 @@ SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s
 
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
-IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys: the same number); a day of the biggest chain is 12.4 million
+IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys: the same number); the biggest chain has 12.4 million a day
 MEMBERS_MAX_LIMIT = 100_000_000  # slots are uint32 with room to spare
 IDS_MAX_LIMIT = 1_000_000_000
 ID_GENERATIONS = 4  # one filling, two remembered, one being cleared

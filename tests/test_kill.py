@@ -67,7 +67,8 @@ class Client(threading.Thread):
         if roll < 0.97 and self.reservations:
             owner, number = self.random.choice(self.reservations)
             if roll < 0.85:
-                return "CaptureReservation", till.request("CaptureReservation", card=owner, reservation_id=number, points=self.random.randrange(0, 3))
+                points = self.random.randrange(0, 3)
+                return "CaptureReservation", till.request("CaptureReservation", card=owner, reservation_id=number, points=points)
             if roll < 0.90:
                 return "ReleaseReservation", till.request("ReleaseReservation", card=owner, reservation_id=number)
             message = till.request("CommitReceipt", card=owner, receipt=till.receipt(700))

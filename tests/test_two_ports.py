@@ -37,10 +37,9 @@ def random_requests(seed: int, count: int, at: int) -> list[tuple[str, Any]]:
             message = till.request("ReservePoints", card=card, points=chosen.randrange(1, 90), **ids)
             message.ttl.seconds = chosen.choice([0, 1, 30, 900])
             made.append(("ReservePoints", message))
-        elif roll < 8:
-            made.append(("CaptureReservation", till.request("CaptureReservation", card=card, reservation_id=chosen.randrange(1, i + 2), **ids)))
         elif roll < 9:
-            made.append(("ReleaseReservation", till.request("ReleaseReservation", card=card, reservation_id=chosen.randrange(1, i + 2), **ids)))
+            method = "CaptureReservation" if roll < 8 else "ReleaseReservation"
+            made.append((method, till.request(method, card=card, reservation_id=chosen.randrange(1, i + 2), **ids)))
         elif roll < 10:
             message = till.request("CommitReceipt", card=card, receipt=till.receipt(555, at=at, number=f"c{i}"), **ids)
             message.burn.points = chosen.randrange(1, 60)

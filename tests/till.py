@@ -37,7 +37,8 @@ def business_day(time_us: int) -> int:
 def request(method: str, *, at: int | None = None, card: str | None = None, member_id: int | None = None, request_id: str | None = None,
             **fields: Any) -> Any:
     """A write request of `method`; `fields` are set as they are."""
-    message = getattr(ledger_pb2, f"{method}Request")(request_id=request_id or uuid.uuid4().hex, sent_time=timestamp(at or now_us()), **fields)
+    made = getattr(ledger_pb2, f"{method}Request")
+    message = made(request_id=request_id or uuid.uuid4().hex, sent_time=timestamp(at or now_us()), **fields)
     if card is not None:
         message.member.card = card
     if member_id is not None:
