@@ -34,7 +34,8 @@ from ledger._status cimport *
 from ledger._table cimport (
     IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ReservationMap, identifiers_add, identifiers_close, identifiers_find,
     identifiers_open, keys_add, keys_close, keys_count, keys_find, keys_open, keys_touch, touch, range_of, reservations_add,
-    reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, unreserve_memory,
+    reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first,
+    slot_second, slot_set_first, slot_set_second, unreserve_memory,
 )
 
 cdef extern from "_verify.h" nogil:
@@ -904,20 +905,12 @@ cdef void read_operation(Core* core, const Command* command, Outcome* outcome) n
         else:
             refuse(outcome, STATUS_OPERATION_NOT_FOUND, 0, 0)
         return
-    outcome.sequence = slot_first_of(slot)
+    outcome.sequence = slot_first(slot)
     entry = core.find(core.find_owner, outcome.sequence, &size) if core.find != NULL else NULL
     VERIFY(entry != NULL and entry_view(entry, size, &view))
     answer_from_entry(&view, outcome)
     outcome.status = STATUS_OK      # the operation was found; the codec shows its refusal inside the answer
     outcome.wait_sequence = outcome.sequence
-
-
-cdef uint64_t slot_first_of(const KeySlot* slot) noexcept nogil:
-    return <uint64_t>slot.first_low | <uint64_t>slot.first_high << 32
-
-
-cdef uint64_t slot_second_of(const KeySlot* slot) noexcept nogil:
-    return <uint64_t>slot.second_low | <uint64_t>slot.second_high << 32
 
 
 # --- deciding -----------------------------------------------------------------------------------------------------
@@ -1418,7 +1411,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         d.member = find_member(core, &command.member, d.member_hash)
     slot = keys_find(&core.request_ids, d.request)
     if slot != NULL:
-        answer_repeat(core, command, d, slot_first_of(slot), outcome)
+        answer_repeat(core, command, d, slot_first(slot), outcome)
         return
     if command.sent_time_us <= core.request_ids.forgotten:
         refuse(outcome, STATUS_SENT_TIME_TOO_OLD, core.request_ids.forgotten + 1, 0)
@@ -1446,9 +1439,9 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if d.receipt_keyed:
         slot = keys_find(&core.receipt_keys, d.receipt_hash)
         if slot != NULL:
-            posted_by = slot_first_of(slot) if earns else 0
+            posted_by = slot_first(slot) if earns else 0
             if posted_by == 0 and pays:
-                posted_by = slot_second_of(slot)
+                posted_by = slot_second(slot)
             if posted_by != 0:
                 refuse(outcome, STATUS_RECEIPT_ALREADY_POSTED, <int64_t>posted_by, 0)
                 outcome.wait_sequence = max_i64(<int64_t>posted_by, <int64_t>outcome.wait_sequence)
@@ -2057,8 +2050,7 @@ cdef void remember_keys(Core* core, const EntryView* view) noexcept nogil:
     memcpy(&key, header.request, 16)
     if key.lo != 0 or key.hi != 0:
         slot = keys_add(&core.request_ids, key, header.time_us + context.values[CONTEXT_SENT_TIME])
-        slot.first_low = <uint32_t>(core.stats.sequence + 1)
-        slot.first_high = <uint16_t>((core.stats.sequence + 1) >> 32)
+        slot_set_first(slot, core.stats.sequence + 1)
     if header.status != STATUS_OK or context.store.data == NULL or context.till.data == NULL or context.number.data == NULL:
         return
     if context.store.size > STORE_BYTES_MAX or context.till.size > TILL_BYTES_MAX or context.number.size > RECEIPT_NUMBER_BYTES_MAX:
@@ -2070,11 +2062,9 @@ cdef void remember_keys(Core* core, const EntryView* view) noexcept nogil:
     earns = header.kind == KIND_EARN or header.kind == KIND_COMMIT
     pays = header.kind == KIND_BURN or header.kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE
     if earns:
-        slot.first_low = <uint32_t>(core.stats.sequence + 1)
-        slot.first_high = <uint16_t>((core.stats.sequence + 1) >> 32)
+        slot_set_first(slot, core.stats.sequence + 1)
     if pays:
-        slot.second_low = <uint32_t>(core.stats.sequence + 1)
-        slot.second_high = <uint16_t>((core.stats.sequence + 1) >> 32)
+        slot_set_second(slot, core.stats.sequence + 1)
 
 
 cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
