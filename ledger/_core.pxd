@@ -77,6 +77,8 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
 cdef uint32_t core_tick(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil
     # Posts the next thing that is due at now_us (an expired reservation, a member's expired lots): writes the entry, applies it,
     # returns its size; 0: nothing is due for now. Looks at no more than TICK_ACCOUNTS_MAX accounts a call.
+cdef bint core_reservation_due(const Core* core, int64_t now_us) noexcept nogil
+    # Whether core_tick would post an expired reservation now.
 cdef uint32_t core_write_digest(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil
     # Writes and applies a DIGEST entry; returns its size.
 cdef uint32_t core_write_program(Core* core, int64_t now_us, const uint8_t* image, uint32_t image_size,

@@ -360,9 +360,12 @@ cdef int64_t due_held(const Core* core, const Account* account, const Lot* lot, 
     return held
 
 
+cdef bint core_reservation_due(const Core* core, int64_t now_us) noexcept nogil:
+    return core.heap_count != 0 and core.pool[core.heap[0]].expire_time_us <= now_us
+
+
 cdef bint reservations_due(const Core* core, const Account* account, int64_t now_us) noexcept nogil:
-    return (account.reservation_count != 0 and core.heap_count != 0
-            and core.pool[core.heap[0]].expire_time_us <= now_us)
+    return account.reservation_count != 0 and core_reservation_due(core, now_us)
 
 
 cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outcome* outcome) noexcept nogil:
@@ -1623,7 +1626,7 @@ cdef uint32_t core_tick(Core* core, int64_t now_us, uint8_t* entry) noexcept nog
     d.now_us = max_i64(now_us, core.stats.time_us)
     d.today = day_of(core, &core.now_day, d.now_us)
     d.member = 0
-    if core.heap_count != 0 and core.pool[core.heap[0]].expire_time_us <= d.now_us:
+    if core_reservation_due(core, d.now_us):
         size = write_end_of_reservation(core, d, &core.pool[core.heap[0]], KIND_EXPIRE_RESERVATION, entry)
         VERIFY(core_apply(core, entry, size) == APPLY_OK)
         core.stats.entries_expired_reservations += 1

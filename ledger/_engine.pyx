@@ -28,7 +28,7 @@ from ledger._clock cimport Clock, boot_us, clock_open, clock_turn, monotonic_us,
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
     APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program,
-    core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
+    core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
 from ledger._journal cimport (
@@ -438,13 +438,34 @@ cdef void flush_group(Engine* engine) noexcept nogil:
 
 # --- the hot thread's steps -------------------------------------------------------------------------------------
 
+cdef inline bint ticks_may_run(Engine* engine) noexcept nogil:
+    return (engine.gate_now == GATE_OPEN and not engine.clock.stepped and not engine.clock.gap
+            and load_u32(&engine.stopping) == 0)
+
+
+cdef void run_ticks(Engine* engine) noexcept nogil:
+    cdef uint32_t size
+    engine.next_tick_us = engine.clock.boot_us + TICK_INTERVAL_US
+    while engine.open_ticks < TICK_ENTRIES_MAX and group_room(engine, COMMAND_ENTRY_BYTES_MAX):
+        size = core_tick(engine.core, engine.clock.last_us, group_next(engine))
+        if size == 0:
+            return
+        group_add(engine, 1, size)
+        engine.open_ticks += 1
+        engine.ticks += 1
+
+
 cdef int64_t engine_begin_turn(Engine* engine) noexcept nogil:
     # The flag is lowered only with the event in hand: whoever raised it in between has published before, and is seen in this turn.
     if load_u32(&engine.raised) and engine_event_clear(engine.event_fd):
         exchange_u32(&engine.raised, 0)
     engine.gate_now = load_u32(&engine.gate)
     engine.turns += 1
-    return clock_turn(&engine.clock)
+    clock_turn(&engine.clock)
+    # Reservations end when their time is over, before the commands of a later time, whenever in the turn those come.
+    if core_reservation_due(engine.core, engine.clock.last_us) and ticks_may_run(engine):
+        run_ticks(engine)
+    return engine.clock.last_us
 
 
 cdef bint engine_room(Engine* engine) noexcept nogil:
@@ -472,23 +493,6 @@ cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcom
         engine.refused_full += 1
     if outcome.written:
         group_add(engine, outcome.written, outcome.written_size)
-
-
-cdef inline bint ticks_may_run(Engine* engine) noexcept nogil:
-    return (engine.gate_now == GATE_OPEN and not engine.clock.stepped and not engine.clock.gap
-            and load_u32(&engine.stopping) == 0)
-
-
-cdef void run_ticks(Engine* engine) noexcept nogil:
-    cdef uint32_t size
-    engine.next_tick_us = engine.clock.boot_us + TICK_INTERVAL_US
-    while engine.open_ticks < TICK_ENTRIES_MAX and group_room(engine, COMMAND_ENTRY_BYTES_MAX):
-        size = core_tick(engine.core, engine.clock.last_us, group_next(engine))
-        if size == 0:
-            return
-        group_add(engine, 1, size)
-        engine.open_ticks += 1
-        engine.ticks += 1
 
 
 cdef void write_digest(Engine* engine) noexcept nogil:
