@@ -770,7 +770,8 @@ cdef size_t connection_take(Server* server, Connection* connection, const uint8_
     while used < size:
         used += http2_read(http2, data + used, size - used, &event)
         if event.what == HTTP2_BODY:
-            stream_body(server, <Stream*>event.stream, event.data, event.size)
+            if event.size > 0:
+                stream_body(server, <Stream*>event.stream, event.data, event.size)
             if event.end:
                 stream_complete(server, <Stream*>event.stream)
         elif event.what == HTTP2_REQUEST:

@@ -68,7 +68,8 @@ def anything(chance: random.Random, stream: int) -> tuple[int, int, int, bytes]:
     """A frame that need not fit."""
     payload = chance.choice((b"", struct.pack(">I", chance.choice(INTERESTING)), chance.randbytes(chance.randrange(40)),
                              struct.pack(">HI", chance.randrange(10), chance.choice(INTERESTING)), bytes(8)))
-    return chance.randrange(12), chance.choice((0, 1, 4, 5, 8, 0x20, 0x2D, 0xFF)), chance.choice((0, stream, stream, 1, 2, 2**31 - 1)), payload
+    where = chance.choice((0, stream, stream, 1, 2, 2**31 - 1))
+    return chance.randrange(12), chance.choice((0, 1, 4, 5, 8, 0x20, 0x2D, 0xFF)), where, payload
 
 
 def mutate(pieces: Pieces, chance: random.Random) -> bytes:

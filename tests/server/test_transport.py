@@ -577,7 +577,7 @@ def _unknown(peer: Peer) -> list[Frame]:
         def serialize_body(self) -> bytes:
             return bytes(4000)
 
-    return [Unknown(0)] * (limits.CONTROL_FRAMES_BURST_MAX + 4000)  # nghttp2 skips them silently: their bytes are what counts
+    return [Unknown(0)] * (limits.CONTROL_FRAMES_BURST_MAX + 4000)  # to be ignored, but not for ever
 
 
 @pytest.mark.parametrize("flood", [_resets, _provoked_resets, _pings, _settings, _window_updates, _empty_data, _continuations, _unknown])
