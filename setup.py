@@ -21,28 +21,30 @@ import _generate  # noqa: E402
 
 _generate.generate()
 
-PROTO = "proto/loyalty/ledger/v1/ledger.proto"
+PROTOS = sorted(str(path.relative_to("proto")) for path in Path("proto").rglob("*.proto"))
 
 
 def generate_protobuf() -> None:
-    """Generate server/_pb from the proto, when it is older. The import path is mapped by --proto_path."""
+    """Generate server/_pb from the protos, when any is newer. What they import of each other becomes an import from server._pb."""
     from importlib.resources import files
 
     from grpc_tools import protoc
 
     out = ROOT / "server" / "_pb"
-    made = out / "loyalty" / "ledger" / "v1" / "ledger_pb2_grpc.py"
-    if made.exists() and made.stat().st_mtime >= (ROOT / PROTO).stat().st_mtime:
+    made = [out / name.replace(".proto", "_pb2_grpc.py") for name in PROTOS]
+    newest = max((ROOT / "proto" / name).stat().st_mtime for name in PROTOS)
+    if all(path.exists() and path.stat().st_mtime >= newest for path in made):
         return
     out.mkdir(exist_ok=True)
     code = protoc.main([
-        "protoc", f"--proto_path=server/_pb={ROOT / 'proto'}", f"--proto_path={files('grpc_tools') / '_proto'}",
+        "protoc", f"--proto_path={ROOT / 'proto'}", f"--proto_path={files('grpc_tools') / '_proto'}",
         f"--proto_path={Path(__import__('google.rpc', fromlist=['x']).__path__[0]).parents[1]}",
-        f"--python_out={ROOT}", f"--pyi_out={ROOT}", f"--grpc_python_out={ROOT}",
-        "server/_pb/loyalty/ledger/v1/ledger.proto",
+        f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}", *PROTOS,
     ])
     if code:
         raise SystemExit("protoc failed")
+    for path in (*out.rglob("*_pb2*.py"), *out.rglob("*_pb2*.pyi")):
+        path.write_text(path.read_text().replace("from loyalty.", "from server._pb.loyalty."))
 
 
 generate_protobuf()
