@@ -213,7 +213,7 @@ def _report_table(report: Any) -> Table:
 
 def _wallet_table(report: Any) -> Table:
     table = Table("wallet", title="points", title_justify="left")
-    columns = ("issued", "redeemed", "expired", "outstanding", "reserved")
+    columns = ("issued", "adjusted", "redeemed", "expired", "outstanding", "reserved")
     for name in columns:
         table.add_column(name, justify="right")
     for wallet, points in report.totals["wallets"].items():
