@@ -820,6 +820,9 @@ def test_linking_what_is_linked_already_is_an_entry_that_links_nothing(pair):
     by_hand(pair, "Unlink", identifier=phone)
     repeated = pair.call(LINK, request)
     assert repeated.linked and repeated.replayed, "a function of its entry, not of what is linked now"
+    request.member.CopyFrom(phone)
+    answer = pair.call(LINK, request)
+    assert refused_with(answer)[0] == "REQUEST_ID_REUSED" and answer.field == "member", "the linked one is not who was named"
     pair.check()
     pair.replay()
 
