@@ -1039,7 +1039,7 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
         count += 1
         server.now_us = monotonic_us()
         answer.wait_sequence = 0
-        if taken.method == METHOD_NONE or taken.method >= METHOD_HEALTH_CHECK:
+        if taken.method == METHOD_NONE or taken.method == METHOD_HEALTH_CHECK or taken.method >= METHOD_COUNT:
             taken.method = METHOD_NONE
             call_refuse(server.caller, STATUS_METHOD_UNKNOWN, 0, 0, answer)
         elif taken.deadline_us != 0 and server.now_us >= taken.deadline_us:
