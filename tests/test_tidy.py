@@ -47,6 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
+    "server._frames": set(),
     "server._nghttp2": set(),
     "server._pool": set(),
     "server._grpc": LEAVES,
