@@ -65,6 +65,7 @@ cdef extern from *:
     #include <sys/epoll.h>
     #include <sys/prctl.h>
     #include <sys/socket.h>
+    #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
 
@@ -112,13 +113,19 @@ cdef extern from *:
         return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? errno : error;
     }
 
-    /* Waits with nanosecond resolution: epoll_wait counts in milliseconds, and ppoll works on every kernel. */
+    /* Waits with nanosecond resolution: epoll_wait counts in milliseconds, and a kernel before 5.11 has no epoll_pwait2, but ppoll. */
     static int load_wait(int epoll_fd, struct epoll_event *events, int count, int64_t timeout_ns) {
-        if (timeout_ns > 0) {
-            struct pollfd one = {epoll_fd, POLLIN, 0};
-            struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
-            if (ppoll(&one, 1, &t, NULL) <= 0) return 0;
+        static int is_old;
+        struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+        struct pollfd one = {epoll_fd, POLLIN, 0};
+    #ifdef SYS_epoll_pwait2
+        if (timeout_ns > 0 && !is_old) {
+            int got = (int)syscall(SYS_epoll_pwait2, epoll_fd, events, count, &t, NULL, 0);
+            if (got >= 0 || errno != ENOSYS) return got;
+            is_old = 1;
         }
+    #endif
+        if (timeout_ns > 0 && ppoll(&one, 1, &t, NULL) <= 0) return 0;
         return epoll_wait(epoll_fd, events, count, 0);
     }
 
