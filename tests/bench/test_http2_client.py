@@ -195,7 +195,7 @@ def test_padding_priority_continuation_and_interim_answers_change_nothing():
 @pytest.mark.parametrize("huffman", [True, False])
 @pytest.mark.parametrize("table_bytes", [4096, 130])
 def test_the_same_bytes_mean_what_the_table_says_now(table_bytes: int, huffman: bool):
-    """Statuses change between calls; in the small table each new one moves the others, so equal blocks have other meanings."""
+    """Statuses change between calls; each new one moves the others in the table, so equal blocks have other meanings."""
     names = ["OK", "UNKNOWN", "OK", "OK", "NOT_FOUND", "NOT_FOUND", "OK", "OK", "ABORTED", "INTERNAL", "OK", "INTERNAL", "OK"]
     numbers = {name: number for number, name in enumerate(_load.CODE_NAMES)}
     sent: list[tuple[str, bytes]] = []
@@ -204,7 +204,7 @@ def test_the_same_bytes_mean_what_the_table_says_now(table_bytes: int, huffman: 
         if len(sent) == 0:
             call.session.encoder.header_table_size = table_bytes
         name = names[len(sent) % len(names)]
-        call.send(call.headers_frame(ACCEPT, huffman=huffman))
+        call.send(call.headers_frame(ACCEPT[:1]))       # of the static table: nothing but statuses moves the other one
         if name == "OK":
             call.send(DataFrame(call.stream, message()))
         frame = call.headers_frame([(b"grpc-status", str(numbers[name]).encode())], "END_STREAM", huffman=huffman)
@@ -215,11 +215,10 @@ def test_the_same_bytes_mean_what_the_table_says_now(table_bytes: int, huffman: 
         result = replay(service.port, some_requests(400), in_flight=1)
     assert codes(result) == {name: count for name, count in Counter(name for name, _ in sent).items() if name != "OK"}
     assert sum(codes(result).values()) + measure.figures(result)["total"]["calls"] == 400
-    if table_bytes == 130:
-        meanings: dict[bytes, set[str]] = {}
-        for name, block in sent:
-            meanings.setdefault(block, set()).add(name)
-        assert any(len(block) == 1 and len(names) > 1 for block, names in meanings.items()), "the test must meet what it is about"
+    meanings: dict[bytes, set[str]] = {}
+    for name, block in sent:
+        meanings.setdefault(block, set()).add(name)
+    assert any(len(block) == 1 and len(names) > 1 for block, names in meanings.items()), "the test must meet what it is about"
 
 
 @pytest.mark.parametrize(("fields", "data", "code"), [
