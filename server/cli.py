@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ledger import limits
+from server.cli_ids import ids
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -239,6 +240,9 @@ def compile_program(
     for name, text in describe(compiled):
         table.add_row(name, escape(text))
     out.print(table)
+
+
+app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)
 
 
 def _add_commands() -> None:
