@@ -1,5 +1,6 @@
 """The directory of runs (DATA/ids) as a whole: make it, look at it, make it again from the journal.
 
+`ledger.journal` is imported where it is used: the service calls make() and must not load a second LMDB library.
 Not for what a run is (ledger/_ids.pyx) and not for writing runs while the service runs (ledger/_engine.pyx). Called by ledger/engine.py at
 start and by server/cli_ids.py.
 """
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ledger import journal, limits
+from ledger import limits
 from ledger._ids import IdsBuilder, IdsFile, IdsRefused
 
 __all__ = ["Checked", "IdsRefused", "InUse", "check", "make", "rebuild"]
@@ -50,6 +51,8 @@ def make(data: Path, directory: bytes) -> None:
 
 def check(data: Path) -> Iterator[Checked]:
     """Every run of a directory that no service runs on, read whole. Errors: IdsRefused, InUse, journal.JournalError."""
+    from ledger import journal
+
     directory = journal.read_format(data)
     with _locked(data):
         file = IdsFile(str(data / "ids"), directory)
@@ -66,6 +69,8 @@ def rebuild(data: Path, *, ids_max: int = limits.IDS_MAX_DEFAULT, progress: Call
     ids_max: as the service has it: it gives the size of a run. progress(done, total): entries of the journal.
     Errors: IdsRefused, InUse, journal.JournalError; the old runs are then still in place.
     """
+    from ledger import journal
+
     directory = journal.read_format(data)
     with _locked(data):
         with journal.Journal(data) as opened:
