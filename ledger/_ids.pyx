@@ -36,6 +36,9 @@ from ledger._table cimport (
     Generation, KeySlot, KeyTable, ORDER_NONE, generation_at, keys_begin_at, range_of, reserve_memory, slot_first, slot_second, unreserve_memory,
 )
 
+cdef extern from "_verify.h" nogil:
+    void VERIFY(bint condition)
+
 cdef extern from *:
     """
     #include <endian.h>
@@ -496,6 +499,7 @@ cdef int ids_write(Ids* ids, const KeyTable* table, uint64_t number, uint32_t ki
     cdef MDB_val key, value
     cdef uint32_t at
     cdef int code
+    VERIFY(generation.first_sequence <= ids.covered[kind] + 1 and generation.last_sequence > ids.covered[kind])
     if ids.remains:
         code = sweep(ids, step, owner)
         if code != MDB_SUCCESS:
@@ -536,16 +540,17 @@ cdef int ids_write(Ids* ids, const KeyTable* table, uint64_t number, uint32_t ki
 
 cdef int ids_write_due(Ids* ids, Core* core, uint64_t until, IdsStep step, void* owner) noexcept nogil:
     cdef const KeyTable* table
-    cdef const Generation* generation
+    cdef uint64_t last
     cdef uint32_t kind
     cdef int code
     for kind in range(KEYS_COUNT):
         table = core_keys(core, kind)
         while ids.written[kind] < load_u64(&table.full):
-            generation = generation_at(table, ids.written[kind])
-            # After a start with another --ids-max a generation may lie in older runs already.
-            if generation.last_sequence > ids.covered[kind]:
-                if generation.last_sequence > until:
+            # Behind a start, generations lie in older runs already; memory drops those whenever it likes, also right now. So a
+            # generation is believed only if it was not dropped after it was looked at.
+            last = load_u64(&generation_at(table, ids.written[kind]).last_sequence)
+            if ids.written[kind] >= load_u64(&table.dropped) and last > ids.covered[kind]:
+                if last > until:
                     break
                 code = ids_write(ids, table, ids.written[kind], kind, step, owner)
                 if code != IDS_OK:

@@ -127,7 +127,7 @@ cdef struct Generation:
 cdef struct KeyTable:
     Generation generations[ID_GENERATIONS]      # generation number n, from 0, lies at n % ID_GENERATIONS
     uint64_t full               # generations that became full, ever: number `full` fills. Published: a full one never changes again
-    uint64_t dropped            # numbers below it are forgotten
+    uint64_t dropped            # numbers below it are forgotten. Published before their place is used again
     uint64_t capacity           # slots of a generation
     uint64_t count_max          # keys of a generation
     uint64_t cleared            # bytes of the generation behind the filling one that are zeros again, while it is dirty
@@ -253,7 +253,7 @@ cdef inline bint keys_drop(KeyTable* table) noexcept nogil:
     table.keys_from = oldest.last_sequence + 1
     oldest.count = 0
     table.cleared = 0
-    table.dropped += 1
+    store_u64(&table.dropped, table.dropped + 1)
     return True
 
 

@@ -202,7 +202,7 @@ def test_while_the_ids_are_behind_only_new_ids_are_refused(slow: Slow) -> None:
     assert slow.handle.stats()["ids"]["refused_behind"] == 1
     slow.write_runs()
     assert slow.send("EnrollMember", request)[1].entry.sequence == sequence + 1
-    assert slow.handle.stats()["ids"]["runs"] >= 2
+    assert slow.handle.stats()["ids"]["runs"] >= 1
 
 
 def test_many_late_calls_at_once_all_get_their_own_answer(slow: Slow) -> None:
