@@ -1104,7 +1104,7 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
         waiting.deadline_us = taken.deadline_us
         waiting.method = taken.method
         waiting.large = NULL
-        if taken.method == METHOD_NONE or taken.method >= METHOD_HEALTH_CHECK:
+        if taken.method == METHOD_NONE or taken.method == METHOD_HEALTH_CHECK or taken.method >= METHOD_COUNT:
             waiting.method = METHOD_NONE
             call_refuse(server.caller, STATUS_METHOD_UNKNOWN, 0, 0, answer)
         elif control_expired(server, taken.deadline_us):

@@ -62,34 +62,35 @@ ARROWS: dict[str, set[str]] = {
     "server.control": {"ledger.limits", "ledger.errors", "ledger._engine", "server.config"},
     "server.metrics": {"ledger.limits", "ledger.errors", "server._transport", "server.config"},
     "server.service": {"ledger.engine", "ledger.limits", "server._transport", "server.config", "server.control", "server.metrics"},
-    "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify", "server.config",
-                   "server.service", "server.cli_ids", "server.console"},
-    "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
+    "server.cli_admin": {"server.console", "server.control"},
     "server.console": set(),
+    "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
+                   "server.cli_admin", "server.cli_ids", "server.config", "server.console", "server.service"},
+    "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
 }
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
     "lmdb": {"ledger/journal.py"},
-    "grpc": {"server/control.py", "server/service.py"},
+    "grpc": {"server/cli_admin.py", "server/control.py", "server/service.py"},
     "grpc_health": {"server/control.py"},
     "grpc_reflection": {"server/control.py"},
     "grpc_status": {"server/control.py"},
-    "google": {"server/control.py"},
+    "google": {"server/cli_admin.py", "server/control.py"},
     "prometheus_client": {"server/metrics.py"},
     "ruamel": {"ledger/rules/syntax.py", "ledger/rules/check.py"},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/rules/lower.py", "server/_local.pyi"},
-    "typer": {"server/cli.py", "server/cli_ids.py", "server/console.py"},
-    "rich": {"server/cli.py", "server/cli_ids.py", "server/console.py"},
+    "typer": {"server/cli.py", "server/cli_admin.py", "server/cli_ids.py", "server/console.py"},
+    "rich": {"server/cli.py", "server/cli_admin.py", "server/cli_ids.py", "server/console.py"},
 }
 
 # A C library -> where its header may be included.
 HEADERS = {
     "lmdb.h": {"ledger/_lmdb.pxd"},
-    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd", "bench/_nghttp2_client.pxd"},
+    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
     "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_verifier.pyx"},
 }
