@@ -77,6 +77,13 @@ IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys:
 MEMBERS_MAX_LIMIT = 100_000_000  # slots are uint32 with room to spare
 IDS_MAX_LIMIT = 1_000_000_000
 ID_GENERATIONS = 4  # one filling, two remembered, one being cleared
+RUNS_MAX = 1_048_576  # runs of dropped ids: at 8 million keys each more than the ledger has sequences
+RUN_STEP_BLOCKS = 512  # blocks of a run written at once: 2 MB hold the disk from the tail's flush for ~10 ms
+RUN_PAUSE_MS = 20  # and so long the flush has the disk to itself between two steps
+IDS_POLL_MS = 5  # how often the ids thread looks whether a full generation became durable
+IDS_RETRY_MS = 100  # and whether there is space again
+LOOKUPS_MAX = 32_768  # calls that wait for the runs: every stream and every call of the control port
+LOOKUPS_AT_ONCE = 64  # asked in one reading of the runs, before their calls are told
 LOTS_PER_MEMBER_PLANNED = 8  # 32-byte units of the lot arena per member: ~6 lots and the slack of size classes
 RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
 
@@ -106,6 +113,7 @@ assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
 assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
 assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX + 4 * TAIL_BLOCK_BYTES
+assert LOOKUPS_MAX >= STREAMS_MAX + INBOX_CALLS_MAX
 assert INBOX_BYTES >= 4 * REQUEST_BYTES_MAX
 assert OUTBOX_BYTES >= 4 * ANSWER_BYTES_MAX
 assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63
