@@ -87,7 +87,9 @@ def _start_table(what: Any, seconds: float) -> Table:
     plan = ledger.memory_plan()
     programme = ledger.program.program
     recovered = ("a new journal" if found.created else
-                 f"sequence {found.sequence:,}, {found.tail_groups:,} groups of it from the tail")
+                 f"sequence {found.sequence:,}: "
+                 + (f"a snapshot up to {found.snapshot_sequence:,}, " if found.snapshot_sequence else "no snapshot, ")
+                 + f"{found.sequence - found.snapshot_sequence:,} entries replayed, {found.tail_groups:,} groups of them from the tail")
     table = Table(title="daybook serves", show_header=False, title_justify="left")
     for name, value in (
         ("data", str(config.data.resolve())), ("tail", str((config.tail or config.data).resolve() / "tail")),

@@ -118,8 +118,11 @@ class _Running:
         """The follower's thread. Its unexpected end is the end of the process."""
         try:
             while not self.stopping.is_set():
-                if self.follower.step() == 0:
+                applied = self.follower.step()
+                self.follower.tend()
+                if applied == 0:
                     self.stopping.wait(POLL_S)
+            self.follower.finish()
         except BaseException as error:  # the thread's entry: whatever it is, a follower that stands still must not look alive
             self.broken = str(error) if isinstance(error, (FollowerBroken, JournalError)) else f"{type(error).__name__}: {error}"
             self.loop.call_soon_threadsafe(self.stop_asked.set)
