@@ -132,7 +132,8 @@ def open_ledger(
     """Open a data directory, or create it, and recover its state.
 
     `tail`: another directory for the tail file. `tail_bytes`: its size when it is created. `clock_file`: a file of 8 bytes that holds the
-    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal. `warn`: told of snapshots passed over.
+    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal. `warn`: told why a snapshot is
+    passed over.
     Errors: StartRefused, one sentence with what to do; nothing was written (an interrupted creation is begun anew by the next start).
     """
     _check_numbers(members_max, ids_max, tail_bytes)
