@@ -34,6 +34,8 @@ IDENTITY_KEY = bytes(range(16))
 START = int(datetime(2026, 3, 20, 22, 30, tzinfo=UTC).timestamp()) * SECOND
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, BALANCE, OPERATION = range(1, 10)
 
+COMPACTED = ("bytes_lots", "bytes_reservations")  # loading a snapshot leaves no slack: these may become smaller
+
 SOURCE = """\
 programme: State machine
 currency: EUR
@@ -177,6 +179,7 @@ class Pair:
         self.checked = 1  # entries
         self.files = [memory_file(self), memory_file(self)]
         self.save()
+        self.reloaded = False
         self.requests = self.receipts = 0
 
     def call(self, method: int, request: Any, back: int = 0) -> Any:
@@ -230,10 +233,11 @@ class Pair:
         replayed = LocalLedger.replay(self.core.entries(), identity_key=IDENTITY_KEY, **self.sizes)
         assert replayed.digest() == self.core.digest()
         told, now = self.core.stats(), replayed.stats()
-        for counted_live in ("entries_expired_lots", "entries_expired_reservations"):
+        for counted_live in ("entries_expired_lots", "entries_expired_reservations", *(COMPACTED if self.reloaded else ())):
             told.pop(counted_live), now.pop(counted_live)
         assert now == told
         self.core = replayed
+        self.reloaded = False
 
     def save(self) -> None:
         """A snapshot of now, for `reload` at some later time."""
@@ -251,10 +255,11 @@ class Pair:
             assert loaded.apply(entry) == 0
         assert loaded.digest() == self.core.digest()
         told, now = self.core.stats(), loaded.stats()
-        for counted_live in ("entries_expired_lots", "entries_expired_reservations", "bytes_lots", "bytes_reservations"):
+        for counted_live in ("entries_expired_lots", "entries_expired_reservations", *COMPACTED):
             told.pop(counted_live), now.pop(counted_live)
         assert now == told
         self.core = loaded
+        self.reloaded = True
 
     def check_journal(self) -> None:
         entries = self.core.entries()
