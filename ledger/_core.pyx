@@ -25,7 +25,7 @@ from ledger._identity cimport identity_hash
 from ledger._layout cimport *
 from ledger._limits cimport *
 from ledger._lots cimport (
-    Arena, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, arena_units, class_for, lot_compare, lot_search,
+    Arena, BLOCK_SHIFT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
     units_of,
 )
 from ledger._rules cimport (
@@ -46,6 +46,7 @@ cdef enum:
     CHANGES_MAX = 16_384        # lot changes of one entry: 16 wallets * 400 lots, or AWARDS_MAX new ones, with room
     NO_INDEX = 0xFFFFFFFF
     IDENTIFIER_TYPES_MAX = 32   # what IdentifierSlot has room for
+    OWNER_HOLD = 0x80000000     # owner of a piece: an index of the pool, not an account number
     MICROSECONDS = 1_000_000
     FACT_ACCOUNT = 1
     FACT_LOT = 2
@@ -1059,8 +1060,7 @@ cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const 
             return STATUS_LOTS_LIMIT
     if fresh != 0:
         lots = fresh + (account.lot_count if account != NULL else 0)
-        if ((account == NULL or account.lots == NO_PIECE or lots > <uint32_t>1 << account.lot_class)
-                and not arena_has(&core.arena, class_for(lots))):
+        if (account == NULL or account.lots == NO_PIECE or lots > units_of(account.lot_class)) and not arena_has(&core.arena):
             return STATUS_TABLE_FULL
     return STATUS_OK
 
@@ -1478,7 +1478,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
                 outcome.b = command.points
                 status = STATUS_INSUFFICIENT_POINTS
             elif ((core.pool_used == core.pool_max and core.pool_free == NO_INDEX and core.finished_first == NO_INDEX)
-                    or not arena_has(&core.arena, class_for(d.change_count))):
+                    or not arena_has(&core.arena)):
                 status = STATUS_TABLE_FULL
     elif pays or method == METHOD_RELEASE:
         status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
@@ -1767,6 +1767,25 @@ cdef int apply_identifiers(Core* core, const Slice* section, uint32_t member) no
     return APPLY_OK
 
 
+cdef inline void give_piece(Core* core, uint32_t piece, uint8_t cls) noexcept nogil:
+    # Gives a piece up, and tells the owner of the one that took its place.
+    cdef uint32_t owner = arena_give(&core.arena, piece, cls)
+    if owner & OWNER_HOLD:
+        core.pool[owner & ~<uint32_t>OWNER_HOLD].holds = piece
+    elif owner != 0:
+        core.accounts[owner - 1].lots = piece
+
+
+cdef inline void move_lots(Core* core, Account* account, uint32_t member, uint32_t piece, uint8_t cls) noexcept nogil:
+    # The account's lots into a piece just taken.
+    if account.lots != NO_PIECE:
+        memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
+        give_piece(core, account.lots, account.lot_class)
+    account.lots = piece
+    account.lot_class = cls
+    core.arena.lots[piece].owner = member
+
+
 cdef int apply_change(Core* core, Account* account, uint32_t member, const Change* change) noexcept nogil:
     # One lot: add, make or end it.
     cdef bint found
@@ -1794,21 +1813,25 @@ cdef int apply_change(Core* core, Account* account, uint32_t member, const Chang
         for i in range(place, account.lot_count):
             core.arena.lots[account.lots + i] = core.arena.lots[account.lots + i + 1]
         if account.lot_count == 0:
-            arena_give(&core.arena, account.lots, account.lot_class)
+            give_piece(core, account.lots, account.lot_class)
             account.lots = NO_PIECE
+            return APPLY_OK
+        core.arena.lots[account.lots].owner = member
+        if 2 * <uint32_t>account.lot_count <= units_of(account.lot_class):
+            # Half of it is empty: a smaller piece will do. Without room for one it stays as it is.
+            cls = class_for(account.lot_count)
+            piece = arena_take(&core.arena, cls, member)
+            if piece != NO_PIECE:
+                move_lots(core, account, member, piece, cls)
         return APPLY_OK
     if change.points <= 0 or change.held != 0:
         return APPLY_LOTS
-    if account.lots == NO_PIECE or account.lot_count == <uint32_t>1 << account.lot_class:
+    if account.lots == NO_PIECE or account.lot_count == units_of(account.lot_class):
         cls = class_for(<uint32_t>account.lot_count + 1)
-        piece = arena_take(&core.arena, cls)
+        piece = arena_take(&core.arena, cls, member)
         if piece == NO_PIECE:
             return APPLY_FULL
-        if account.lots != NO_PIECE:
-            memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
-            arena_give(&core.arena, account.lots, account.lot_class)
-        account.lots = piece
-        account.lot_class = cls
+        move_lots(core, account, member, piece, cls)
     lots = &core.arena.lots[account.lots]
     i = account.lot_count
     while i > place:
@@ -1821,7 +1844,7 @@ cdef int apply_change(Core* core, Account* account, uint32_t member, const Chang
     lot.expiry_day = change.expiry_day
     lot.wallet = change.wallet
     lot.funder = change.funder
-    lot.next_free = 0
+    lots[0].owner = member
     account.lot_count += 1
     core.stats.lots += 1
     digest_add(&core.digest, lot_fact(lot, member))
@@ -1876,13 +1899,13 @@ cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet
     if total != reserved:
         return APPLY_RESERVATION
     cls = class_for(change_count)
-    if not arena_has(&core.arena, cls):
+    if not arena_has(&core.arena):
         return APPLY_FULL
     index = pool_take(core)
     if index == NO_INDEX:
         return APPLY_FULL
     reservation = &core.pool[index]
-    reservation.holds = arena_take(&core.arena, cls)
+    reservation.holds = arena_take(&core.arena, cls, index | OWNER_HOLD)
     reservation.hold_class = cls
     reservation.hold_count = change_count
     for i in range(change_count):
@@ -1893,7 +1916,6 @@ cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet
         hold.expiry_day = core.changes[i].expiry_day
         hold.wallet = core.changes[i].wallet
         hold.funder = core.changes[i].funder
-        hold.next_free = 0
     reservation.id = id
     reservation.expire_time_us = expire_time_us
     reservation.reserved_points = reserved
@@ -1937,7 +1959,7 @@ cdef int apply_end_of_reservation(Core* core, uint32_t member, uint64_t id, uint
     if reservation.next != NO_INDEX:
         core.pool[reservation.next].previous = reservation.previous
     account.reservation_count -= 1
-    arena_give(&core.arena, reservation.holds, reservation.hold_class)
+    give_piece(core, reservation.holds, reservation.hold_class)
     reservation.hold_count = 0
     reservation.state = state
     reservation.captured_points = captured
