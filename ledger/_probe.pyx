@@ -245,7 +245,7 @@ cdef class Identifiers:
         """The key must not be there."""
         cdef Hash128 hashed
         hashed.lo, hashed.hi = key
-        identifiers_add(&self.table, hashed, member)
+        identifiers_add(&self.table, hashed, member, 2)
 
     def remove(self, tuple key not None):
         """The key must be there."""
