@@ -69,19 +69,19 @@ class Recovered(NamedTuple):
     journal_sequence: int  # last entry that was in LMDB already
     tail_groups: int  # groups that were only in the tail
     gap_us: int  # above 0: the clock is this far ahead of the journal (more than 7 days), ticks stand still
-    snapshot_sequence: int  # last entry of the snapshot that the start began with; 0: none, all was replayed
 
 
 class OpenLedger:
     """An open data directory with its engine. Order: start(), the hot thread runs and ends, stop()."""
 
     def __init__(self, data: Path, lock_fd: int, tail_fd: int, handle: EngineHandle, directory: bytes, program: CompiledProgram,
-                 recovered: Recovered, sizes: dict[str, int]) -> None:
+                 recovered: Recovered, begun_at: int, sizes: dict[str, int]) -> None:
         self.data = data
         self.handle = handle
         self.directory = directory.hex()
         self.program = program
         self.recovered = recovered
+        self.begun_at = begun_at  # last entry of the snapshot that the start began with; 0: there was none, all was replayed
         self._fds = [tail_fd, lock_fd]
         self._sizes = sizes
         self._threads: list[threading.Thread] = []
@@ -169,9 +169,9 @@ def open_ledger(
         for fd in fds:
             os.close(fd)
         raise
-    recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"], begun_at)
+    recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"])
     sizes = dict(handle.plan())
-    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, sizes)
+    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, begun_at, sizes)
 
 
 def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:

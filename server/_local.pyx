@@ -13,10 +13,13 @@ from ledger._core cimport (
     APPLY_OK, Core, CoreSizes, CoreStats, SNAPSHOT_CHUNK_BYTES, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program, core_set_find,
     core_stats, core_tick, core_write_digest, core_write_program,
 )
-from ledger._hash cimport Hash128
+from ledger._entry cimport EntryWriter, entry_begin, entry_finish, put_byte, put_bytes, put_signed, put_varint, section_begin, section_end
+from ledger._hash cimport Hash128, siphash
 from ledger._layout cimport (
-    Command, EntryHeader, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, MEMBER_BY_CARD,
-    MEMBER_BY_ID, MEMBER_NONE, METHOD_EARN, METHOD_GET_BALANCE, MemberRef, Outcome, Slice, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT,
+    ACCOUNT_ISSUED, ACCOUNT_MEMBER, Command, ENTRY_HEADER_BYTES, EntryHeader, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT,
+    GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, KIND_EARN, KIND_ENROLL, MEMBER_BY_CARD, MEMBER_BY_ID, MEMBER_NONE,
+    MemberRef, METHOD_EARN, METHOD_GET_BALANCE, Outcome, SECTION_IDENTIFIERS, SECTION_LOTS, SECTION_POSTINGS, Slice, VALUE_NONE,
+    VALUE_NUMBER, VALUE_TEXT,
 )
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, LINES_MAX, TICK_ACCOUNTS_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
@@ -494,6 +497,25 @@ cdef class LocalLedger:
             "reserved_total_points": [stats.reserved_total_points[w] for w in range(wallets)],
         }
 
+    def fill(self, uint32_t members, uint32_t identifiers, uint32_t lots, int64_t now_us):
+        """Open `members` members with `identifiers` each and give them `lots` lots, one to all, then the next to all: the way a programme
+        grows, and the hardest for the memory. Applies entries; keeps none. Errors: ValueError (a table is full)."""
+        cdef int32_t day = <int32_t>div_floor(now_us, 86_400_000_000)
+        cdef uint32_t first = <uint32_t>core_stats(self.core).members, member, lot
+        cdef int result = APPLY_OK
+        self.whole = False
+        with nogil:
+            for member in range(first + 1, first + members + 1):
+                result = fill_member(self, member, identifiers, now_us)
+                if result != APPLY_OK:
+                    break
+            for lot in range(lots):
+                for member in range(first + 1, first + members + 1):
+                    if result == APPLY_OK:
+                        result = fill_lot(self, member, day + <int32_t>lot, day + 365 + 30 * <int32_t>lot, 100 + member % 900, now_us)
+        if result != APPLY_OK:
+            raise ValueError(f"entry {core_stats(self.core).sequence + 1} cannot be applied: ApplyResult {result}")
+
     def run_earns(self, const uint32_t[::1] members not None, uint32_t line_count, uint32_t first, int64_t now_us, int64_t step_us,
                   str currency not None):
         """Decide and apply one earn per element of `members`, without the codec and without keeping the entries.
@@ -560,6 +582,58 @@ cdef class LocalLedger:
                     now_us += step_us
                 i += wide
         return done, written
+
+
+cdef uint32_t write_filler(LocalLedger ledger, uint8_t kind, uint32_t member, int64_t now_us, EntryWriter* writer) noexcept nogil:
+    # The head of an entry that no request asked for.
+    cdef EntryHeader* header = entry_begin(writer, ledger.entry)
+    memset(header, 0, ENTRY_HEADER_BYTES)
+    header.kind = kind
+    header.time_us = now_us
+    header.member = member
+    header.program = core_program(ledger.core).version
+    return 0
+
+
+cdef int fill_member(LocalLedger ledger, uint32_t member, uint32_t identifiers, int64_t now_us) noexcept nogil:
+    # Opens a member with so many identifiers. ApplyResult.
+    cdef EntryWriter writer
+    cdef Hash128 hashed
+    cdef uint64_t number
+    cdef uint32_t i
+    write_filler(ledger, KIND_ENROLL, member, now_us, &writer)
+    (<EntryHeader*>ledger.entry).flags = FLAG_OPENED
+    section_begin(&writer, SECTION_IDENTIFIERS)
+    for i in range(identifiers):
+        number = <uint64_t>member << 8 | i
+        hashed = siphash(b"identifiers-fill", <const uint8_t*>&number, sizeof(number))
+        put_byte(&writer, <uint8_t>(MEMBER_BY_CARD + (i & 3)))
+        put_bytes(&writer, <const uint8_t*>&hashed, 16)
+    section_end(&writer)
+    return core_apply(ledger.core, ledger.entry, entry_finish(&writer))
+
+
+cdef int fill_lot(LocalLedger ledger, uint32_t member, int32_t available_day, int32_t expiry_day, int64_t points, int64_t now_us) noexcept nogil:
+    # Gives a member one more lot. ApplyResult.
+    cdef EntryWriter writer
+    write_filler(ledger, KIND_EARN, member, now_us, &writer)
+    section_begin(&writer, SECTION_POSTINGS)
+    put_byte(&writer, ACCOUNT_MEMBER)
+    put_varint(&writer, 0)
+    put_signed(&writer, points)
+    put_byte(&writer, ACCOUNT_ISSUED)
+    put_varint(&writer, 0)
+    put_signed(&writer, -points)
+    section_end(&writer)
+    section_begin(&writer, SECTION_LOTS)
+    put_varint(&writer, 0)
+    put_varint(&writer, <uint64_t>available_day)
+    put_varint(&writer, <uint64_t>expiry_day)
+    put_varint(&writer, 0)
+    put_signed(&writer, points)
+    put_signed(&writer, 0)
+    section_end(&writer)
+    return core_apply(ledger.core, ledger.entry, entry_finish(&writer))
 
 
 cdef void set_slice(Slice* slice, const void* data, uint32_t size) noexcept nogil:

@@ -95,8 +95,8 @@ def _start_table(what: Any, seconds: float) -> Table:
     programme = ledger.program.program
     recovered = ("a new journal" if found.created else
                  f"sequence {found.sequence:,}: "
-                 + (f"a snapshot up to {found.snapshot_sequence:,}, " if found.snapshot_sequence else "no snapshot, ")
-                 + f"{found.sequence - found.snapshot_sequence:,} entries replayed, {found.tail_groups:,} groups of them from the tail")
+                 + (f"a snapshot up to {ledger.begun_at:,}, " if ledger.begun_at else "no snapshot, ")
+                 + f"{found.sequence - ledger.begun_at:,} entries replayed, {found.tail_groups:,} groups of them from the tail")
     table = Table(title="daybook serves", show_header=False, title_justify="left")
     for name, value in (
         ("data", str(config.data.resolve())), ("tail", str((config.tail or config.data).resolve() / "tail")),
