@@ -6,18 +6,19 @@ import os
 
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._core cimport (
-    APPLY_OK, Core, CoreSizes, CoreStats, SNAPSHOT_CHUNK_BYTES, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program, core_set_find,
-    core_stats, core_tick, core_write_digest, core_write_program,
+    APPLY_OK, Core, CoreSizes, CoreStats, SNAPSHOT_CHUNK_BYTES, core_apply, core_close, core_digest, core_execute, core_keys_room, core_open, core_prepare, core_program,
+    core_set_find, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._entry cimport EntryWriter, entry_begin, entry_finish, put_byte, put_bytes, put_signed, put_varint, section_begin, section_end
 from ledger._hash cimport Hash128, siphash
+from ledger._ids cimport IDS_OK, Ids, ids_ask, ids_begin, ids_close, ids_open, ids_tell, ids_text, ids_write_due
 from ledger._layout cimport (
-    ACCOUNT_ISSUED, ACCOUNT_MEMBER, Command, ENTRY_HEADER_BYTES, EntryHeader, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT,
-    GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, KIND_EARN, KIND_ENROLL, MEMBER_BY_CARD, MEMBER_BY_ID, MEMBER_NONE,
+    ACCOUNT_ISSUED, ACCOUNT_MEMBER, Command, ENTRY_HEADER_BYTES, EntryHeader, Facts, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT,
+    GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, KIND_EARN, KIND_ENROLL, LOOKED_UP, Lookup, MEMBER_BY_CARD, MEMBER_BY_ID, MEMBER_NONE,
     MemberRef, METHOD_EARN, METHOD_GET_BALANCE, Outcome, SECTION_IDENTIFIERS, SECTION_LOTS, SECTION_POSTINGS, Slice, VALUE_NONE,
     VALUE_NUMBER, VALUE_TEXT,
 )
@@ -239,6 +240,10 @@ cdef const uint8_t* find_kept(void* owner, uint64_t sequence, uint32_t* size) no
     return entry
 
 
+cdef bint no_pause(void* owner) noexcept nogil:
+    return True
+
+
 cdef struct Kept:               # every entry's bytes, back to back
     uint8_t* data
     uint64_t size               # bytes
@@ -284,6 +289,7 @@ cdef class LocalLedger:
     """The whole ledger in one object: the codec, the core, and every entry's bytes in memory.
 
     image, source: a compiled programme and its YAML; None: none yet, as a follower that will apply() the journal.
+    ids: a directory for runs of dropped keys (one ledger at a time); None: dropped keys are forgotten.
     Units: times in us since 1970; they are given, never read from a clock.
     Errors: MemoryError; ValueError where the image does not load.
     """
@@ -293,10 +299,14 @@ cdef class LocalLedger:
     cdef Answer answer
     cdef uint8_t* entry         # room for the largest entry of any kind
     cdef bint whole             # every entry was kept (run_earns keeps none)
+    cdef Ids* ids               # NULL: none
+    cdef readonly uint64_t lookups  # calls that had to ask the runs
 
     def __cinit__(self, image, source, int64_t now_us, uint32_t members_max=10_000, uint64_t ids_max=100_000,
-                  uint32_t reservations_max=10_000, bytes identity_key not None=bytes(16)):
+                  uint32_t reservations_max=10_000, bytes identity_key not None=bytes(16), ids=None):
         cdef CoreSizes sizes
+        cdef bytes path
+        cdef int code
         sizes.members_max = members_max
         sizes.ids_max = ids_max
         sizes.reservations_max = reservations_max
@@ -313,15 +323,42 @@ cdef class LocalLedger:
             raise MemoryError
         self.core = core_open(&sizes, identity_key)
         core_set_find(self.core, find_kept, &self.kept)
+        if ids is not None:
+            path = str(ids).encode()
+            self.ids = <Ids*>calloc(1, sizeof(Ids))
+            if self.ids == NULL:
+                raise MemoryError
+            code = ids_open(self.ids, path, identity_key, False)
+            if code != IDS_OK:
+                raise ValueError(ids_text(self.ids, code))
+            ids_begin(self.ids, self.core)
         if image is not None:
             self.publish(image, source, now_us)
 
     def __dealloc__(self):
+        self.close()
         core_close(self.core)
         free(self.entry)
         free(self.answer.data)
         free(self.kept.data)
         free(self.kept.offsets)
+
+    def close(self):
+        """Give the runs back, so that another ledger may open them."""
+        if self.ids != NULL:
+            ids_close(self.ids)
+            free(self.ids)
+            self.ids = NULL
+
+    def write_runs(self):
+        """Write every full generation of keys as a run, as the ids thread does. Returns how many runs there are now."""
+        cdef int code
+        if self.ids == NULL:
+            return 0
+        code = ids_write_due(self.ids, self.core, core_stats(self.core).sequence, no_pause, NULL)
+        if code != IDS_OK:
+            raise ValueError(ids_text(self.ids, code))
+        return self.ids.run_count
 
     cdef int keep_entries(self, uint64_t size) except -1:
         if not keep(&self.kept, self.entry, size):
@@ -405,13 +442,24 @@ cdef class LocalLedger:
         return self.answer.grpc_code, (<const char*>self.answer.data)[:self.answer.size], self.caller.outcomes[0].sequence
 
     cdef void execute(self, uint8_t method, const uint8_t* data, uint32_t size, int64_t now_us) noexcept nogil:
-        # As call() in _call.pyx does with an engine.
+        # As call() in _call.pyx does with an engine; but what must be looked up is looked up right here.
+        cdef const Lookup* lookup
+        cdef Facts* found
         if wire_decode(method, data, size, &self.caller.commands[0], &self.caller.outcomes[0]):
             if core_program(self.core) == NULL:
                 outcome_forget(&self.caller.outcomes[0])
                 self.caller.outcomes[0].status = STATUS_NOT_READY
             else:
+                if self.ids != NULL:
+                    ids_tell(self.ids, self.core)
                 core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
+                while self.caller.outcomes[0].parked:
+                    self.lookups += 1
+                    lookup = &self.caller.outcomes[0].lookup
+                    found = &self.caller.commands[0].found
+                    ids_ask(self.ids, &lookup, &found, 1)
+                    self.caller.commands[0].hashed |= LOOKED_UP
+                    core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
         call_encode(core_program(self.core), method, &self.caller.outcomes[0], &self.answer)
 
     def outcome(self):
@@ -429,6 +477,9 @@ cdef class LocalLedger:
         cdef const uint8_t* data
         cdef int result
         self.check_whole()
+        while self.ids != NULL and not core_keys_room(self.core):
+            self.write_runs()
+            ids_tell(self.ids, self.core)
         data = exact_copy(entry)
         try:
             result = core_apply(self.core, data, <uint32_t>len(entry))

@@ -20,6 +20,7 @@ from rich.table import Table
 from ledger import limits
 from server import cli_follow
 from server.cli_admin import adjust, link, unlink
+from server.cli_ids import ids
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
@@ -206,6 +207,7 @@ app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --o
             rich_help_panel="By hand")(adjust)
 app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`", rich_help_panel="By hand")(link)
 app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`", rich_help_panel="By hand")(unlink)
+app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)
 
 
 def _add_commands() -> None:
