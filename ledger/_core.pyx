@@ -18,24 +18,26 @@ from ledger._arith cimport add_overflow, day_from_yyyymmdd, max_i64, min_i64
 from ledger._entry cimport (
     Cursor, EntryView, EntryWriter, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
-    section_begin, section_end,
+    section_begin, section_end, unzigzag, zigzag,
 )
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._identity cimport identity_hash
 from ledger._layout cimport *
 from ledger._limits cimport *
 from ledger._lots cimport (
-    Arena, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_search,
+    Arena, BLOCK_SHIFT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
+    units_of,
 )
 from ledger._rules cimport (
     Program, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
 )
 from ledger._status cimport *
 from ledger._table cimport (
-    IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap, identifiers_add, identifiers_close, identifiers_find,
-    identifiers_open, identifiers_remove, keys_close, keys_count, keys_find, keys_open, keys_put, keys_room, keys_touch, touch, range_of, reservations_add,
-    reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_set_first, slot_set_second,
-    unreserve_memory,
+    Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
+    generation_at, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, keys_begin_at, keys_close,
+    keys_count, keys_drop, keys_find, keys_insert, keys_look, keys_open, keys_put, keys_room, keys_touch, keys_turn, touch, range_of,
+    reservations_add, reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first, slot_second,
+    slot_set_first, slot_set_second, unreserve_memory,
 )
 
 cdef extern from "_verify.h" nogil:
@@ -44,6 +46,8 @@ cdef extern from "_verify.h" nogil:
 cdef enum:
     CHANGES_MAX = 16_384        # lot changes of one entry: 16 wallets * 400 lots, or AWARDS_MAX new ones, with room
     NO_INDEX = 0xFFFFFFFF
+    IDENTIFIER_TYPES_MAX = 32   # what IdentifierSlot has room for
+    OWNER_HOLD = 0x80000000     # owner of a piece: an index of the pool, not an account number
     MICROSECONDS = 1_000_000
     FACT_ACCOUNT = 1
     FACT_LOT = 2
@@ -138,6 +142,7 @@ cdef struct Core:
     Hash128 digest
     Account* accounts           # account of member m at [m - 1]
     uint64_t accounts_max
+    uint64_t ids_max
     IdentifierTable identifiers
     uint64_t unlinked_sequence  # of the last UNLINK entry: an answer that an identifier names nobody waits for it
     Arena arena
@@ -154,8 +159,13 @@ cdef struct Core:
     uint32_t sweep_at           # next account of the rolling sweep, from 0
     Program* program            # NULL before the first PROGRAM entry
     uint32_t program_count
+    uint64_t digest_sequence    # of the last DIGEST entry
     uint8_t identity_key[16]
     uint8_t has_key
+    uint64_t[KEYS_COUNT] loading_first      # first_sequence of the generation of keys that a snapshot is loading; 0: none yet
+    uint64_t[KEYS_COUNT] loading_beside     # keys that stood in the filling generation before
+    Hash128 begun_with          # key check of the identity key that the journal was begun with
+    bint has_begun
     FindEntry find
     void* find_owner
     DayCache now_day
@@ -178,6 +188,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     if core == NULL:
         raise MemoryError("the ledger's tables cannot be reserved")
     core.accounts_max = sizes.members_max
+    core.ids_max = sizes.ids_max
     core.pool_max = sizes.reservations_max
     core.pool_free = NO_INDEX
     core.finished_first = NO_INDEX
@@ -1237,8 +1248,7 @@ cdef uint16_t check_room(Core* core, const Decision* d, const Account* account, 
             return STATUS_LOTS_LIMIT
     if fresh != 0:
         lots = fresh + (account.lot_count if account != NULL else 0)
-        if ((account == NULL or account.lots == NO_PIECE or lots > <uint32_t>1 << account.lot_class)
-                and not arena_has(&core.arena, class_for(lots))):
+        if (account == NULL or account.lots == NO_PIECE or lots > units_of(account.lot_class)) and not arena_has(&core.arena):
             return STATUS_TABLE_FULL
     return STATUS_OK
 
@@ -1769,7 +1779,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
                 outcome.b = command.points
                 status = STATUS_INSUFFICIENT_POINTS
             elif ((core.pool_used == core.pool_max and core.pool_free == NO_INDEX and core.finished_first == NO_INDEX)
-                    or not arena_has(&core.arena, class_for(d.change_count))):
+                    or not arena_has(&core.arena)):
                 status = STATUS_TABLE_FULL
     elif method == METHOD_ADJUST:
         status = decide_adjustment(core, command, d, account, outcome)
@@ -1999,8 +2009,6 @@ cdef Hash128 key_check(const Core* core) noexcept nogil:
 cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
     cdef const Slice* image = &view.sections[SECTION_IMAGE]
     cdef const Slice* check = &view.sections[SECTION_KEY_CHECK]
-    cdef Program* program
-    cdef uint8_t* copy
     cdef Hash128 expected
     if image.data == NULL or image.size == 0:
         return APPLY_PROGRAM
@@ -2008,19 +2016,27 @@ cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
         expected = key_check(core)
         if check.size != 16 or memcmp(check.data, &expected, 16) != 0:
             return APPLY_KEY
-    program = <Program*>calloc(1, sizeof(Program))
-    copy = <uint8_t*>malloc(image.size)
+    if check.data != NULL and check.size == 16:
+        memcpy(&core.begun_with, check.data, 16)
+        core.has_begun = True
+    return put_in_force(core, image.data, image.size, core.program_count + 1)
+
+
+cdef int put_in_force(Core* core, const uint8_t* image, uint32_t size, uint32_t version) noexcept nogil:
+    # A copy of the image becomes the programme. ApplyResult.
+    cdef Program* program = <Program*>calloc(1, sizeof(Program))
+    cdef uint8_t* copy = <uint8_t*>malloc(size)
     if program == NULL or copy == NULL:
         free(program)
         free(copy)
         return APPLY_FULL
-    memcpy(copy, image.data, image.size)
-    if program_load(program, copy, image.size) != 0:
+    memcpy(copy, image, size)
+    if program_load(program, copy, size) != 0:
         free(program)
         free(copy)
         return APPLY_PROGRAM
-    core.program_count += 1
-    program.version = core.program_count
+    core.program_count = version
+    program.version = version
     program_free(core.program)
     core.program = program
     core.now_day.until_us = 0
@@ -2040,14 +2056,14 @@ cdef int apply_identifiers(Core* core, const Slice* section, uint32_t member) no
     while cursor_more(&cursor):
         kind = get_byte(&cursor)
         data = get_bytes(&cursor, 16)
-        if data == NULL:
+        if data == NULL or kind >= IDENTIFIER_TYPES_MAX:
             return APPLY_FRAMING
         memcpy(&key, data, 16)
         if identifiers_find(&core.identifiers, key) != 0:
             return APPLY_MEMBER
         if core.identifiers.count >= core.identifiers.count_max:
             return APPLY_FULL
-        identifiers_add(&core.identifiers, key, member)
+        identifiers_add(&core.identifiers, key, member, kind)
         account.identifier_count += 1
         core.stats.identifiers += 1
         core.stats.bytes_identifiers += sizeof(IdentifierSlot)
@@ -2079,6 +2095,25 @@ cdef int apply_unlink(Core* core, const Slice* section, uint32_t member) noexcep
     return APPLY_OK
 
 
+cdef inline void give_piece(Core* core, uint32_t piece, uint8_t cls) noexcept nogil:
+    # Gives a piece up, and tells the owner of the one that took its place.
+    cdef uint32_t owner = arena_give(&core.arena, piece, cls)
+    if owner & OWNER_HOLD:
+        core.pool[owner & ~<uint32_t>OWNER_HOLD].holds = piece
+    elif owner != 0:
+        core.accounts[owner - 1].lots = piece
+
+
+cdef inline void move_lots(Core* core, Account* account, uint32_t member, uint32_t piece, uint8_t cls) noexcept nogil:
+    # The account's lots into a piece just taken.
+    if account.lots != NO_PIECE:
+        memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
+        give_piece(core, account.lots, account.lot_class)
+    account.lots = piece
+    account.lot_class = cls
+    core.arena.lots[piece].owner = member
+
+
 cdef int apply_change(Core* core, Account* account, uint32_t member, const Change* change) noexcept nogil:
     # One lot: add, make or end it.
     cdef bint found
@@ -2106,21 +2141,25 @@ cdef int apply_change(Core* core, Account* account, uint32_t member, const Chang
         for i in range(place, account.lot_count):
             core.arena.lots[account.lots + i] = core.arena.lots[account.lots + i + 1]
         if account.lot_count == 0:
-            arena_give(&core.arena, account.lots, account.lot_class)
+            give_piece(core, account.lots, account.lot_class)
             account.lots = NO_PIECE
+            return APPLY_OK
+        core.arena.lots[account.lots].owner = member
+        if 2 * <uint32_t>account.lot_count <= units_of(account.lot_class):
+            # Half of it is empty: a smaller piece will do. Without room for one it stays as it is.
+            cls = class_for(account.lot_count)
+            piece = arena_take(&core.arena, cls, member)
+            if piece != NO_PIECE:
+                move_lots(core, account, member, piece, cls)
         return APPLY_OK
     if change.points <= 0 or change.held != 0:
         return APPLY_LOTS
-    if account.lots == NO_PIECE or account.lot_count == <uint32_t>1 << account.lot_class:
+    if account.lots == NO_PIECE or account.lot_count == units_of(account.lot_class):
         cls = class_for(<uint32_t>account.lot_count + 1)
-        piece = arena_take(&core.arena, cls)
+        piece = arena_take(&core.arena, cls, member)
         if piece == NO_PIECE:
             return APPLY_FULL
-        if account.lots != NO_PIECE:
-            memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
-            arena_give(&core.arena, account.lots, account.lot_class)
-        account.lots = piece
-        account.lot_class = cls
+        move_lots(core, account, member, piece, cls)
     lots = &core.arena.lots[account.lots]
     i = account.lot_count
     while i > place:
@@ -2133,7 +2172,7 @@ cdef int apply_change(Core* core, Account* account, uint32_t member, const Chang
     lot.expiry_day = change.expiry_day
     lot.wallet = change.wallet
     lot.funder = change.funder
-    lot.next_free = 0
+    lots[0].owner = member
     account.lot_count += 1
     core.stats.lots += 1
     digest_add(&core.digest, lot_fact(lot, member))
@@ -2188,13 +2227,13 @@ cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet
     if total != reserved:
         return APPLY_RESERVATION
     cls = class_for(change_count)
-    if not arena_has(&core.arena, cls):
+    if not arena_has(&core.arena):
         return APPLY_FULL
     index = pool_take(core)
     if index == NO_INDEX:
         return APPLY_FULL
     reservation = &core.pool[index]
-    reservation.holds = arena_take(&core.arena, cls)
+    reservation.holds = arena_take(&core.arena, cls, index | OWNER_HOLD)
     reservation.hold_class = cls
     reservation.hold_count = change_count
     for i in range(change_count):
@@ -2205,7 +2244,6 @@ cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet
         hold.expiry_day = core.changes[i].expiry_day
         hold.wallet = core.changes[i].wallet
         hold.funder = core.changes[i].funder
-        hold.next_free = 0
     reservation.id = id
     reservation.expire_time_us = expire_time_us
     reservation.reserved_points = reserved
@@ -2249,7 +2287,7 @@ cdef int apply_end_of_reservation(Core* core, uint32_t member, uint64_t id, uint
     if reservation.next != NO_INDEX:
         core.pool[reservation.next].previous = reservation.previous
     account.reservation_count -= 1
-    arena_give(&core.arena, reservation.holds, reservation.hold_class)
+    give_piece(core, reservation.holds, reservation.hold_class)
     reservation.hold_count = 0
     reservation.state = state
     reservation.captured_points = captured
@@ -2461,6 +2499,7 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         if (view.sections[SECTION_DIGEST].size != 16 or view.sections[SECTION_DIGEST].data == NULL
                 or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
             return APPLY_DIGEST
+        core.digest_sequence = core.stats.sequence + 1
     elif KIND_EARN <= header.kind <= KIND_UNLINK:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)
@@ -2472,10 +2511,17 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         return result
     core.stats.sequence += 1
     core.stats.time_us = header.time_us
+    count_bytes(core)
+    return APPLY_OK
+
+
+cdef inline void count_bytes(Core* core) noexcept nogil:
     count_keys(core)
     core.stats.bytes_lots = core.arena.live * sizeof(Lot)
     core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)
-    return APPLY_OK
+
+
+include "_core_snapshot.pxi"
 
 
 cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:

@@ -56,7 +56,11 @@ cdef extern from *:
 cdef packed struct IdentifierSlot:      # 20 bytes
     uint64_t lo
     uint64_t hi
-    uint32_t member             # from 1; 0: empty
+    uint32_t member             # account number from 1, and the identifier's type << IDENTIFIER_TYPE_SHIFT; 0: empty
+
+cdef enum:
+    IDENTIFIER_TYPE_SHIFT = 27      # account numbers are at most MEMBERS_MAX_LIMIT
+    IDENTIFIER_MEMBER_MASK = 0x7FFFFFF
 
 cdef struct IdentifierTable:
     IdentifierSlot* slots
@@ -81,14 +85,14 @@ cdef inline uint32_t identifiers_find(const IdentifierTable* table, Hash128 key)
     cdef uint64_t at = range_of(key.lo, table.capacity)
     while table.slots[at].member != 0:
         if table.slots[at].lo == key.lo and table.slots[at].hi == key.hi:
-            return table.slots[at].member
+            return table.slots[at].member & IDENTIFIER_MEMBER_MASK
         at += 1
         if at == table.capacity:
             at = 0
     return 0
 
 
-cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t member) noexcept nogil:
+cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t member, uint8_t kind) noexcept nogil:
     # The key is not in the table and count < count_max.
     cdef uint64_t at = range_of(key.lo, table.capacity)
     VERIFY(table.count < table.count_max)
@@ -98,7 +102,7 @@ cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t m
             at = 0
     table.slots[at].lo = key.lo
     table.slots[at].hi = key.hi
-    table.slots[at].member = member
+    table.slots[at].member = member | <uint32_t>kind << IDENTIFIER_TYPE_SHIFT
     table.count += 1
 
 
@@ -322,11 +326,24 @@ cdef inline void keys_clear_with(KeyTable* table, const Generation* filling) noe
     keys_clear_some(table, step if left <= room * step else left // room + 1)
 
 
+cdef inline KeySlot* keys_insert(const KeyTable* table, Generation* generation, Hash128 key) noexcept nogil:
+    # A new slot, both sequences 0. The key is not in this generation, and there is room.
+    cdef uint64_t at = range_of(key.lo, table.capacity)
+    while generation.slots[at].lo != 0 or generation.slots[at].hi != 0:
+        at += 1
+        if at == table.capacity:
+            at = 0
+    generation.slots[at].lo = key.lo
+    generation.slots[at].hi = key.hi
+    generation.dirty = 1
+    generation.count += 1
+    return &generation.slots[at]
+
+
 cdef inline KeySlot* keys_put(KeyTable* table, Hash128 key, int64_t order, uint64_t sequence) noexcept nogil:
     # The key's slot in the filling generation, for an entry with this sequence; a new slot has both sequences 0. There must be room.
     cdef Generation* filling = generation_at(table, table.full)
     cdef KeySlot* slot = keys_look(table, filling, key)
-    cdef uint64_t at
     if slot != NULL:
         return slot
     if filling.count >= table.count_max:
@@ -334,20 +351,11 @@ cdef inline KeySlot* keys_put(KeyTable* table, Hash128 key, int64_t order, uint6
         filling = generation_at(table, table.full)
     elif generation_at(table, table.full + 1).dirty and keys_drop(table):
         keys_clear_with(table, filling)
-    at = range_of(key.lo, table.capacity)
-    while filling.slots[at].lo != 0 or filling.slots[at].hi != 0:
-        at += 1
-        if at == table.capacity:
-            at = 0
-    filling.slots[at].lo = key.lo
-    filling.slots[at].hi = key.hi
-    filling.dirty = 1
-    filling.count += 1
     if order > filling.order_max:
         filling.order_max = order
     if order < filling.order_min:
         filling.order_min = order
-    return &filling.slots[at]
+    return keys_insert(table, filling, key)
 
 
 cdef inline uint64_t keys_count(const KeyTable* table) noexcept nogil:
