@@ -34,7 +34,7 @@ from ledger._hash cimport Hash128
 from ledger._journal cimport (
     Drained, JOURNAL_CRASHED, JOURNAL_END, JOURNAL_FOREIGN, JOURNAL_OK, JOURNAL_SHORT, JOURNAL_TOO_LARGE, Journal, journal_begin, journal_close,
     journal_commit, journal_drained, journal_error, journal_find, journal_full, journal_open, journal_put, journal_release, journal_scan,
-    journal_scan_end, journal_used_bytes,
+    journal_scan_end, journal_sync, journal_used_bytes,
 )
 from ledger._layout cimport (
     Command, EntryHeader, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Outcome,
@@ -1091,6 +1091,11 @@ cdef class EngineHandle:
         if engine.sealed_groups and fdatasync(engine.tail_fd) != 0:
             # The groups may have been read from memory that never reached the disk.
             raise StartRefused("the tail cannot be flushed: see to its disk")
+        with nogil:
+            # The same for the journal: the place of its groups in the tail is free from now on, and new groups say that they are in it.
+            code = journal_sync(&engine.journal)
+        if code != 0:
+            raise StartRefused(f"the journal (journal/data.mdb) cannot be flushed: {journal_error(code).decode()}. See to its disk")
         tail_go_direct(engine.tail_fd)
         engine.durable_groups = engine.handed_groups = engine.sealed_groups
         engine.durable_sequence = engine.core_stats.sequence

@@ -48,6 +48,7 @@ cdef extern from "lmdb.h" nogil:
     int mdb_env_stat(MDB_env* env, MDB_stat* stat)
     int mdb_env_info(MDB_env* env, MDB_envinfo* info)
     void mdb_env_close(MDB_env* env)
+    int mdb_env_sync(MDB_env* env, int force)
     int mdb_reader_check(MDB_env* env, int* dead)
     int mdb_txn_begin(MDB_env* env, MDB_txn* parent, unsigned int flags, MDB_txn** txn)
     int mdb_txn_commit(MDB_txn* txn)
@@ -301,6 +302,10 @@ cdef void journal_scan_end(Journal* journal) noexcept nogil:
     if journal.scan_txn != NULL:
         mdb_txn_abort(journal.scan_txn)
         journal.scan_txn = NULL
+
+
+cdef int journal_sync(Journal* journal) noexcept nogil:
+    return mdb_env_sync(journal.env, 1)
 
 
 # --- the drain thread -------------------------------------------------------------------------------------------
