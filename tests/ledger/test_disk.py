@@ -93,6 +93,9 @@ def test_every_write_and_flush_that_fails_ends_the_process_and_loses_nothing(dri
             assert run.code == 0
             break
         codes.append(run.code)
+        if number == 1:  # the start flushes the journal before it relies on it
+            assert run.code == 3 and "journal/data.mdb) cannot be flushed: Input/output error" in run.refused
+            continue
         assert run.code == 70, (number, run.lines, run.errors)
         assert run.errors.count("\n") == 1 and "daybook: writing the" in run.errors and "start it again" in run.errors
         check_healed(driver, template, run.acked)
