@@ -52,9 +52,6 @@ enum { /* control words */
     C_DIE_AFTER = 14,   /* in: 1: right after it; 0: right before it */
     C_TICKS = 15,       /* places given out so far: one order for all processes */
     C_CAPTURE = 16,     /* in: 1: the content of all writes below SHIM_DISK goes into the log */
-    C_DROP_JOURNAL = 17, /* in: 1: flushes of the journal return at once and are not logged, nor is O_DSYNC: MDB_NOSYNC; 2: only the
-                            flush of its pages is left out */
-    C_DROP_NAMES = 18,  /* in: 1: flushes of directories return at once and are not logged */
 };
 #define CAPTURE_MAX 65536
 
@@ -182,7 +179,7 @@ static Record *note(int op, int file, int fd, uint64_t inode, uint64_t size, uin
     real_clock_gettime(CLOCK_MONOTONIC, &now);
     *record = (Record){tick(), 0, (uint16_t)op, (uint16_t)file, fd, -EINPROGRESS, size, offset, (uint32_t)captured,
                        (uint32_t)syscall(SYS_gettid), (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec, inode, 0, 0};
-    if (op == OP_WRITE && control[C_DROP_JOURNAL] != 1 && fcntl(fd, F_GETFL) & O_DSYNC) record->flags |= FLAG_DSYNC;
+    if (op == OP_WRITE && fcntl(fd, F_GETFL) & O_DSYNC) record->flags |= FLAG_DSYNC;
     for (i = 0; i < count && done < captured; i++) {
         uint64_t piece = parts[i].iov_len < captured - done ? parts[i].iov_len : captured - done;
         memcpy((uint8_t *)(record + 1) + done, parts[i].iov_base, piece);
@@ -261,7 +258,6 @@ static int flushed(int fd, int (*real)(int)) {
         if (!on_disk(path)) return real(fd);
         path[strlen(path) - 1] = 0;
         if ((error = fails(FILE_NAMES, &dies))) { errno = error; return -1; }
-        if (control[C_DROP_NAMES]) return 0;
         record = note(OP_FLUSH_NAMES, FILE_NAMES, fd, facts.st_ino, strlen(path), 0, &(struct iovec){path, strlen(path)}, 1);
         result = real(fd);
         saved = errno;
@@ -273,7 +269,6 @@ static int flushed(int fd, int (*real)(int)) {
     if (file == FILE_NONE || file == FILE_SOCKET) return real(fd);
     error = fails(file, &dies);
     if (file == FILE_TAIL && control[C_DROP_FLUSH]) return 0;
-    if (file == FILE_JOURNAL && control[C_DROP_JOURNAL]) return 0;
     record = note(OP_FLUSH, file, fd, inode, 0, 0, NULL, 0);
     if (error) { errno = error; result = -1; }
     else {

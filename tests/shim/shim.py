@@ -19,7 +19,7 @@ _LOG_BYTES = 256 << 20  # sparse
 _RECORD = struct.Struct("<QQHHiqQQIIQQII")
 _OPS, _FILES, _FAIL_AT, _FAIL_ERRNO, _FAIL_COUNT, _FAILED = range(6)
 _DELAY_US, _DELAYED, _FREE_SET, _FREE_BYTES, _CLOCK_STEP_US, _DROP_FLUSH, _SHORT_WRITE = range(6, 13)
-_DIE_AT, _DIE_AFTER, _TICKS, _CAPTURE, _DROP_JOURNAL, _DROP_NAMES = range(13, 19)
+_DIE_AT, _DIE_AFTER, _TICKS, _CAPTURE = range(13, 17)
 
 
 class Record(NamedTuple):
@@ -66,10 +66,10 @@ class Shim:
         self._log = self._map(self._log_path)
 
     @classmethod
-    def attach(cls, folder: Path) -> Self:
-        """The shim of another process, or of this one."""
+    def attach(cls, folder: Path, disk: Path | None = None) -> Self:
+        """The shim that was made in this folder."""
         self = cls.__new__(cls)
-        self._control_path, self._log_path, self._disk = folder / "shim.control", folder / "shim.log", None
+        self._control_path, self._log_path, self._disk = folder / "shim.control", folder / "shim.log", disk
         self._attach()
         return self
 
@@ -107,6 +107,10 @@ class Shim:
     def failed(self) -> int:
         return self._get(_FAILED)
 
+    def place(self) -> int:
+        """The last place given out in the order of all operations."""
+        return self._get(_TICKS)
+
     def operations(self) -> int:
         return self._get(_OPS)
 
@@ -126,11 +130,13 @@ class Shim:
     def drop_flushes(self) -> None:
         self._set(_DROP_FLUSH, 1)
 
-    def drop_journal_flushes(self, *, pages_only: bool = False) -> None:
-        self._set(_DROP_JOURNAL, 2 if pages_only else 1)
-
-    def drop_name_flushes(self) -> None:
-        self._set(_DROP_NAMES, 1)
+    def reset(self) -> None:
+        """As it was made; the order goes on."""
+        ticks = self.place()
+        self._control[:] = bytes(len(self._control))
+        self._set(_TICKS, ticks)
+        self._set(_FILES, TAIL | JOURNAL | META)
+        self.clear()
 
     def capture(self, on: bool) -> None:
         """Keep the content of every write on the disk."""
