@@ -23,7 +23,7 @@ MEMORY_MIN = 2 << 30  # free bytes that /dev/shm must have; a small one would ma
 
 
 class Laboratory:
-    """A folder whose `disk` is watched, a driver process on it, and judges. Their processes live as long as the tests; reset() makes it new."""
+    """A folder whose `disk` is watched, a driver process on it, and judges. The processes stay; reset() makes the rest new."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,9 +91,9 @@ class Laboratory:
             Path(path).unlink()
         both = Verdict(sum(one.states for one in verdicts), sum(one.recoveries for one in verdicts), max(one.windows for one in verdicts),
                        max(one.exhaustive for one in verdicts), [fault for one in verdicts for fault in one.faults],
-                       max(one.seconds for one in verdicts))
+                       sum(one.cpu_ms for one in verdicts))
         print(f"{both.states} crash states in {both.windows} windows ({both.exhaustive} exhaustive), {both.recoveries} recoveries, "
-              f"{both.seconds} s, {len(both.faults)} faults", flush=True)
+              f"{both.cpu_ms} ms of processor, {len(both.faults)} faults", flush=True)
         return both
 
     def close(self) -> None:

@@ -3,8 +3,8 @@
 For: the model alone. Not for making logs (tests/shim/, recording.py) and not for judging states (judge.py). Called by both.
 
 The model is a disk without barriers between files, under a file system that promises no more than POSIX does:
-a) A finished fsync or fdatasync of a file makes durable what was written to this file before it began; a finished O_DSYNC write makes itself
-   durable. A finished fsync of a directory makes durable the names that were changed in it before it began.
+a) A finished fsync or fdatasync of a file makes durable what was written to this file before it began; a finished O_DSYNC write makes
+   itself durable. A finished fsync of a directory makes durable the names that were changed in it before it began.
 b) Of everything else that was begun, any part may be there, in any order: each 512-byte sector has its old content or that of any later
    write; a file that grew has its old size or any later one, with zeros where no data came; each change of a name is there or not.
    A sector and a change of a name (also a rename) are whole.

@@ -1,8 +1,8 @@
 """A process for the power-loss tests, run with the shim preloaded: uses a ledger's directory as a service does, in forked children.
 
-Lines on stdin: `run DIRECTORY SEED GROUPS MODE`. One line on stdout: `exit CODE TEXT`. What is durable is acknowledged by a message on a socket,
-which the shim notes in the one order of all operations. Modes: `alone` one thread does everything; `threads` flush and drain thread run;
-`fill` many groups of one entry; `early` acknowledges what is not flushed yet: the build that the tests must catch.
+Lines on stdin: `run DIRECTORY SEED GROUPS MODE`. Lines on stdout: `refused TEXT`, `exit CODE`. What is durable is acknowledged by a message
+on a socket, which the shim notes in the one order of all operations. Modes: `alone` one thread does everything; `threads` flush and drain
+thread run; `fill` many groups of one entry; `early` acknowledges what is not flushed yet: the build that the tests must catch.
 """
 
 from __future__ import annotations

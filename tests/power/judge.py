@@ -1,7 +1,7 @@
 """Lets the real recovery look at crash states and says what is wrong with what it finds. One process; several share a recording.
 
-`python -m tests.power.judge`, with the shim preloaded on the working directory: the shim tells what a recovery wrote, so that the next state
-costs only its differences. A Spec a line on stdin, a Verdict a line on stdout, both JSON. Started by tests/power/conftest.py.
+`python -m tests.power.judge`, with the shim preloaded on the working directory: the shim tells what a recovery wrote, so that the next
+state costs only its differences. A Spec a line on stdin, a Verdict a line on stdout, both JSON. Started by tests/power/conftest.py.
 
 A state is good when the ledger starts, ends with a whole group, has everything that was acknowledged before the moment, shows the chain's
 hash and the digest that a replay of these entries gives, takes new writes, and recovers to the same once more.
@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
     windows: int
     exhaustive: int  # windows of which every combination was among the states
     faults: list[str]
-    seconds: int
+    cpu_ms: int  # of processor
 
 
 class Wrong(Exception):
@@ -149,7 +149,7 @@ class Judge:
         self.faults: list[str] = []
 
     def run(self) -> Verdict:
-        begin = time.monotonic()
+        begin = time.process_time_ns()
         for window in self.disk.walk(self.recording.ops):
             if window.place <= self.after:
                 continue
@@ -159,7 +159,8 @@ class Judge:
             if len(self.faults) >= FAULTS_MAX:
                 break
         self.work.close()
-        return Verdict(len(self.found), self.recoveries, self.windows, self.exhaustive, self.faults, round(time.monotonic() - begin))
+        cpu_ms = (time.process_time_ns() - begin) // 1_000_000
+        return Verdict(len(self.found), self.recoveries, self.windows, self.exhaustive, self.faults, cpu_ms)
 
     def _window(self, window: Window) -> None:
         demand = self.recording.demand(window.place)

@@ -11,7 +11,6 @@ import random
 import shutil
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,7 +29,7 @@ from tests.test_durable import answers
 
 SOAK_STATES = 100_000
 RING_BLOCKS = limits.TAIL_BYTES_MIN // limits.TAIL_BLOCK_BYTES - 1
-SKIP_BLOCKS = limits.GROUP_BYTES_MAX // limits.TAIL_BLOCK_BYTES + 1  # with less room than this before the ring's end, a group goes to its start
+SKIP_BLOCKS = limits.GROUP_BYTES_MAX // limits.TAIL_BLOCK_BYTES + 1  # with less room before the ring's end, a group goes to its start
 
 
 def good(verdict: Verdict, states_min: int) -> int:

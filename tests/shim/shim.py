@@ -86,7 +86,8 @@ class Shim:
 
     def environment(self) -> dict[str, str]:
         disk = {} if self._disk is None else {"SHIM_DISK": str(self._disk)}
-        return {**os.environ, "LD_PRELOAD": str(library()), "SHIM_CONTROL": str(self._control_path), "SHIM_LOG": str(self._log_path), **disk}
+        files = {"SHIM_CONTROL": str(self._control_path), "SHIM_LOG": str(self._log_path)}
+        return {**os.environ, **files, **disk, "LD_PRELOAD": str(library())}
 
     def fail(self, number: int, code: int, *, count: int = 1, files: int = TAIL | JOURNAL | META, short: bool = False) -> None:
         """The `number`th operation from now on (from 1), and count - 1 behind it, fail with errno `code`; `short`: a half write."""
