@@ -17,11 +17,22 @@ import time
 from pathlib import Path
 
 from ledger import engine, limits
-from ledger.engine import StartRefused, open_ledger
+from ledger.engine import OpenLedger, StartRefused, open_ledger
 from tests.power.recording import ACK, SIZES
 
 PROGRAM = Path(__file__).resolve().parents[2] / "programs" / "base.yaml"
 engine.compile_file = functools.cache(engine.compile_file)  # the same programme in every child
+
+
+
+def tail_of(data: Path) -> Path | None:
+    """A directory `apart` beside the data directory is for the tail."""
+    return data.parent / "apart" if (data.parent / "apart").is_dir() else None
+
+
+def open_here(data: Path) -> OpenLedger:
+    return open_ledger(data, PROGRAM, tail=tail_of(data), tail_bytes=limits.TAIL_BYTES_MIN, **SIZES)
+
 
 ours, theirs = socket.socketpair()
 
@@ -32,7 +43,7 @@ def acknowledge(sequence: int) -> None:
 
 
 def run(directory: Path, seed: int, groups: int, mode: str) -> None:
-    ledger = open_ledger(directory, PROGRAM, tail_bytes=limits.TAIL_BYTES_MIN, **SIZES)
+    ledger = open_here(directory)
     handle = ledger.handle
     acknowledge(handle.sequence)
     generator = random.Random(seed)

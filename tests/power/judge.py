@@ -20,12 +20,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import engine, limits
-from ledger.engine import OpenLedger, StartRefused, open_ledger
+from ledger import engine
+from ledger.engine import OpenLedger, StartRefused
 from ledger.verify import verify
 from tests.power.disk import FOLDER, Disk, State, Window
-from tests.power.driver import PROGRAM
-from tests.power.recording import SIZES, Recording
+from tests.power.driver import open_here, tail_of
+from tests.power.recording import Recording
 from tests.shim import shim as log
 from tests.shim.shim import Shim
 
@@ -184,7 +184,7 @@ class Judge:
 
     def _open(self) -> OpenLedger:
         try:
-            return open_ledger(self.data, PROGRAM, tail_bytes=limits.TAIL_BYTES_MIN, **SIZES)
+            return open_here(self.data)
         except StartRefused as error:
             raise Wrong(f"the start is refused: {error}") from None
 
@@ -219,7 +219,7 @@ class Judge:
             finally:
                 ledger.close()
         if chance // 15 % 64 == 0:
-            report = verify(self.data)
+            report = verify(self.data, tail=tail_of(self.data))
             if report.head != f"{expected[2][0]}:{expected[2][1]}":
                 raise Wrong(f"verify ends with {report.head}, the ledger with {expected[2]}")
         return found

@@ -50,9 +50,11 @@ def groups(laboratory: Laboratory, *, seed: int, count: int, mode: str) -> Recor
     return recorder.finish()
 
 
-def creation(laboratory: Laboratory, *, seed: int, above: str = "srv/daybook") -> Recording:
-    """A directory is made, with the directories above it, and gets its first groups."""
+def creation(laboratory: Laboratory, *, seed: int, above: str = "srv/daybook", apart: bool = False) -> Recording:
+    """A directory is made, with the directories above it, and gets its first groups; `apart`: the tail lies elsewhere."""
     laboratory.data = laboratory.disk / above / "data"
+    if apart:
+        (laboratory.data.parent / "apart").mkdir(parents=True)
     recorder = laboratory.recorder()
     assert laboratory.run(seed=seed, groups=2) == 0
     return recorder.finish()
@@ -120,7 +122,10 @@ def test_groups_and_drains(laboratory: Laboratory) -> None:
 
 
 def test_a_directory_in_the_making(laboratory: Laboratory) -> None:
-    good(laboratory.judge(creation(laboratory, seed=2), data="srv/daybook/data", share=2), 100)
+    made = creation(laboratory, seed=2)
+    laboratory.reset()
+    apart = creation(laboratory, seed=3, apart=True)
+    good(laboratory.judge(made, apart, data="srv/daybook/data", share=4), 100)
 
 
 def test_the_ring_turns(laboratory: Laboratory) -> None:
@@ -283,7 +288,7 @@ def any_run(laboratory: Laboratory, seed: int) -> Verdict:
     if kind in ("threads", "alone"):
         return laboratory.judge(groups(laboratory, seed=seed, count=60, mode=kind), seed=seed, drawn=100)
     if kind == "creation":
-        return laboratory.judge(creation(laboratory, seed=seed), seed=seed, data="srv/daybook/data", drawn=30)
+        return laboratory.judge(creation(laboratory, seed=seed, apart=seed % 2 == 0), seed=seed, data="srv/daybook/data", drawn=30)
     if kind == "turn":
         return laboratory.judge(turn_of_the_ring(laboratory, seed=seed, count=40), seed=seed, drawn=50)
     if kind == "kills":
