@@ -192,8 +192,10 @@ def compile_program(
 # The commands that have modules of their own.
 app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --operator anna --reason 'ticket 4711'`",
             rich_help_panel="By hand")(adjust)
-app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`", rich_help_panel="By hand")(link)
-app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`", rich_help_panel="By hand")(unlink)
+app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`",
+            rich_help_panel="By hand")(link)
+app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`",
+            rich_help_panel="By hand")(unlink)
 
 
 def _add_commands() -> None:
