@@ -82,7 +82,8 @@ MODULES = {  # module: libraries
     "server._wire": [],
     "server._call": [],
     "server._local": ["crypto"],
-    "server._transport": ["nghttp2"],
+    "server._http2": ["nghttp2"],
+    "server._transport": [],
     "bench._load": ["nghttp2"],
     "bench._flush": [],
 }

@@ -84,6 +84,7 @@ RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all m
 CONNECTIONS_MAX = 4096  # a gateway per store opens one or two
 STREAMS_PER_CONNECTION_MAX = 1024  # SETTINGS_MAX_CONCURRENT_STREAMS
 STREAMS_MAX = 16_384  # in all; 16k * 20 kB of buffers, touched only when used
+STREAMS_SHARE_MIN = 8  # what every connection may hold when they run short: a till has one call at a time, a gateway a few
 HEADER_BYTES_MAX = 8192  # a call's header block; tills send ~300 bytes
 IDLE_TIMEOUT_S = 600  # a connection without calls is closed with GOAWAY
 SLOW_CLIENT_TIMEOUT_S = 20  # a peer that does not read its answers, or stops in the middle of a request
