@@ -100,7 +100,7 @@ class Keys:
     def __init__(self, remembered: int):
         self.size = max(1, remembered // 2)
         self.generations: list[dict[Any, tuple[int, Any]]] = [{}]
-        self.forgotten = -1  # the highest order that was forgotten
+        self.forgotten = -(2**63)  # the highest order that was forgotten; times before 1970 can be asked for
 
     def find(self, key: Any) -> Any:
         for generation in self.generations:
