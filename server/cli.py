@@ -205,8 +205,10 @@ def compile_program(
 app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(cli_follow.follow)
 app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --operator anna --reason 'ticket 4711'`",
             rich_help_panel="By hand")(adjust)
-app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`", rich_help_panel="By hand")(link)
-app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`", rich_help_panel="By hand")(unlink)
+app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`",
+            rich_help_panel="By hand")(link)
+app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`",
+            rich_help_panel="By hand")(unlink)
 app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)
 
 
