@@ -2128,6 +2128,8 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         if (view.sections[SECTION_DIGEST].size != 16 or view.sections[SECTION_DIGEST].data == NULL
                 or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
             return APPLY_DIGEST
+    elif header.kind == KIND_RESTORE:
+        pass                    # a mark: what went before it is the state
     elif KIND_EARN <= header.kind <= KIND_EXPIRE_RESERVATION:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)

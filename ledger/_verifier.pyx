@@ -22,6 +22,7 @@ from ledger._layout cimport (
 )
 from ledger._limits cimport GROUP_BYTES_MAX, GROUP_ENTRIES_MAX
 from ledger._rules cimport Program
+from ledger._tail cimport epoch_follows
 
 cdef extern from *:
     """
@@ -78,8 +79,9 @@ cdef enum Fault:                # why a record is refused; 0 = accepted. Names: 
     FAULT_ENTRIES = 8
     FAULT_POSTINGS = 9
     FAULT_APPLY = 10            # detail: ApplyResult
+    FAULT_EPOCH = 11
 
-FAULTS = ("none", "size", "magic", "directory", "sequence", "chain", "hash", "time", "entries", "postings", "apply")
+FAULTS = ("none", "size", "magic", "directory", "sequence", "chain", "hash", "time", "entries", "postings", "apply", "epoch")
 APPLIES = ("ok", "framing", "sequence", "member", "lots", "sum", "reservation", "digest", "program", "key", "full")
 
 
@@ -97,6 +99,7 @@ cdef class Verifier:
     cdef Py_ssize_t capacity
     cdef uint64_t sequence      # last one applied
     cdef int64_t time_us        # of the last group
+    cdef uint32_t epoch         # of the last group; 0: none yet
     cdef uint64_t groups
     cdef uint64_t refusals
     cdef uint64_t fault_sequence
@@ -110,8 +113,9 @@ cdef class Verifier:
     cdef uint64_t kinds[256]
     cdef int64_t sums[ACCOUNT_COUNT][WALLETS_MAX]   # postings by account and wallet, kept apart from the core's own sums
 
-    def __cinit__(self, bytes directory, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max):
+    def __cinit__(self, bytes directory, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, bytes identity_key=None):
         cdef CoreSizes sizes
+        cdef const uint8_t* key = NULL
         if len(directory) != 16:
             raise ValueError(f"a directory id has 16 bytes, not {len(directory)}")
         memcpy(self.directory, <const uint8_t*>directory, 16)
@@ -120,13 +124,18 @@ cdef class Verifier:
         memset(self.sums, 0, sizeof(self.sums))
         self.sequence = self.groups = self.refusals = self.expect_sequence = 0
         self.time_us = 0
+        self.epoch = 0
         self.expect_state = 0
         self.capacity = 0
         self.buffers = NULL
         sizes.members_max = members_max
         sizes.ids_max = ids_max
         sizes.reservations_max = reservations_max
-        self.core = core_open(&sizes, NULL)
+        if identity_key is not None:
+            if len(identity_key) != 16:
+                raise ValueError(f"an identity key has 16 bytes, not {len(identity_key)}")
+            key = identity_key
+        self.core = core_open(&sizes, key)
 
     def __dealloc__(self):
         if self.core != NULL:
@@ -220,7 +229,7 @@ cdef class Verifier:
                     "reserved": stats.reserved_points[i], "outstanding": member, "scale": program.wallets[i].scale,
                 }
         return {
-            "sequence": self.sequence, "time_us": stats.time_us, "groups": self.groups, "members": stats.members,
+            "sequence": self.sequence, "time_us": stats.time_us, "epoch": self.epoch, "groups": self.groups, "members": stats.members,
             "identifiers": stats.identifiers, "lots": stats.lots, "reservations_active": stats.reservations_active,
             "refusals": self.refusals, "digests": self.kinds[KIND_DIGEST],
             "kinds": {i: self.kinds[i] for i in range(256) if self.kinds[i]},
@@ -242,7 +251,7 @@ cdef int verify_group(Verifier self, uint64_t key, const uint8_t* record, uint64
     self.fault_detail = APPLY_OK
     if size < GROUP_HEADER_BYTES:
         return FAULT_SIZE
-    if header.magic != GROUP_MAGIC or header.version != 1 or header.flags != 0 or header.shard != 0 or header.epoch != 1:
+    if header.magic != GROUP_MAGIC or header.version != 1 or header.flags != 0 or header.shard != 0 or header.epoch == 0:
         return FAULT_MAGIC
     if header.size > <uint32_t>GROUP_BYTES_MAX or size != <uint64_t>GROUP_HEADER_BYTES + header.size:
         return FAULT_SIZE
@@ -259,6 +268,8 @@ cdef int verify_group(Verifier self, uint64_t key, const uint8_t* record, uint64
         return FAULT_CHAIN
     if header.time_us < self.time_us:
         return FAULT_TIME
+    if header.size >= ENTRY_HEADER_BYTES and not epoch_follows(self.epoch, record):
+        return FAULT_EPOCH
     at = record + GROUP_HEADER_BYTES
     end = record + size
     for i in range(header.count):
@@ -283,6 +294,7 @@ cdef int verify_group(Verifier self, uint64_t key, const uint8_t* record, uint64
             self.expect_state = 1 if memcmp(header.hash, self.expect_hash, 32) == 0 else 2
     self.sequence = last
     self.time_us = header.time_us
+    self.epoch = header.epoch
     self.groups += 1
     memcpy(self.hash, header.hash, 32)
     verifier_sequence_set(last)

@@ -52,7 +52,7 @@ inbox_calls, outbox_calls    calls of the control port on their way in and out
 tail_used_bytes of tail_bytes, map_used_bytes of map_bytes, free_bytes against free_bytes_min
 gate                 0 open, 1 closed: little free space, 2 closed: the drain meets a full disk or map; refused_full: writes refused
 clock_stepped        1: realtime made a forward step that is not believed (clock_ahead_us); ticks stand still
-clock_gap            1: the clock was more than 7 days ahead of the journal at start; ticks stand still
+clock_gap            1: the clock was more than 7 days ahead of the journal at start and is not believed; ticks stand still
 clock_behind_us      how far realtime is behind server time
 turns, ticks         of the hot loop; entries written by ticks
 finds_ring, finds_journal    entries read again for repeats: from memory, from LMDB
@@ -66,7 +66,7 @@ class Recovered(NamedTuple):
     sequence: int  # last entry of journal and tail
     journal_sequence: int  # last entry that was in LMDB already
     tail_groups: int  # groups that were only in the tail
-    gap_us: int  # above 0: the clock is this far ahead of the journal (more than 7 days), ticks stand still
+    gap_us: int  # above 0: the clock is this far ahead of the journal (more than 7 days) and not believed
 
 
 class OpenLedger:

@@ -33,7 +33,7 @@ DRAINED = struct.Struct("<Q32sQq")
 NO_HASH = bytes(32)
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
-         9: "expire_reservation", 20: "program", 21: "digest"}
+         9: "expire_reservation", 20: "program", 21: "digest", 22: "restore"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
 IDENTIFIERS = {2: "card", 3: "phone", 4: "email", 5: "app"}

@@ -24,11 +24,12 @@ SETTLE_MS = 20  # between two looks: a fifth of DRAIN_INTERVAL_MS
 
 FAULTS = {
     "size": "the record's size or its number of entries is impossible",
-    "magic": "the record is no group of version 1 (magic, version, flags, shard or epoch)",
+    "magic": "the record is no group of version 1 (magic, version, flags or shard)",
     "directory": "the group belongs to another data directory",
     "sequence": "the group does not begin with the next sequence: groups are missing or out of order",
     "hash": "the group's hash does not fit its bytes: the record was changed",
     "chain": "the group does not follow the one before: its previous hash is another",
+    "epoch": "the group is of another epoch than the one before, and no restore begins it",
     "time": "the group is older than the one before: time went back",
     "entries": "the entry's framing is broken",
     "postings": "the entry's postings are broken or name an unknown account or wallet",

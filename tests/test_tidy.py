@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger._tail": LEAVES,
     "ledger._journal": LEAVES,
     "ledger._engine": ENGINE,
-    "ledger._verifier": LEAVES | {"ledger._core"},
+    "ledger._verifier": LEAVES | {"ledger._core", "ledger._tail"},
     "ledger._probe": LEAVES,
     "ledger.engine": {"ledger.limits", "ledger.errors", "ledger._engine", "ledger.rules", "ledger.rules_compiled"},
     "ledger.journal": {"ledger.limits"},
