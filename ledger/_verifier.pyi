@@ -4,7 +4,7 @@ from typing import Any
 FAULTS: tuple[str, ...]
 APPLIES: tuple[str, ...]
 
-def guard(file: str) -> None: ...
+def guard(file: str, what: str) -> None: ...
 
 class Verifier:
     def __init__(self, directory: bytes, members_max: int, ids_max: int, reservations_max: int,

@@ -46,17 +46,18 @@ cdef extern from *:
 
     /* A damaged LMDB file can lead the mapped reader outside the file: no exception can be raised then, so say where it was. */
     static volatile uint64_t verifier_sequence;
-    static char verifier_file[512];
+    static char verifier_file[512], verifier_what[32];
     static void verifier_died(int number) {
         char text[800];
         int size = snprintf(text, sizeof text,
-            "\\nverify: FAILED: %s: reading behind sequence %llu ended in signal %d: the file is cut or its pages point astray\\n",
-            verifier_file, (unsigned long long)verifier_sequence, number);
+            "\\n%s: FAILED: %s: reading behind sequence %llu ended in signal %d: the file is cut or its pages point astray\\n",
+            verifier_what, verifier_file, (unsigned long long)verifier_sequence, number);
         ssize_t ignored = write(2, text, (size_t)size);
         (void)ignored;
         _exit(1);
     }
-    static void verifier_guard(const char *file) {
+    static void verifier_guard(const char *file, const char *what) {
+        snprintf(verifier_what, sizeof verifier_what, "%s", what);
         snprintf(verifier_file, sizeof verifier_file, "%s", file);
         signal(SIGSEGV, verifier_died);
         signal(SIGBUS, verifier_died);
@@ -64,7 +65,7 @@ cdef extern from *:
     }
     """
     void verifier_hash(const uint8_t* record, uint32_t size, uint8_t* out) noexcept nogil
-    void verifier_guard(const char* file) noexcept nogil
+    void verifier_guard(const char* file, const char* what) noexcept nogil
     uint64_t verifier_sequence
 
 cdef enum Fault:                # why a record is refused; 0 = accepted. Names: FAULTS below
@@ -85,10 +86,10 @@ FAULTS = ("none", "size", "magic", "directory", "sequence", "chain", "hash", "ti
 APPLIES = ("ok", "framing", "sequence", "member", "lots", "sum", "reservation", "digest", "program", "key", "full")
 
 
-def guard(file: str) -> None:
-    """From here on a crash while reading `file` ends this process with status 1 and one line on stderr."""
-    encoded = file.encode()
-    verifier_guard(encoded)
+def guard(file: str, what: str) -> None:
+    """From here on a crash while reading `file` ends this process with status 1 and one line on stderr that begins with `what`."""
+    encoded, encoded_what = file.encode(), what.encode()
+    verifier_guard(encoded, encoded_what)
 
 
 cdef class Verifier:

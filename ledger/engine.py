@@ -1,7 +1,8 @@
 """Start, recover, stop: the data directory around the engine.
 
 For: creating and opening a data directory, refusing what is wrong with it in one clear sentence, running the flush and the drain
-thread, and the clean end. Not for the loop's steps (ledger/_engine.pyx), sockets or flags (server/). Called by `daybook serve` and tests.
+thread, and the clean end. Not for the loop's steps (ledger/_engine.pyx), sockets or flags (server/). Called by `daybook serve` and
+tests; ledger/restore.py makes a directory from the same parts.
 
 The bytes on disk are docs/journal-format.md. A start after a clean stop is the same as a start after kill -9: both recover.
 """
@@ -24,7 +25,8 @@ from ledger import limits
 from ledger._engine import EngineHandle, StartRefused
 from ledger.rules import CompiledProgram, ProgramError, compile_file
 
-__all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "open_ledger"]
+__all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "create_tail", "open_ledger", "read_key", "sync_directory",
+           "write_file"]
 
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): what is "tail" (bytes written) or "journal" (entries replayed)."""
@@ -140,7 +142,7 @@ def open_ledger(
         _check_new(data, tail_path, tail_bytes)
         fds.append(_lock(data))
         directory, created = _identify(data, tail_path, tail_bytes, progress)
-        key = _read_key(data / "identity.key")
+        key = read_key(data / "identity.key")
         if not (data / "journal" / "data.mdb").exists() or (data / "journal" / "data.mdb").stat().st_size < _FIRST_PAGES_BYTES:
             raise StartRefused(f"the journal {data / 'journal' / 'data.mdb'} is missing or cut off: restore the data directory from a "
                                "copy of one moment (journal and tail together)")
@@ -208,7 +210,7 @@ def _lock(data: Path) -> int:
         raise _refusal(error, f"the data directory {data} cannot be made") from None
     try:
         if made:
-            _sync_directory(data.parent)
+            sync_directory(data.parent)
         fd = os.open(data / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise _refusal(error, f"the data directory {data} cannot be written") from None
@@ -220,7 +222,7 @@ def _lock(data: Path) -> int:
     return fd
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -228,7 +230,7 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _write_file(path: Path, content: bytes, mode: int) -> None:
+def write_file(path: Path, content: bytes, mode: int) -> None:
     """A small file, on disk under its name when this returns (the directory's own sync is the caller's)."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
@@ -324,23 +326,23 @@ def _tail_directory(path: Path) -> bytes | None:
 def _create(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | None) -> bytes:
     """Make everything of a new directory; FORMAT gets its name last, so that a directory with FORMAT is complete."""
     directory = secrets.token_bytes(16)
-    _write_file(data / "FORMAT.new", b"daybook %d\n%s\n" % (FORMAT_VERSION, directory.hex().encode()), 0o640)
-    _sync_directory(data)
-    _write_file(data / "identity.key", secrets.token_hex(16).encode() + b"\n", 0o600)
-    _create_tail(tail_path, tail_bytes, directory, progress)
+    write_file(data / "FORMAT.new", b"daybook %d\n%s\n" % (FORMAT_VERSION, directory.hex().encode()), 0o640)
+    sync_directory(data)
+    write_file(data / "identity.key", secrets.token_hex(16).encode() + b"\n", 0o600)
+    create_tail(tail_path, tail_bytes, directory, progress)
     (data / "journal").mkdir(mode=0o750)
     fd = os.open(tail_path, os.O_RDWR | os.O_CLOEXEC)
     try:
         _open_engine(data, fd, limits.TAIL_BYTES_MIN, directory, bytes(16), 1, 1, None, False, create=True).close()
     finally:
         os.close(fd)
-    _sync_directory(data / "journal")
+    sync_directory(data / "journal")
     (data / "FORMAT.new").rename(data / "FORMAT")
-    _sync_directory(data)
+    sync_directory(data)
     return directory
 
 
-def _create_tail(path: Path, size: int, directory: bytes, progress: Progress | None) -> None:
+def create_tail(path: Path, size: int, directory: bytes, progress: Progress | None) -> None:
     """Write the tail once with zeros (not a hole, not an unwritten extent: those make each flush write metadata too) and its block 0."""
     making = path.with_name("tail.new")
     fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
@@ -359,7 +361,7 @@ def _create_tail(path: Path, size: int, directory: bytes, progress: Progress | N
     finally:
         os.close(fd)
     making.rename(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def _write_all(fd: int, content: bytes, offset: int) -> None:
@@ -367,7 +369,7 @@ def _write_all(fd: int, content: bytes, offset: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _read_key(path: Path) -> bytes:
+def read_key(path: Path) -> bytes:
     """The identity key. It is a secret: a file that others can read is refused."""
     try:
         mode = path.stat().st_mode & 0o777

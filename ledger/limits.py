@@ -69,6 +69,12 @@ TIME_JUMP_US_MAX = 3_600_000_000  # a clock step above an hour stops the ticks
 TIME_GAP_US_MAX = 604_800_000_000  # a start more than 7 days after the journal's last entry stops them too
 SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s is far below FREE_BYTES_MIN
 
+# --- back-ups ---------------------------------------------------------------------------------------------------
+BACKUP_FILE_BYTES = 268_435_456  # a file of a back-up ends behind this: small enough to send again, few enough to list
+BACKUP_FLUSH_BYTES = 4_194_304  # written between two flushes: a larger one would stand before the service's own for too long
+BACKUP_BYTES_PER_S = 50_000_000  # copied a second unless told otherwise: a third of a plain disk; 50 GB take 17 minutes
+RESTORE_COMMIT_BYTES = 67_108_864  # one LMDB transaction of a restore: bounds its dirty pages in memory
+
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
 IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys: the same number); the biggest chain has 12.4 million a day

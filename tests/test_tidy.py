@@ -43,7 +43,9 @@ ARROWS: dict[str, set[str]] = {
     "ledger._probe": LEAVES,
     "ledger.engine": {"ledger.limits", "ledger.errors", "ledger._engine", "ledger.rules", "ledger.rules_compiled"},
     "ledger.journal": {"ledger.limits"},
-    "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier"},
+    "ledger.backup": {"ledger.limits", "ledger.journal"},
+    "ledger.restore": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup", "ledger.engine"},
+    "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup"},
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
@@ -59,7 +61,9 @@ ARROWS: dict[str, set[str]] = {
     "server.metrics": {"ledger.limits", "ledger.errors", "server._transport", "server.config"},
     "server.service": {"ledger.engine", "ledger.limits", "server._transport", "server.config", "server.control", "server.metrics"},
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify", "server.config",
-                   "server.service"},
+                   "server.service", "server.console", "server.cli_backup"},
+    "server.cli_backup": {"ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier", "server.console"},
+    "server.console": set(),
     "server.__main__": {"server.cli"},
 }
 
@@ -76,8 +80,8 @@ OTHERS = {
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/rules/lower.py", "server/_local.pyi"},
-    "typer": {"server/cli.py"},
-    "rich": {"server/cli.py"},
+    "typer": {"server/cli.py", "server/cli_backup.py", "server/console.py"},
+    "rich": {"server/cli.py", "server/cli_backup.py", "server/console.py"},
 }
 
 # A C library -> where its header may be included.
@@ -234,7 +238,7 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/verify.py", "server/cli.py"}
+STOPWATCHES = {"ledger/backup.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py"}
 
 
 @pytest.mark.parametrize("name", sources("ledger/", "server/"))
