@@ -57,14 +57,19 @@ class BackUpFile:
 class BackUp:
     """A back-up as its manifest says; nothing is written. `sequence` and `hash` are its head.
 
-    Errors: NotReadable, Damage (the manifest, or a file that is missing or of another size).
+    Errors: NotReadable, Damage (the manifest).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.file = self.path / MANIFEST
         self.directory, self.files = _read_manifest(self.file)
+
+    def check_files(self, until_sequence: int | None = None) -> None:
+        """That every file (or those with sequences up to until_sequence) is there and has its size. Errors: Damage."""
         for row in self.files:
+            if until_sequence is not None and row.first_sequence > until_sequence:
+                return
             have = (self.path / row.name).stat().st_size if (self.path / row.name).exists() else -1
             if have != row.bytes:
                 raise Damage(str(self.path / row.name), "the file is missing" if have < 0 else
@@ -100,17 +105,15 @@ class BackUp:
             whole = hashlib.sha256()
             rest, expected = b"", row.first_sequence
             with path.open("rb") as file:
-                while piece := file.read(READ_BYTES):
+                while (piece := file.read(READ_BYTES)) or rest:
                     whole.update(piece)
                     buffer = memoryview(rest + piece)
-                    records, used = _split(buffer, f"{path}, group {expected}")
+                    records, used = _split(buffer, f"{path}, group {expected}", not piece)
                     if records:
                         yield str(path), records
                         last = records[-1][1]
                         expected = int.from_bytes(last[16:24], "little") + int.from_bytes(last[40:44], "little")
                     rest = bytes(buffer[used:])
-            if rest:
-                raise Damage(f"{path}, group {expected}", "the file ends within the group")
             if whole.hexdigest() != row.sha256:
                 raise Damage(str(path), "its SHA-256 is not the one in the manifest")
 
@@ -151,18 +154,25 @@ def _record_bytes(record: bytes | memoryview) -> int:
     return GROUP_HEADER.size + int.from_bytes(record[44:48], "little")
 
 
-def _split(buffer: memoryview, where: str) -> tuple[list[tuple[int, memoryview]], int]:
-    """The whole records at the start of a buffer, and how many bytes they take."""
+def _split(buffer: memoryview, where: str, ended: bool) -> tuple[list[tuple[int, memoryview]], int]:
+    """The whole records at the start of a buffer, and how many bytes they take. What comes before a fault is handed on first.
+
+    `ended`: the file has no more. Errors: Damage.
+    """
     records: list[tuple[int, memoryview]] = []
     at = 0
     while len(buffer) - at >= GROUP_HEADER.size:
         size = _record_bytes(buffer[at:at + GROUP_HEADER.size])
         if buffer[at:at + 4] != GROUP_MAGIC or size > GROUP_HEADER.size + limits.GROUP_BYTES_MAX:
-            raise Damage(where if not records else f"{where} and {len(records)} behind it", "no group begins here: the file was changed")
+            if records:
+                return records, at
+            raise Damage(where, "no group begins here: the file was changed")
         if size > len(buffer) - at:
             break
         records.append((int.from_bytes(buffer[at + 16:at + 24], "little"), buffer[at:at + size]))
         at += size
+    if ended and not records:
+        raise Damage(where, "the file ends within the group")
     return records, at
 
 
@@ -370,6 +380,7 @@ def _check_target(to: Path, journal: Journal) -> BackUp | None:
             raise NotReadable(f"{to} is not empty and no back-up ({', '.join(strangers[:5])}): name a new directory, or one of an earlier run")
         return None
     had = BackUp(to)
+    had.check_files()
     if had.directory != journal.directory:
         raise NotReadable(f"{to} is a back-up of directory {had.directory.hex()}, this one is {journal.directory.hex()}: name another place")
     group = next((bytes(batch[0][1]) for batch in journal.batches(had.files[-1].last_group - 1, groups_max=1)

@@ -56,6 +56,7 @@ def restore(path: Path, to: Path, key_file: Path, *, tail: Path | None = None, t
     tail_path = (Path(tail).absolute() if tail is not None else to) / "tail"
     if until_sequence is not None and not 1 <= until_sequence <= back_up.sequence:
         raise NotReadable(f"--until-sequence must be 1..{back_up.sequence}, what the back-up {path} holds, was {until_sequence}")
+    back_up.check_files(until_sequence)
     _check_target(to, tail_path)
     lock = _begin(to)
     try:
@@ -131,6 +132,8 @@ def _copy(back_up: BackUp, to: Path, key: bytes, until_sequence: int | None, unt
             journal.put(group)
             last = group
             progress("restore", min(group.last_sequence, total), total)
+            if last.last_sequence == until_sequence:
+                break  # whatever is behind need not even be sound
         assert last is not None  # a manifest has at least one file, and a file one group
         journal.finish(last)
     return last

@@ -148,6 +148,7 @@ def _pass(data: Path, tail: Path, expect: tuple[int, bytes] | None, progress: Ca
 def _pass_back_up(back_up: BackUp, expect: tuple[int, bytes] | None, progress: Callable[[int, int], None], members_max: int,
                   key: bytes | None) -> Report:
     begun = time.perf_counter_ns()
+    back_up.check_files()
     work = _Pass(back_up.directory, members_max or _guess_members(back_up), expect, key)
     for path, batch in back_up.batches():
         work.feed(batch, path)
