@@ -100,8 +100,8 @@ def _start_table(what: Any, seconds: float) -> Table:
     ):
         table.add_row(name, escape(value))
     if found.gap_us > 0:
-        table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal: expiries stand still until a start "
-                               "with --accept-time[/]")
+        table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal and not believed: time goes on from "
+                               "the last entry and expiries stand still. If it is right, start again with --accept-time[/]")
     return table
 
 
