@@ -15,7 +15,7 @@ from typing import Any
 from ledger import limits
 from ledger._verifier import Verifier, guard
 from ledger.backup import BackUp, is_back_up
-from ledger.journal import Damage, Drained, Group, Journal, JournalError, NotReadable, Tail, read_group
+from ledger.journal import NO_HASH, Damage, Drained, Group, Journal, JournalError, NotReadable, Tail, read_group
 
 MEMBERS_GUESS_MIN = 65_536  # tables of the first pass have at least this room; four times as much each time it was too little
 GUESS_GROUPS = 64  # the last groups of the journal name some of its newest members: twice the highest is the first guess
@@ -202,7 +202,9 @@ def _feed_tail(work: _Pass, journal: Journal, ring: Tail, progress: Callable[[in
     cannot be followed up to it after the ring has had time to settle.
     """
     fed = _catch_up(work, journal, ring, progress)
+    drained, newest = journal.drained(), (0, NO_HASH)
     for position, group in ring.all_groups():
+        newest = max(newest, (group.last_sequence, group.hash))
         for _ in range(SETTLE_TRIES):
             if group.first_sequence <= work.sequence:
                 break
@@ -216,6 +218,11 @@ def _feed_tail(work: _Pass, journal: Journal, ring: Tail, progress: Callable[[in
         if group.drained_sequence > (reached := journal.drained().sequence):
             raise Damage(str(journal.file), f"it ends with sequence {reached}, but group {group.first_sequence} in {ring.path} knows "
                                                  f"that it had reached {group.drained_sequence}: it was set back")
+    if newest[0] < drained.sequence:
+        raise Damage(str(ring.path), f"its newest group ends with {newest[0]}, the journal with {drained.sequence}: the tail was set back or "
+                                     "replaced, and later writes may be missing")
+    if newest[0] == drained.sequence and newest[1] != drained.hash:
+        raise Damage(str(ring.path), f"tail and journal both end with {drained.sequence}, with different hashes: they are of two histories")
     return fed
 
 

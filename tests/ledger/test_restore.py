@@ -210,6 +210,8 @@ def test_files_of_the_two_histories_do_not_mix(past: Past, tmp_path: Path) -> No
             shutil.copy(source / name, mixed / name)
         with pytest.raises(StartRefused, match=message):
             opened(mixed)
+        with pytest.raises(JournalError):
+            verify(mixed, key=bytes.fromhex((mixed / "identity.key").read_text()))
         shutil.rmtree(mixed)
 
 
@@ -229,6 +231,8 @@ def test_a_tail_and_a_journal_that_end_alike_in_two_histories_do_not_mix(past: P
     shutil.copy(tmp_path / "one" / "tail", tmp_path / "two" / "tail")
     with pytest.raises(StartRefused, match=f"of two histories: both end with entry {ends[0]}, with different hashes"):
         opened(tmp_path / "two")
+    with pytest.raises(Damage, match=f"both end with {ends[0]}, with different hashes"):
+        verify(tmp_path / "two")
 
 
 def _clock(path: Path, time_us: int) -> Path:
