@@ -1,7 +1,7 @@
 """Back-ups of a journal: files of group records beside a manifest, taken while the service runs, added to by the next run, read again.
 
-The bytes are docs/journal-format.md, "Back-up". Works in another process than the service. Not for bringing one back (ledger/restore.py), not
-for judging the state that its entries lead to (ledger/verify.py), and it never touches identity.key. Called by server/cli_backup.py.
+The bytes are docs/journal-format.md, "Back-up". Works in another process than the service. Not for bringing one back (ledger/restore.py),
+not for judging the state that its entries lead to (ledger/verify.py), and it never touches identity.key. Called by server/cli_backup.py.
 
 Why a scan of groups and not a copy of LMDB's file: every hash and the chain are checked on the way, each file is written once and never
 changed (so that it may go to any store, and its sum stays), the next run copies only what is new, and no long read transaction pins
@@ -24,7 +24,17 @@ from typing import Any
 
 from ledger import limits
 from ledger.journal import (
-    GROUP_HEADER, GROUP_MAGIC, NO_HASH, Damage, Group, Journal, JournalError, NotReadable, Tail, check_link, read_group,
+    GROUP_HEADER,
+    GROUP_MAGIC,
+    NO_HASH,
+    Damage,
+    Group,
+    Journal,
+    JournalError,
+    NotReadable,
+    Tail,
+    check_link,
+    read_group,
 )
 
 FORMAT = "daybook back-up 1"
@@ -377,18 +387,22 @@ def _check_target(to: Path, journal: Journal) -> BackUp | None:
         strangers = [] if not to.exists() else sorted(
             path.name for path in to.iterdir() if path.name not in ("LOCK", "lost+found") and not _ours(path.name))
         if strangers:
-            raise NotReadable(f"{to} is not empty and no back-up ({', '.join(strangers[:5])}): name a new directory, or one of an earlier run")
+            raise NotReadable(f"{to} is not empty and no back-up ({', '.join(strangers[:5])}): name a new directory, or one of an earlier "
+                              "run")
         return None
     had = BackUp(to)
     had.check_files()
     if had.directory != journal.directory:
-        raise NotReadable(f"{to} is a back-up of directory {had.directory.hex()}, this one is {journal.directory.hex()}: name another place")
+        raise NotReadable(f"{to} is a back-up of directory {had.directory.hex()}, this one is {journal.directory.hex()}: name another "
+                          "place")
     group = next((bytes(batch[0][1]) for batch in journal.batches(had.files[-1].last_group - 1, groups_max=1)
                   if batch[0][0] == had.files[-1].last_group), b"")
     if group[96:128] != had.hash:
         ends = journal.drained().sequence
-        why = (f"it ends with entry {ends}, the back-up with {had.sequence}: the directory was set back or restored to an earlier moment" if ends < had.sequence else
-               f"entry {had.sequence} has another hash there: the directory has another history since (it was restored to an earlier moment)")
+        why = (f"it ends with entry {ends}, the back-up with {had.sequence}: the directory was set back or restored to an earlier moment"
+               if ends < had.sequence else
+               f"entry {had.sequence} has another hash there: the directory has another history since (it was restored to an earlier "
+               "moment)")
         raise NotReadable(f"{to} cannot be gone on with: {why}. Keep this back-up, and begin a new one in another place")
     return had
 
@@ -463,8 +477,9 @@ def _copy_tail(journal: Journal, writer: _Writer, data: Path, tail: Path, progre
                 copied += 1
             for position, group in ring.all_groups():
                 if group.first_sequence > writer.sequence:
-                    raise Damage(str(ring.path), f"the chain ends with sequence {writer.sequence}, but a valid group {group.first_sequence} "
-                                                 f"stands at position {position}: acknowledged groups between them are damaged")
+                    raise Damage(str(ring.path), f"the chain ends with sequence {writer.sequence}, but a valid group "
+                                                 f"{group.first_sequence} stands at position {position}: acknowledged groups between "
+                                                 "them are damaged")
         return copied, False
     finally:
         os.close(lock)

@@ -2,8 +2,8 @@
 
 Written from docs/journal-format.md alone, in plain Python, so that it is a second reader beside the compiled one. Not for the
 service itself (one process, one LMDB library: the service writes and reads through ledger/_journal.pyx) and not for
-judging a whole directory (ledger/verify.py). Used by verify, back-ups, export and tests. Opens everything read-only, but for NewJournal, which
-makes the LMDB file of a restored directory.
+judging a whole directory (ledger/verify.py). Used by verify, back-ups, export and tests. Opens everything read-only, but for NewJournal,
+which makes the LMDB file of a restored directory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Brings a back-up back: a new data directory that a service starts on, whole or cut at an earlier moment.
 
-The prefix keeps its bytes and hashes, so a head that was noted before the cut still holds; behind it a RESTORE entry begins a new epoch, so that
-nothing behind it can be taken for what the directory held before. Not for taking back-ups (ledger/backup.py) and not for judging the
+The prefix keeps its bytes and hashes, so a head that was noted before the cut still holds; behind it a RESTORE entry begins a new epoch,
+so that nothing behind it can be taken for what the directory held before. Not for taking back-ups (ledger/backup.py) and not for judging the
 state (ledger/verify.py; the first start replays it). Called by server/cli_backup.py.
 """
 
@@ -19,7 +19,16 @@ from ledger._verifier import Verifier
 from ledger.backup import BackUp, utc_text
 from ledger.engine import StartRefused, create_tail, read_key, sync_directory, write_file
 from ledger.journal import (
-    ENTRY_HEADER, FORMAT_LINE, GROUP_HEADER, GROUP_MAGIC, GROUP_VERSION, Damage, Group, JournalError, NewJournal, NotReadable,
+    ENTRY_HEADER,
+    FORMAT_LINE,
+    GROUP_HEADER,
+    GROUP_MAGIC,
+    GROUP_VERSION,
+    Damage,
+    Group,
+    JournalError,
+    NewJournal,
+    NotReadable,
 )
 
 MARK = "RESTORING"  # beside it everything in the target is this module's until FORMAT has its name
@@ -85,7 +94,8 @@ def _check_target(to: Path, tail_path: Path) -> None:
     names = {entry.name for entry in to.iterdir()} if to.exists() else set()
     ours = MARK in names and "FORMAT" not in names
     if not ours and names - {"LOCK", "lost+found"}:
-        raise StartRefused(f"{to} is not empty ({', '.join(sorted(names)[:5])}): a restore never writes over anything; name a new directory")
+        raise StartRefused(f"{to} is not empty ({', '.join(sorted(names)[:5])}): a restore never writes over anything; name a new "
+                           "directory")
     if tail_path.parent != to and not tail_path.parent.is_dir():
         raise StartRefused(f"the tail's directory {tail_path.parent} does not exist: make it first")
     if not ours and tail_path.exists():
@@ -143,7 +153,8 @@ def _check_key(first: Group, key: bytes) -> None:
     """Whether this is the key that the journal was begun with, by its first entry. Errors: StartRefused, Damage."""
     fault = Verifier(first.directory, 1, 1, 1, key).feed([(first.first_sequence, first.record)])
     if fault is not None and fault[3] == "key":
-        raise StartRefused("the key is not the one that this journal was begun with (its first entry says so): name the right file with --key")
+        raise StartRefused("the key is not the one that this journal was begun with (its first entry says so): name the right file "
+                           "with --key")
     if fault is not None and fault[3] != "full":
         raise Damage(f"group {first.first_sequence}", f"the journal does not begin with a programme that loads ({fault[1]}, {fault[3]})")
 

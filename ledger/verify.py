@@ -219,8 +219,8 @@ def _feed_tail(work: _Pass, journal: Journal, ring: Tail, progress: Callable[[in
             raise Damage(str(journal.file), f"it ends with sequence {reached}, but group {group.first_sequence} in {ring.path} knows "
                                                  f"that it had reached {group.drained_sequence}: it was set back")
     if newest[0] < drained.sequence:
-        raise Damage(str(ring.path), f"its newest group ends with {newest[0]}, the journal with {drained.sequence}: the tail was set back or "
-                                     "replaced, and later writes may be missing")
+        raise Damage(str(ring.path), f"its newest group ends with {newest[0]}, the journal with {drained.sequence}: the tail was set back "
+                                     "or replaced, and later writes may be missing")
     if newest[0] == drained.sequence and newest[1] != drained.hash:
         raise Damage(str(ring.path), f"tail and journal both end with {drained.sequence}, with different hashes: they are of two histories")
     return fed

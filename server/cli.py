@@ -107,7 +107,7 @@ def _start_table(what: Any, seconds: float) -> Table:
 
 @app.command(epilog="Example: `daybook verify data --expect-head 1482:9f2c...`", rich_help_panel="Journal")
 def verify(
-    data: Annotated[Path, typer.Argument(metavar="DIR", help="The ledger's data directory (a service may be running on it), or a back-up.")],
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="The ledger's data directory (a service may run on it), or a back-up.")],
     tail: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the tail, if `serve` was given one.")] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="An identity key: check that it is this journal's. Tells whether the "
                                                                   "copy that is kept apart is the right one.")] = None,

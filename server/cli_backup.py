@@ -22,9 +22,9 @@ NICE = 10  # the copy gives way to the service's threads
 
 def backup(
     data: Annotated[Path, typer.Argument(metavar="DIR", help="The ledger's data directory. A service may be running on it.")],
-    to: Annotated[Path, typer.Option(metavar="DEST", help="Directory of the back-up: a new one, or one of an earlier run, which is added to.")],
+    to: Annotated[Path, typer.Option(metavar="DEST", help="Directory of the back-up: new, or of an earlier run, which is added to.")],
     tail: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the tail, if `serve` was given one.")] = None,
-    rate: Annotated[int, typer.Option(metavar="MB", min=0, help="Megabytes a second at most, so that the service keeps its disk. 0: no bound.")
+    rate: Annotated[int, typer.Option(metavar="MB", min=0, help="Megabytes a second at most, so that the service keeps its disk. 0: all.")
                     ] = limits.BACKUP_BYTES_PER_S // 1_000_000,
 ) -> None:
     """Copy a journal while the service runs; a second run copies only what is new.
@@ -49,8 +49,8 @@ def backup(
         raise fail(str(error)) from None
     except OSError as error:
         bar.stop()
-        raise fail(f"back-up FAILED: {to} cannot be written: {error.strerror or error}", "run it again when there is room: it goes on where it ended",
-                   EXIT_FAILED) from None
+        raise fail(f"back-up FAILED: {to} cannot be written: {error.strerror or error}",
+                   "run it again when there is room: it goes on where it ended", EXIT_FAILED) from None
     finally:
         bar.stop()
     table = Table(title="backed up", show_header=False, title_justify="left")
@@ -96,8 +96,8 @@ def restore(
                           progress=bar.update)
     except Damage as error:
         bar.stop()
-        raise fail(f"restore FAILED: {error}", "this back-up is damaged: restore an earlier copy of it, or with --until-sequence up to before "
-                                               "the damage", EXIT_FAILED) from None
+        raise fail(f"restore FAILED: {error}",
+                   "this back-up is damaged: restore another copy of it, or with --until-sequence up to before the damage", EXIT_FAILED) from None
     except (JournalError, StartRefused) as error:
         bar.stop()
         raise fail(str(error)) from None

@@ -37,7 +37,8 @@ def unpack(folder: Path, to: Path) -> dict[str, Any]:
 
 def check_verified(path: Path, expected: dict[str, Any]) -> None:
     report = verify(path, expect=parse_head(expected["head"]))
-    totals = {**report.totals, "digest": report.totals["digest"].hex(), "kinds": {str(kind): n for kind, n in report.totals["kinds"].items()}}
+    kinds = {str(kind): number for kind, number in report.totals["kinds"].items()}
+    totals = {**report.totals, "digest": report.totals["digest"].hex(), "kinds": kinds}
     assert (report.head, report.directory, report.tail_groups) == (expected["head"], expected["directory"], expected["tail_groups"])
     for name, value in expected["totals"].items():  # later versions may count more, never otherwise
         if name == "wallets":

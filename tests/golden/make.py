@@ -115,7 +115,8 @@ def live(server: RunningServer) -> list[dict[str, Any]]:
             answer = ledger_pb2.ReservePointsResponse.FromString(bytes.fromhex(asked[-1]["answer"]))
             held.append((answer.reservation.reservation_id, message.member.card, message.points))
     for number in range(20):
-        asked.append(ask(server, "EarnPoints", till.earn(chosen.choice(CARDS), 100 + number, at=at, request_id=f"golden-last-{number:04d}")))
+        message = till.earn(chosen.choice(CARDS), 100 + number, at=at, request_id=f"golden-last-{number:04d}")
+        asked.append(ask(server, "EarnPoints", message))
     return asked
 
 
@@ -135,7 +136,8 @@ def pack(folder: Path, source: Path, expected: dict[str, Any]) -> None:
 
 def facts(path: Path, key: bytes) -> dict[str, Any]:
     report = verify(path, key=key)
-    totals = {**report.totals, "digest": report.totals["digest"].hex(), "kinds": {str(kind): n for kind, n in report.totals["kinds"].items()}}
+    kinds = {str(kind): number for kind, number in report.totals["kinds"].items()}
+    totals = {**report.totals, "digest": report.totals["digest"].hex(), "kinds": kinds}
     return {"head": report.head, "directory": report.directory, "tail_groups": report.tail_groups, "totals": totals}
 
 

@@ -141,4 +141,5 @@ def test_a_damaged_back_up_or_journal_is_exit_code_1_and_names_the_place(tmp_pat
     while (at := journal.rfind(b"dairy", 0, at)) > 0:
         journal[at] ^= 1
     (data / "journal" / "data.mdb").write_bytes(journal)
-    one_message(daybook("backup", str(data), "--to", str(tmp_path / "other")), 1, r"back-up FAILED: .*data.mdb, group \d: the hash of group")
+    one_message(daybook("backup", str(data), "--to", str(tmp_path / "other")), 1,
+                r"back-up FAILED: .*data.mdb, group \d: the hash of group")
