@@ -59,6 +59,7 @@ STATUSES = (
     Status(12, "RESERVATION_NOT_FOUND", NOT_FOUND, False, False, "reservation_id", "",
            "no reservation {a} is known"),
     Status(13, "OPERATION_NOT_FOUND", NOT_FOUND, False, False, "", "", "no write with this request_id is known"),
+    Status(14, "IDENTIFIER_NOT_FOUND", NOT_FOUND, False, False, "", "", "{field} is linked to no member"),
     # identity and keys
     Status(20, "REQUEST_ID_REUSED", ALREADY_EXISTS, False, False, "sequence", "",
            "this request_id was used by entry {a} with another {field}: use a new id for a new request"),
@@ -118,6 +119,8 @@ def _text(what: str, low: int, high: int) -> str:
 
 
 _DAY = "must be a calendar date as yyyymmdd, not after tomorrow and not older than the programme's max_age"
+_PHONE = f"must be E.164: '+' and {limits.PHONE_DIGITS_MIN}..{limits.PHONE_DIGITS_MAX} digits, the first not 0"
+_EMAIL = f"must be an address with one '@', 3..{limits.EMAIL_BYTES_MAX} bytes"
 
 FIELDS = (
     Field(0, "", ""),
@@ -126,8 +129,8 @@ FIELDS = (
     Field(3, "member", "must name one member by member_id, card, phone, email or app"),
     Field(4, "member.member_id", "must be 1..2147483647"),
     Field(5, "member.card", _text("a card number", 1, limits.IDENTIFIER_BYTES_MAX)),
-    Field(6, "member.phone", f"must be E.164: '+' and {limits.PHONE_DIGITS_MIN}..{limits.PHONE_DIGITS_MAX} digits, the first not 0"),
-    Field(7, "member.email", f"must be an address with one '@', 3..{limits.EMAIL_BYTES_MAX} bytes"),
+    Field(6, "member.phone", _PHONE),
+    Field(7, "member.email", _EMAIL),
     Field(8, "member.app", _text("an app identifier", 1, limits.IDENTIFIER_BYTES_MAX)),
     Field(10, "receipt", "must be set"),
     Field(11, "receipt.key", "must be set"),
@@ -156,6 +159,15 @@ FIELDS = (
     Field(40, "payment", "must be at most one of burn and capture"),
     Field(41, "identifiers", f"must be 1..{limits.IDENTIFIERS_PER_REQUEST_MAX} different identifiers, a member_id only in first place"),
     Field(50, "method", "must be the call that used this id first"),
+    Field(51, "identifier", "must be one card, phone, email or app"),
+    Field(52, "identifier.card", _text("a card number", 1, limits.IDENTIFIER_BYTES_MAX)),
+    Field(53, "identifier.phone", _PHONE),
+    Field(54, "identifier.email", _EMAIL),
+    Field(55, "identifier.app", _text("an app identifier", 1, limits.IDENTIFIER_BYTES_MAX)),
+    Field(56, "points", f"must be -{limits.POINTS_MAX}..{limits.POINTS_MAX}, not 0"),
+    Field(57, "expiry_day", "must be a calendar date as yyyymmdd, after today, and only with points above 0"),
+    Field(58, "operator", _text("a name", 1, limits.OPERATOR_BYTES_MAX)),
+    Field(59, "reason", _text("a reason", 1, limits.REASON_BYTES_MAX)),
 )
 
 FIELD_BY_NUMBER = {field.number: field for field in FIELDS}

@@ -1,8 +1,8 @@
 """Brings a back-up back: a new data directory that a service starts on, whole or cut at an earlier moment.
 
 The prefix keeps its bytes and hashes, so a head that was noted before the cut still holds; behind it a RESTORE entry begins a new epoch,
-so that nothing behind it can be taken for what the directory held before. Not for taking back-ups (ledger/backup.py) and not for judging the
-state (ledger/verify.py; the first start replays it). Called by server/cli_backup.py.
+so that nothing behind it can be taken for what the directory held before. Not for taking back-ups (ledger/backup.py) and not for judging
+the state (ledger/verify.py; the first start replays it). Called by server/cli_backup.py.
 """
 
 from __future__ import annotations

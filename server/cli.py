@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger import limits
+from server.cli_admin import adjust, link, unlink
 from server.cli_backup import backup, restore
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
@@ -166,7 +167,7 @@ def _report_table(report: Any) -> Table:
 
 def _wallet_table(report: Any) -> Table:
     table = Table("wallet", title="points", title_justify="left")
-    columns = ("issued", "redeemed", "expired", "outstanding", "reserved")
+    columns = ("issued", "adjusted", "redeemed", "expired", "outstanding", "reserved")
     for name in columns:
         table.add_column(name, justify="right")
     for wallet, points in report.totals["wallets"].items():
@@ -194,6 +195,11 @@ def compile_program(
     out.print(table)
 
 
+# The commands that have modules of their own.
+app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --operator anna --reason 'ticket 4711'`",
+            rich_help_panel="By hand")(adjust)
+app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`", rich_help_panel="By hand")(link)
+app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`", rich_help_panel="By hand")(unlink)
 app.command(epilog="Example: `daybook backup data --to /mnt/backup/ledger`", rich_help_panel="Journal")(backup)
 app.command(epilog="Example: `daybook restore /mnt/backup/ledger --to data --key identity.key`", rich_help_panel="Journal")(restore)
 

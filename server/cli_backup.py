@@ -97,7 +97,8 @@ def restore(
     except Damage as error:
         bar.stop()
         raise fail(f"restore FAILED: {error}",
-                   "this back-up is damaged: restore another copy of it, or with --until-sequence up to before the damage", EXIT_FAILED) from None
+                   "this back-up is damaged: restore another copy of it, or with --until-sequence up to before the damage",
+                   EXIT_FAILED) from None
     except (JournalError, StartRefused) as error:
         bar.stop()
         raise fail(str(error)) from None
