@@ -20,6 +20,7 @@ from tests.shim.shim import Shim
 NewServer = Callable[..., RunningServer]
 DAY_US = 86_400_000_000
 YEAR_AND_A_BIT_US = 400 * DAY_US  # further than the base programme's points live
+CLOSE_S = 240  # a start of a busy machine's; the wrong times are days away
 CARDS = [f"card-{number}" for number in range(5)]
 ACCEPT = ("--members-max", "20000", "--ids-max", "200000", "--accept-time")
 
@@ -30,7 +31,7 @@ def shim(tmp_path: Path) -> Shim:
 
 
 def wait_for(condition: Callable[[], bool], server: RunningServer) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until, server.log()
         time.sleep(0.02)
@@ -78,7 +79,7 @@ def test_a_wrong_clock_at_start_expires_nothing_and_leaves_no_trace(new_server: 
     turn_round(server)
     assert posted(server) == before
     entry = server.stub.EarnPoints(till.earn("new"), timeout=20).entry
-    assert abs(entry.create_time.seconds - time.time()) < 60, "no entry is dated into a future that cannot be taken back"
+    assert abs(entry.create_time.seconds - time.time()) < CLOSE_S, "no entry is dated into a future that cannot be taken back"
     server.stub.BurnPoints(till.request("BurnPoints", card=CARDS[1], points=before[1]), timeout=20)
     assert expired(server) == 0
     assert server.terminate() == 0
@@ -105,13 +106,19 @@ def test_the_clock_put_right_while_it_runs_ends_the_alarm(new_server: NewServer,
     turn_round(server)
     assert posted(server) == before and expired(server) == 0
     entry = server.stub.EarnPoints(till.earn("new", at=till.now_us() + 2 * DAY_US), timeout=20).entry
-    assert abs(entry.create_time.seconds - time.time() - 2 * 86_400) < 60
+    assert abs(entry.create_time.seconds - time.time() - 2 * 86_400) < CLOSE_S
 
 
 def test_a_right_clock_after_a_long_time_is_accepted_by_one_word(new_server: NewServer, shim: Shim) -> None:
-    """Off for 400 days: reads go on, tills are ahead of a time that stands at the last entry; --accept-time, and what is due expires."""
+    """Off for 6 days: nothing to say. Off for 400: reads go on, tills are ahead of a time that goes on from the last entry; --accept-time,
+    and what is due expires."""
     server = new_server(environment=shim.environment()).start()
     before = shop(server)
+    server.kill()
+    shim.step_clock(6 * DAY_US)
+    server.start()
+    assert alarms(server) == {"step": 0, "gap": 0}
+    server.stub.EarnPoints(till.earn("new", at=till.now_us() + 6 * DAY_US), timeout=20)
     server.kill()
     shim.step_clock(YEAR_AND_A_BIT_US)
     server.start()
@@ -124,24 +131,12 @@ def test_a_right_clock_after_a_long_time_is_accepted_by_one_word(new_server: New
     server.arguments = ACCEPT
     server.start()
     assert alarms(server) == {"step": 0, "gap": 0}
-    wait_for(lambda: server.metrics()['ledger_expired_points_total{wallet="points"}'] == sum(before) + 10, server)
+    wait_for(lambda: server.metrics()['ledger_expired_points_total{wallet="points"}'] == sum(before) + 10 + 50, server)
     server.stub.EarnPoints(till.earn("late", at=till.now_us() + YEAR_AND_A_BIT_US), timeout=20)
-    server.restart(kill=True)  # accepted is accepted: the journal has gone on from there
-    server.terminate()
-    server.arguments = ACCEPT[:-1]
-    server.start()
-    assert alarms(server) == {"step": 0, "gap": 0}
-
-
-def test_a_week_off_needs_no_word(new_server: NewServer, shim: Shim) -> None:
-    server = new_server(environment=shim.environment()).start()
-    before = shop(server)
     server.kill()
-    shim.step_clock(6 * DAY_US)
+    server.arguments = ACCEPT[:-1]  # accepted is accepted: the journal has gone on from there
     server.start()
     assert alarms(server) == {"step": 0, "gap": 0}
-    assert posted(server) == before
-    server.stub.EarnPoints(till.earn("new", at=till.now_us() + 6 * DAY_US), timeout=20)
 
 
 def test_a_step_while_it_runs_stops_the_ticks_until_it_is_gone(new_server: NewServer, shim: Shim) -> None:
@@ -154,7 +149,7 @@ def test_a_step_while_it_runs_stops_the_ticks_until_it_is_gone(new_server: NewSe
     assert posted(server) == before and expired(server) == 0
     assert server.get("/healthz"), "business goes on"
     entry = server.stub.EarnPoints(till.earn("new"), timeout=20).entry
-    assert abs(entry.create_time.seconds - time.time()) < 60
+    assert abs(entry.create_time.seconds - time.time()) < CLOSE_S
     server.restart(kill=True)  # the clock is still wrong: the start finds the same
     assert alarms(server) == {"step": 0, "gap": 1}
     assert posted(server) == before and expired(server) == 0

@@ -52,7 +52,7 @@ def test_back_ups_of_a_busy_service_bring_back_what_was_answered(new_server: New
     with ThreadPoolExecutor(4) as pool:
         tills = [pool.submit(shop, f"card-{number}") for number in range(4)]
         try:
-            for _ in range(4):
+            while len(set(heads)) < 3 and not any(one.done() for one in tills):
                 done = daybook("backup", str(server.data), "--to", str(copy), "--rate", "0")
                 assert done.returncode == 0, done.stderr
                 assert "NOT in the back-up" in done.stdout
@@ -61,7 +61,7 @@ def test_back_ups_of_a_busy_service_bring_back_what_was_answered(new_server: New
             stop.set()
         for one in tills:
             one.result()
-    assert [sequence for sequence, _ in heads] == sorted({sequence for sequence, _ in heads}), "each run has found more"
+    assert heads == sorted(heads) and len(set(heads)) == 3
     shutil.copy(server.data / "identity.key", tmp_path / "key")
     server.kill()
     last = daybook("backup", str(server.data), "--to", str(copy))
