@@ -90,7 +90,7 @@ OTHERS = {
 # A C library -> where its header may be included.
 HEADERS = {
     "lmdb.h": {"ledger/_journal.pxd", "ledger/_journal.pyx"},
-    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd", "bench/_nghttp2_client.pxd"},
+    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
     "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_verifier.pyx"},
 }
