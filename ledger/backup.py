@@ -416,6 +416,7 @@ def _locked(to: Path) -> Iterator[None]:
     """The target, made if need be, for this run alone. Errors: NotReadable."""
     try:
         to.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _sync_directory(to.absolute().parent)
         fd = os.open(to / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise NotReadable(f"{to} cannot be written: {error.strerror}") from None

@@ -100,6 +100,8 @@ def _start_table(what: Any, seconds: float) -> Table:
         ("recovered", recovered), ("start took", f"{seconds:.2f} s"),
     ):
         table.add_row(name, escape(value))
+    if found.created:
+        table.add_row("identity key", escape(f"{config.data / 'identity.key'} is new: keep a copy of it apart from all back-ups, now"))
     if found.gap_us > 0:
         table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal and not believed: time goes on from "
                                "the last entry and expiries stand still. If it is right, start again with --accept-time[/]")
