@@ -257,6 +257,20 @@ def test_a_file_that_is_missing_cut_or_another_is_named(copy: Path, change: Call
         list(BackUp(copy).groups())
 
 
+def test_a_group_of_another_history_is_found_by_the_chain(tmp_path: Path) -> None:
+    """Its own hash fits, and so does the manifest for all that it says about the file."""
+    forge, other = small_forge(), Forge()
+    other.hash, other.sequence = bytes(32), 3
+    stranger = other.add(earn(1, 25, request=3))
+    assert len(stranger) == len(forge.groups[2])
+    taken(forge.write(tmp_path / "data"), tmp_path / "copy")
+    path = tmp_path / "copy" / BackUp(tmp_path / "copy").files[0].name
+    path.write_bytes(path.read_bytes().replace(forge.groups[2], stranger))
+    for read in (verify, lambda copy: list(BackUp(copy).groups())):
+        with pytest.raises(Damage, match=rf"{path.name}, group 4: the (chain is broken|group does not follow)"):
+            read(tmp_path / "copy")
+
+
 def test_a_newer_manifest_is_not_guessed_at(copy: Path) -> None:
     path = copy / MANIFEST
     path.write_text(path.read_text().replace("daybook back-up 1", "daybook back-up 2"))
