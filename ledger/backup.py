@@ -457,33 +457,41 @@ def _copy_tail(journal: Journal, writer: _Writer, data: Path, tail: Path, progre
     """The groups that stand only in the tail, when no service runs. Returns how many, and whether one runs.
 
     A running service's last groups may be in the tail and not on the disk yet: they could vanish and come again as others. Once the
-    service has ended and the tail was flushed here, they are what the next start finds.
+    service has ended and the tail was flushed here, they are what the next start finds. The lock is only looked at, not kept: a back-up
+    never stands in the way of a start.
     """
+    if _is_running(data):
+        return 0, True
+    _copy(journal, writer, progress)  # it may have drained more and ended since
+    drained = journal.drained()
+    with Tail(tail, journal.directory) as ring:
+        groups = list(ring.follow(drained.sequence, drained.hash, drained.position))
+        end = groups[-1].last_sequence if groups else drained.sequence
+        beyond = next((found for found in ring.all_groups() if found[1].first_sequence > end), None)
+        if _is_running(data):
+            return 0, True
+        if beyond is not None:
+            raise Damage(str(ring.path), f"the chain ends with sequence {end}, but a valid group {beyond[1].first_sequence} stands at "
+                                         f"position {beyond[0]}: acknowledged groups between them are damaged")
+        ring.flush()
+    for group in groups:
+        writer.add(group, f"{tail / 'tail'}, group {group.first_sequence}")
+    return len(groups), False
+
+
+def _is_running(data: Path) -> bool:
+    """Whether a service holds the directory's lock, or this cannot be told."""
     try:
         lock = os.open(data / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return 0, True  # not ours to lock: take it for running
+        return True
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return 0, True
-        _copy(journal, writer, progress)  # it may have drained more and ended since
-        drained = journal.drained()
-        copied = 0
-        with Tail(tail, journal.directory) as ring:
-            ring.flush()
-            for group in ring.follow(drained.sequence, drained.hash, drained.position):
-                writer.add(group, f"{ring.path}, group {group.first_sequence}")
-                copied += 1
-            for position, group in ring.all_groups():
-                if group.first_sequence > writer.sequence:
-                    raise Damage(str(ring.path), f"the chain ends with sequence {writer.sequence}, but a valid group "
-                                                 f"{group.first_sequence} stands at position {position}: acknowledged groups between "
-                                                 "them are damaged")
-        return copied, False
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
     finally:
         os.close(lock)
+    return False
 
 
 __all__ = ["BackUp", "BackUpFile", "JournalError", "Taken", "back_up", "is_back_up", "utc_text"]

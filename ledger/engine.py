@@ -17,6 +17,7 @@ import re
 import secrets
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,7 @@ _BLOCK = limits.TAIL_BLOCK_BYTES
 _BLOCK_0 = struct.Struct("<8sIIQ16s")
 _TAIL_MAGIC, _TAIL_VERSION = b"DAYTAIL1", 1
 _CHUNK_BYTES = 1 << 20  # the tail is written in steps of a megabyte, so that progress can be seen
+_LOCK_TRIES, _LOCK_STEP_MS = 20, 10  # a back-up looks at the lock for some microseconds: that must not refuse a start
 _FIRST_PAGES_BYTES = 8192  # LMDB's two meta pages: a data.mdb that is shorter would be taken for a new one
 
 STATS = """Keys of EngineHandle.stats(). All numbers are plain integers; a histogram is {"bounds", "counts", "sum"} with upper bounds.
@@ -214,12 +216,15 @@ def _lock(data: Path) -> int:
         fd = os.open(data / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise _refusal(error, f"the data directory {data} cannot be written") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise StartRefused(f"the data directory {data} is in use by another process: stop it first, or name another directory") from None
-    return fd
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_LOCK_STEP_MS / 1000)
+        else:
+            return fd
+    os.close(fd)
+    raise StartRefused(f"the data directory {data} is in use by another process: stop it first, or name another directory")
 
 
 def sync_directory(path: Path) -> None:

@@ -9,14 +9,14 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ledger import limits
 from ledger.backup import MANIFEST, BackUp, Taken, back_up
-from ledger.journal import Damage, JournalError, NotReadable
+from ledger.journal import Damage, Group, JournalError, NotReadable, Tail
 from ledger.verify import verify
 from tests.ledger.forging import Forge, earn, entry, position_of, program_entry
 from tests.ledger.test_verify import rewrite_lmdb, small_forge
@@ -100,6 +100,19 @@ def test_the_tail_of_a_running_service_is_left_for_the_next_run(tmp_path: Path) 
         done = taken(data, tmp_path / "copy")
         assert (done.running, done.tail_groups, done.entries) == (True, 0, 4)
     assert taken(data, tmp_path / "copy").entries == 8
+
+
+def test_a_service_that_starts_while_the_tail_is_read_keeps_its_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = small_forge().write(tmp_path / "data", drained_groups=3)
+    whole = Tail.all_groups
+    with (data / "LOCK").open("r+b") as lock:
+        def start(ring: Tail) -> Iterator[tuple[int, Group]]:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the back-up does not hold it
+            return whole(ring)
+
+        monkeypatch.setattr(Tail, "all_groups", start)
+        done = taken(data, tmp_path / "copy")
+    assert (done.running, done.tail_groups, done.entries) == (True, 0, 4)
 
 
 def test_a_damaged_tail_is_named(tmp_path: Path) -> None:
