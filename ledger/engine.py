@@ -16,21 +16,23 @@ import os
 import re
 import secrets
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import limits
+from ledger import ids, limits, snapshot
 from ledger._engine import EngineHandle, StartRefused
+from ledger._snapshot import SnapshotUnusable, TablesTooSmall
 from ledger.rules import CompiledProgram, ProgramError, compile_file
 
 __all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "create_tail", "open_ledger", "read_key", "sync_directory",
            "write_file"]
 
 Progress = Callable[[str, int, int], None]
-"""progress(what, done, total): what is "tail" (bytes written) or "journal" (entries replayed)."""
+"""progress(what, done, total): what is "tail" (bytes written), "snapshot" (bytes loaded) or "journal" (entries replayed)."""
 
 FORMAT_VERSION = 1
 _FORMAT = re.compile(rb"daybook (\d+)\n([0-9a-f]{32})\n")
@@ -59,6 +61,8 @@ clock_stepped        1: realtime made a forward step that is not believed (clock
 clock_gap            1: the clock was more than 7 days ahead of the journal at start and is not believed; ticks stand still
 clock_behind_us      how far realtime is behind server time
 turns, ticks         of the hot loop; entries written by ticks
+ids                  runs of dropped keys: runs, keys, bytes, failures (no space, tried again), refused_behind; lookups and how many wait now,
+                     unreadable, lookup_us and run_us (histograms)
 finds_ring, finds_journal    entries read again for repeats: from memory, from LMDB
 """
 
@@ -77,21 +81,23 @@ class OpenLedger:
     """An open data directory with its engine. Order: start(), the hot thread runs and ends, stop()."""
 
     def __init__(self, data: Path, lock_fd: int, tail_fd: int, handle: EngineHandle, directory: bytes, program: CompiledProgram,
-                 recovered: Recovered, sizes: dict[str, int]) -> None:
+                 recovered: Recovered, begun_at: int, sizes: dict[str, int]) -> None:
         self.data = data
         self.handle = handle
         self.directory = directory.hex()
         self.program = program
         self.recovered = recovered
+        self.begun_at = begun_at  # last entry of the snapshot that the start began with; 0: there was none, all was replayed
         self._fds = [tail_fd, lock_fd]
         self._sizes = sizes
         self._threads: list[threading.Thread] = []
         self.head = (0, "")  # after stop(): last sequence and its group's hash, for `verify --expect-head`
 
     def start(self) -> None:
-        """Start the flush and the drain thread. Neither takes the GIL again; a failure in them ends the process (status 70)."""
+        """Start the flush, the drain, the ids and the look-up thread. None takes the GIL again; a failure in them ends the process (status 70)."""
         assert not self._threads
-        for name, body in (("flush", self.handle.run_flush), ("drain", self.handle.run_drain)):
+        for name, body in (("flush", self.handle.run_flush), ("drain", self.handle.run_drain), ("ids", self.handle.run_ids),
+                           ("lookups", self.handle.run_lookups)):
             thread = threading.Thread(target=body, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -121,15 +127,20 @@ class OpenLedger:
         return sorted(self._sizes.items(), key=lambda row: -row[1])
 
 
+def _warn(text: str) -> None:
+    print(f"daybook: {text}", file=sys.stderr, flush=True)
+
+
 def open_ledger(
     data: Path, program: Path, *, tail: Path | None = None, members_max: int = limits.MEMBERS_MAX_DEFAULT,
     ids_max: int = limits.IDS_MAX_DEFAULT, clock_file: Path | None = None, accept_time: bool = False,
-    tail_bytes: int = limits.TAIL_BYTES_DEFAULT, progress: Progress | None = None,
+    tail_bytes: int = limits.TAIL_BYTES_DEFAULT, progress: Progress | None = None, warn: Callable[[str], None] = _warn,
 ) -> OpenLedger:
     """Open a data directory, or create it, and recover its state.
 
     `tail`: another directory for the tail file. `tail_bytes`: its size when it is created. `clock_file`: a file of 8 bytes that holds the
-    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal.
+    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal. `warn`: told why a snapshot is
+    passed over.
     Errors: StartRefused, one sentence with what to do; nothing was written (an interrupted creation is begun anew by the next start).
     """
     _check_numbers(members_max, ids_max, tail_bytes)
@@ -148,10 +159,17 @@ def open_ledger(
         if not (data / "journal" / "data.mdb").exists() or (data / "journal" / "data.mdb").stat().st_size < _FIRST_PAGES_BYTES:
             raise StartRefused(f"the journal {data / 'journal' / 'data.mdb'} is missing or cut off: restore the data directory from a "
                                "copy of one moment (journal and tail together)")
+        try:
+            ids.make(data, directory)
+        except OSError as error:
+            raise _refusal(error, f"{data / 'ids'} cannot be made") from None
+        except ids.IdsRefused as error:
+            raise StartRefused(str(error)) from None
         tail_fd, size = _open_tail(tail_path, directory)
         fds.insert(0, tail_fd)
         handle = _open_engine(data, tail_fd, size, directory, key, members_max, ids_max, clock_file, accept_time, create=False)
         try:
+            begun_at = _load_snapshot(handle, data, directory, warn, progress)
             found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
             if found["sequence"] == 0:
                 handle.seed(compiled.image, compiled.source)
@@ -166,7 +184,7 @@ def open_ledger(
         raise
     recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"])
     sizes = dict(handle.plan())
-    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, sizes)
+    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, begun_at, sizes)
 
 
 def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
@@ -179,6 +197,20 @@ def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
             raise StartRefused(f"{name} must be {low}..{high}, was {value}")
     if tail_bytes % _BLOCK:
         raise StartRefused(f"the tail's size must be a multiple of {_BLOCK}, was {tail_bytes}")
+
+
+def _load_snapshot(handle: EngineHandle, data: Path, directory: bytes, warn: Callable[[str], None], progress: Progress | None) -> int:
+    """Begin with the newest snapshot that can be used. Returns its last sequence; 0: there is none. Errors: StartRefused."""
+    for found in snapshot.usable(data, directory, warn):
+        try:
+            handle.load_snapshot(found, None if progress is None else lambda done, total: progress("snapshot", done, total))
+        except SnapshotUnusable as why:
+            snapshot.passed_over(found.path, why, warn)
+        except TablesTooSmall as error:
+            raise StartRefused(str(error)) from None
+        else:
+            return found.sequence
+    return 0
 
 
 def _check_program(image: bytes, compiled: CompiledProgram, program: Path) -> None:
@@ -424,12 +456,12 @@ def _open_tail(path: Path, directory: bytes) -> tuple[int, int]:
 
 def _open_engine(data: Path, tail_fd: int, tail_bytes: int, directory: bytes, key: bytes, members_max: int, ids_max: int,
                  clock_file: Path | None, accept_time: bool, *, create: bool) -> EngineHandle:
-    reservations_max = min(limits.RESERVATIONS_MAX, max(4096, members_max))
+    reservations_max = min(limits.RESERVATIONS_MAX, max(limits.RESERVATIONS_MAX_LEAST, members_max))
     try:
         return EngineHandle(
             tail_fd=tail_fd, tail_bytes=tail_bytes, directory=directory, journal_path=str(data / "journal"), create=create,
             identity_key=key, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max,
-            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time)
+            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time, ids_path=None if create else str(data / "ids"))
     except MemoryError as error:
         raise StartRefused(f"the tables do not fit into memory ({error}): lower --members-max ({members_max}) "
                            f"or --ids-max ({ids_max})") from None
