@@ -17,7 +17,7 @@ from pathlib import Path
 from ledger import limits
 from ledger._verifier import Verifier
 from ledger.backup import BackUp, utc_text
-from ledger.engine import StartRefused, create_tail, read_key, sync_directory, write_file
+from ledger.engine import StartRefused, create_tail, read_key, sync_directory, sync_way, write_file
 from ledger.journal import (
     ENTRY_HEADER,
     FORMAT_LINE,
@@ -106,7 +106,7 @@ def _begin(to: Path) -> int:
     """The target with its mark, locked. Returns the lock's descriptor. Errors: StartRefused."""
     try:
         to.mkdir(mode=0o750, parents=True, exist_ok=True)
-        sync_directory(to.parent)
+        sync_way(to)
         fd = os.open(to / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise StartRefused(f"{to} cannot be written: {error.strerror}; name a directory that this user may write") from None
