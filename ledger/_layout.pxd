@@ -42,6 +42,7 @@ cdef enum:                      # EntryKind
     KIND_UNLINK = 12            # its IDENTIFIERS are taken from the account
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
+    KIND_RESTORE = 22           # a back-up was restored: the first entry of a new epoch; changes nothing
 
 cdef enum:                      # EntryFlag
     FLAG_OPENED = 1             # the entry opens the account it names
@@ -268,7 +269,7 @@ cdef packed struct GroupHeader: # 128 bytes, little endian; docs/journal-format.
     uint16_t version            # 1
     uint16_t flags              # 0
     uint32_t shard              # 0 until there are several
-    uint32_t epoch              # 1 until there are several writers
+    uint32_t epoch              # 1, and one more with each restore: its first entry is a RESTORE
     uint64_t first_sequence     # of the first entry, from 1
     uint64_t drained_sequence   # last sequence known to be in LMDB when this was sealed
     int64_t time_us             # server time of sealing

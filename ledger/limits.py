@@ -71,6 +71,12 @@ TIME_JUMP_US_MAX = 3_600_000_000  # a clock step above an hour stops the ticks
 TIME_GAP_US_MAX = 604_800_000_000  # a start more than 7 days after the journal's last entry stops them too
 SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s is far below FREE_BYTES_MIN
 
+# --- back-ups ---------------------------------------------------------------------------------------------------
+BACKUP_FILE_BYTES = 268_435_456  # a file of a back-up ends behind this: small enough to send again, few enough to list
+BACKUP_FLUSH_BYTES = 4_194_304  # written between two flushes: a larger one would stand before the service's own for too long
+BACKUP_BYTES_PER_S = 50_000_000  # copied a second unless told otherwise: a third of a plain disk; 50 GB take 17 minutes
+RESTORE_COMMIT_BYTES = 67_108_864  # one LMDB transaction of a restore: bounds its dirty pages in memory
+
 # --- snapshots (the follower writes them) -----------------------------------------------------------------------
 SNAPSHOT_ENTRIES = 10_000_000  # a start replays at most about so many behind a snapshot: 10 s
 SNAPSHOT_INTERVAL_S = 600  # and no snapshot is older than this while entries come in

@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger._ids": LEAVES | {"ledger._core"},
     "ledger._engine": ENGINE,
     "ledger._snapshot": LEAVES | {"ledger._core"},
-    "ledger._feed": LEAVES | {"ledger._core"},
+    "ledger._feed": LEAVES | {"ledger._core", "ledger._tail"},
     "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
     "ledger._follower": LEAVES | {"ledger._core", "ledger._feed", "ledger._snapshot"},
     "ledger._probe": LEAVES,
@@ -49,7 +49,9 @@ ARROWS: dict[str, set[str]] = {
                       "ledger.rules_compiled"},
     "ledger.ids": {"ledger.limits", "ledger.journal", "ledger._ids"},
     "ledger.journal": {"ledger.limits"},
-    "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier"},
+    "ledger.backup": {"ledger.limits", "ledger.journal"},
+    "ledger.restore": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup", "ledger.engine"},
+    "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup"},
     "ledger.snapshot": {"ledger.limits", "ledger._snapshot"},
     "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.snapshot", "ledger.verify", "ledger._follower", "ledger._snapshot"},
     "ledger.rules": {"ledger.limits"} | RULES,
@@ -77,9 +79,10 @@ ARROWS: dict[str, set[str]] = {
                       "server.metrics", "server.ports"},
     "server.cli_follow": {"ledger.limits", "server.config", "server.console", "server.follow"},
     "server.cli_admin": {"server.console", "server.control"},
+    "server.cli_backup": {"ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier", "server.console"},
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
-                   "server.cli_admin", "server.cli_follow", "server.cli_ids", "server.config", "server.console", "server.service"},
+                   "server.cli_admin", "server.cli_backup", "server.cli_follow", "server.cli_ids", "server.config", "server.console", "server.service"},
     "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
 }
@@ -97,8 +100,8 @@ OTHERS = {
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/rules/lower.py", "server/_local.pyi"},
-    "typer": {"server/cli.py", "server/cli_admin.py", "server/cli_follow.py", "server/cli_ids.py", "server/console.py"},
-    "rich": {"server/cli.py", "server/cli_admin.py", "server/cli_follow.py", "server/cli_ids.py", "server/console.py"},
+    "typer": {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_follow.py", "server/cli_ids.py", "server/console.py"},
+    "rich": {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_follow.py", "server/cli_ids.py", "server/console.py"},
 }
 
 # A C library -> where its header may be included.
@@ -255,7 +258,7 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_follow.py"}
+STOPWATCHES = {"ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py", "server/cli_follow.py"}
 
 
 @pytest.mark.parametrize("name", sources("ledger/", "server/"))
