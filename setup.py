@@ -7,6 +7,7 @@ DAYBOOK_ONLY=a,b   build only these modules, by their dotted names (for work on 
 
 import os
 import sys
+import tempfile
 from glob import glob
 from pathlib import Path
 
@@ -21,26 +22,34 @@ import _generate  # noqa: E402
 
 _generate.generate()
 
-PROTO = "proto/loyalty/ledger/v1/ledger.proto"
+PROTOS = sorted(glob("proto/loyalty/ledger/v1/*.proto"))
 
 
 def generate_protobuf() -> None:
-    """Generate server/_pb from the proto, when it is older. The import path is mapped by --proto_path."""
+    """Generate server/_pb from the protos, when it is older.
+
+    Python finds the modules below server/_pb, so protoc sees the protos, and their imports of each other, at that place.
+    """
     from importlib.resources import files
 
     from grpc_tools import protoc
 
-    out = ROOT / "server" / "_pb"
-    made = out / "loyalty" / "ledger" / "v1" / "ledger_pb2_grpc.py"
-    if made.exists() and made.stat().st_mtime >= (ROOT / PROTO).stat().st_mtime:
+    made = [ROOT / "server" / "_pb" / Path(proto).relative_to("proto").with_name(f"{Path(proto).stem}_pb2_grpc.py") for proto in PROTOS]
+    newest = max((ROOT / proto).stat().st_mtime for proto in PROTOS)
+    if all(path.exists() and path.stat().st_mtime >= newest for path in made):
         return
-    out.mkdir(exist_ok=True)
-    code = protoc.main([
-        "protoc", f"--proto_path=server/_pb={ROOT / 'proto'}", f"--proto_path={files('grpc_tools') / '_proto'}",
-        f"--proto_path={Path(__import__('google.rpc', fromlist=['x']).__path__[0]).parents[1]}",
-        f"--python_out={ROOT}", f"--pyi_out={ROOT}", f"--grpc_python_out={ROOT}",
-        "server/_pb/loyalty/ledger/v1/ledger.proto",
-    ])
+    (ROOT / "server" / "_pb").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        placed = []
+        for proto in PROTOS:
+            placed.append(Path(folder) / "server" / "_pb" / Path(proto).relative_to("proto"))
+            placed[-1].parent.mkdir(parents=True, exist_ok=True)
+            placed[-1].write_text(Path(proto).read_text().replace('import "loyalty/', 'import "server/_pb/loyalty/'))
+        code = protoc.main([
+            "protoc", f"--proto_path={folder}", f"--proto_path={files('grpc_tools') / '_proto'}",
+            f"--proto_path={Path(__import__('google.rpc', fromlist=['x']).__path__[0]).parents[1]}",
+            f"--python_out={ROOT}", f"--pyi_out={ROOT}", f"--grpc_python_out={ROOT}", *map(str, placed),
+        ])
     if code:
         raise SystemExit("protoc failed")
 
@@ -69,9 +78,13 @@ MODULES = {  # module: libraries
     "ledger._journal": ["lmdb"],
     "ledger._engine": ["crypto", "lmdb"],
     "ledger._verifier": ["crypto"],
+    "ledger._index": [],
+    "ledger._columns": [],
+    "ledger._past": ["crypto"],
     "ledger._probe": ["crypto"],
     "server._wire": [],
     "server._call": [],
+    "server._feed": ["crypto"],
     "server._local": ["crypto"],
     "server._transport": ["nghttp2"],
     "bench._load": ["nghttp2"],

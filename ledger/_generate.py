@@ -88,6 +88,8 @@ def generate(folder: Path = HERE) -> None:
             symbol = symbol.replace("member.", "MEMBER_").replace("receipt.", "RECEIPT_").replace(".", "_").upper()
             if field.number == 32:
                 symbol = "FIELD_CAPTURE_POINTS"
+            if field.number == 71:
+                symbol = "FIELD_LISTED_BUSINESS_DAY"
             fields.append((symbol.replace("MEMBER_MEMBER_ID", "MEMBER_ID"), field.number))
     header.append("};")
     header += [f"#define {symbol} {number}" for symbol, number in fields]

@@ -10,7 +10,7 @@
 # Source: protobuf.dev/programming-guides/encoding; where it leaves room (over-long varints, depth), upb, the decoder of google.protobuf.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset, strlen
+from libc.string cimport memcpy, memset, strlen
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._entry cimport (
     Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint,
@@ -35,6 +35,7 @@ from ledger._status cimport (
     STATUS_COUNT, STATUS_FIELD_INVALID, STATUS_MESSAGE_MALFORMED, STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_ROWS,
     STATUS_WALLET_NOT_FOUND, StatusRow,
 )
+from server._encode cimport Out, out_byte, out_bytes, out_close, out_int, out_open, out_time, out_varint
 
 cdef enum:
     DEPTH_MAX = 100             # messages and groups inside each other; upb's default
@@ -738,67 +739,8 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
-# A tag is written as one byte: every field number here is below 16. Values that are 0 are left out, as proto3 does.
 
-cdef struct Out:
-    uint8_t* at                 # where the next byte goes
-
-
-cdef inline void out_byte(Out* out, uint8_t value) noexcept nogil:
-    out.at[0] = value
-    out.at += 1
-
-
-cdef inline void out_varint(Out* out, uint64_t value) noexcept nogil:
-    while value >= 0x80:
-        out_byte(out, <uint8_t>(value & 0x7F) | 0x80)
-        value >>= 7
-    out_byte(out, <uint8_t>value)
-
-
-cdef inline void out_int(Out* out, uint8_t tag, int64_t value) noexcept nogil:
-    if value != 0:
-        out_byte(out, tag)
-        out_varint(out, <uint64_t>value)
-
-
-cdef inline void out_bytes(Out* out, uint8_t tag, const void* data, uint32_t size) noexcept nogil:
-    if size != 0:
-        out_byte(out, tag)
-        out_varint(out, size)
-        memcpy(out.at, data, size)
-        out.at += size
-
-
-cdef inline uint8_t* out_open(Out* out, uint8_t tag) noexcept nogil:
-    # Begins a message inside; most have less than 128 bytes, so one byte is left for the length.
-    out_byte(out, tag)
-    out.at += 1
-    return out.at
-
-
-cdef inline void out_close(Out* out, uint8_t* body) noexcept nogil:
-    cdef uint32_t size = <uint32_t>(out.at - body)
-    cdef uint32_t more
-    if likely(size < 0x80, 1):
-        (body - 1)[0] = <uint8_t>size
-        return
-    more = 1 if size < 0x4000 else 2
-    memmove(body + more, body, size)
-    out.at = body - 1
-    out_varint(out, size)
-    out.at += size
-
-
-cdef void out_time(Out* out, uint8_t tag, int64_t time_us) noexcept nogil:
-    cdef int64_t seconds = div_floor(time_us, 1_000_000)
-    cdef uint8_t* body = out_open(out, tag)
-    out_int(out, 8, seconds)
-    out_int(out, 16, (time_us - seconds * 1_000_000) * 1000)
-    out_close(out, body)
-
-
-cdef inline void out_wallet_name(Out* out, uint8_t tag, const Program* program, uint64_t wallet) noexcept nogil:
+cdef void out_wallet_name(Out* out, uint8_t tag, const Program* program, uint64_t wallet) noexcept nogil:
     if wallet < program.wallet_count:
         out_bytes(out, tag, program.wallets[wallet].name, program.wallets[wallet].name_size)
 
