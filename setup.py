@@ -84,7 +84,7 @@ MODULES = {  # module: libraries
     "ledger._probe": ["crypto"],
     "server._wire": [],
     "server._call": [],
-    "server._feed": ["crypto"],
+    "server._entries": ["crypto"],
     "server._local": ["crypto"],
     "server._transport": ["nghttp2"],
     "bench._load": ["nghttp2"],

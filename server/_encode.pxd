@@ -1,5 +1,5 @@
 # Leaves: protobuf messages, written from front to back into a buffer that the caller knows to be large enough.
-# Not for which message says what: that is server/_wire.pyx and server/_feed.pyx, which cimport this.
+# Not for which message says what: that is server/_wire.pyx and server/_entries.pyx, which cimport this.
 # A tag is the field's number and wire type as protobuf has them. Values that are 0 are left out, as proto3 does.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -44,13 +44,13 @@ cdef inline uint8_t* out_open(Out* out, uint32_t tag) noexcept nogil:
 
 
 cdef inline void out_close(Out* out, uint8_t* body) noexcept nogil:
-    # Messages inside have less than 2 MiB.
+    # Messages inside have less than 256 MiB.
     cdef uint32_t size = <uint32_t>(out.at - body)
     cdef uint32_t more
     if size < 0x80:
         (body - 1)[0] = <uint8_t>size
         return
-    more = 1 if size < 0x4000 else 2
+    more = 1 if size < 0x4000 else 2 if size < 0x200000 else 3
     memmove(body + more, body, size)
     out.at = body - 1
     out_varint(out, size)

@@ -1,5 +1,5 @@
 # protobuf codec of the checkout messages; what it promises stands in _wire.pyx.
-# cimported by server/_call.pyx, server/_feed.pyx and the fuzz harness.
+# cimported by server/_call.pyx, server/_entries.pyx and the fuzz harness.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
