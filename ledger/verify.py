@@ -20,7 +20,7 @@ GUESS_GROUPS = 64  # the last groups of the journal name some of its newest memb
 IDS_KEPT = 65_536  # request ids take no part in the digest, so few are remembered here: small tables are fast
 BATCH_TAIL_GROUPS = 1024  # how many groups of the tail are checked at a time
 SETTLE_TRIES = 10  # a group is seen whole at most one flush after the next one began; ten looks are plenty
-SETTLE_MS = 20  # between two looks: a fifth of DRAIN_INTERVAL_MS
+SETTLE_MS = 20  # between two looks: a few looks between two drains
 
 FAULTS = {
     "size": "the record's size or its number of entries is impossible",

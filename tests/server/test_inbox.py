@@ -1,0 +1,75 @@
+"""The inbox between the control port and the hot thread: full, it refuses; what it took is answered when the hot thread comes.
+
+The hot thread is started late here, so that the calls pile up; everything else is the real service's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import grpc
+
+from ledger import limits
+from ledger.engine import open_ledger
+from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+from server._pb.loyalty.ledger.v1 import ledger_pb2_grpc as rpc
+from server._transport import CheckoutServer
+from server.config import Address
+from server.control import ControlServer
+from tests import till
+from tests.running import PROGRAM
+
+CALLS = 140
+CALL_S = 60
+
+
+def large_earn(number: int) -> pb.EarnPointsRequest:
+    """About 80 kB, so that some hundred of them are more than INBOX_BYTES."""
+    request = till.earn(f"card-{number}", 1000)
+    del request.receipt.lines[:]
+    for line in range(limits.LINES_MAX):
+        request.receipt.lines.add(sku=f"{line:032d}", category="c" * limits.CATEGORY_BYTES_MAX, quantity_milli=1000, amount_minor=1)
+    return request
+
+
+def test_a_full_inbox_refuses_and_loses_nothing_that_it_took(tmp_path: Path) -> None:
+    async def drive() -> tuple[int, list[str]]:
+        ledger = open_ledger(tmp_path / "data", PROGRAM, members_max=1000, ids_max=10_000, tail_bytes=limits.TAIL_BYTES_MIN)
+        checkout = CheckoutServer(ledger.handle, "127.0.0.1", 0)
+        control = ControlServer(ledger.handle, Address("127.0.0.1", 0))
+        await control.start()
+        ledger.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{control.port}") as channel:
+            stub = rpc.LedgerServiceStub(channel)
+            refused: list[str] = []
+            answered = 0
+            is_full = asyncio.Event()
+
+            async def one(number: int) -> None:
+                nonlocal answered
+                try:
+                    answer = await stub.EarnPoints(large_earn(number), timeout=CALL_S)
+                    assert answer.entry.earned_points == 50
+                    answered += 1
+                except grpc.aio.AioRpcError as error:
+                    refused.append((till.reason_of(error) or ("", {}))[0])
+                    is_full.set()
+
+            calls = [asyncio.create_task(one(number)) for number in range(CALLS)]
+            await asyncio.wait_for(is_full.wait(), CALL_S)
+            hot = threading.Thread(target=checkout.run)
+            hot.start()
+            await asyncio.gather(*calls)
+            await control.stop_taking(1)
+        ledger.handle.ask_stop(1)
+        await asyncio.get_running_loop().run_in_executor(None, hot.join)
+        await control.close()
+        assert ledger.stop() == 0
+        return answered, refused
+
+    answered, refused = asyncio.run(drive())
+    assert answered * large_earn(0).ByteSize() > limits.INBOX_BYTES // 2
+    assert answered + len(refused) == CALLS
+    assert set(refused) == {"TOO_MANY_CALLS"}
