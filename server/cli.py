@@ -1,4 +1,4 @@
-"""The command line: `daybook serve`, `verify`, `compile`, and commands that other packages add (`load`).
+"""The command line: `daybook serve`, `verify`, `compile`, those of server/cli_*.py, and commands that other packages add (`load`).
 
 Parses and prints; the work is in server/service.py, ledger/verify.py and ledger/rules. Commands of the entry point group
 `daybook.commands` are added at start: each is a plain function that typer understands.
@@ -14,19 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ledger import limits
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-PROGRESS_FROM = 100_000  # shorter recoveries are over before a bar is drawn
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+from server.cli_follow import follow
+from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
     name="daybook", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -37,42 +30,6 @@ app = typer.Typer(
 (nothing was written), 70 a flush failed or the hot thread died (restart: recovery brings back everything that was acknowledged).
 
 First steps: `daybook serve`, then README.md's call in Python; `daybook COMMAND --help` shows an example of each.""")
-
-
-def fail(what: str, hint: str = "", code: int = EXIT_USAGE) -> typer.Exit:
-    """Print one clear message and its next step; returns the exception to raise."""
-    err.print(f"[bold red]daybook:[/] {escape(what)}")
-    if hint:
-        err.print(f"         {escape(hint)}")
-    return typer.Exit(code)
-
-
-class _Bar:
-    """A progress bar on stderr that appears for long work only."""
-
-    words = {"tail": "making the tail (bytes)", "journal": "replaying the journal (entries)", "verify": "verifying (entries)"}
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._what = ""
-
-    def update(self, what: str, done: int, total: int) -> None:
-        if what != self._what:
-            self.stop()
-            self._what = what
-        if self._progress is None:
-            if total < PROGRESS_FROM:
-                return
-            self._progress = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                                      console=err, transient=True)
-            self._task = self._progress.add_task(self.words[what], total=total)
-            self._progress.start()
-        self._progress.update(self._task, completed=done, total=total)
-
-    def stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-        self._progress = None
 
 
 @app.command(epilog="Example: `daybook serve --data /var/lib/daybook --checkout 127.0.0.1:7070`", rich_help_panel="Service")
@@ -109,14 +66,14 @@ def serve(
         config = ServeConfig.make(data=data, program=program, checkout=checkout, control=control, http=http, insecure=insecure, tail=tail,
                                   members_max=members_max, ids_max=ids_max, tail_bytes=tail_bytes, accept_time=accept_time,
                                   clock_file=clock_file, ports_file=ports_file)
-        bar = _Bar()
+        bar = Bar()
 
         def started(what: service.Started) -> None:
             bar.stop()
             out.print(_start_table(what, time.perf_counter() - begun))
 
         try:
-            code = service.serve(config, progress=bar.update, started=started, say=_say)
+            code = service.serve(config, progress=bar.update, started=started, say=say)
         finally:
             bar.stop()
     except RefusedToStart as error:
@@ -138,7 +95,7 @@ def _start_table(what: Any, seconds: float) -> Table:
         ("checkout port", what.ports["checkout"]), ("control port", what.ports["control"]),
         ("metrics", f"http://{what.ports['http']}/metrics"),
         ("room for", f"{config.members_max:,} members, {config.ids_max:,} request ids"),
-        ("memory at most", f"{_mib(sum(size for _, size in plan))}: " + ", ".join(f"{name} {_mib(size)}" for name, size in plan[:4])),
+        ("memory at most", f"{mib(sum(size for _, size in plan))}: " + ", ".join(f"{name} {mib(size)}" for name, size in plan[:4])),
         ("recovered", recovered), ("start took", f"{seconds:.2f} s"),
     ):
         table.add_row(name, escape(value))
@@ -146,15 +103,6 @@ def _start_table(what: Any, seconds: float) -> Table:
         table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal: expiries stand still until a start "
                                "with --accept-time[/]")
     return table
-
-
-def _say(event: str) -> None:
-    """One line per event, with the time of day."""
-    out.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {escape(event)}", soft_wrap=True)
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
 
 
 @app.command(epilog="Example: `daybook verify data --expect-head 1482:9f2c...`", rich_help_panel="Journal")
@@ -177,7 +125,7 @@ def verify(
     except ValueError as error:
         raise fail(str(error), "take it from the last line of an earlier `daybook verify`") from None
     try:
-        bar = _Bar()
+        bar = Bar()
         try:
             report = judge.verify(data, tail=tail, expect=expect, end_on_crash=True,
                                   progress=lambda done, total: bar.update("verify", done, total))
@@ -239,6 +187,10 @@ def compile_program(
     for name, text in describe(compiled):
         table.add_row(name, escape(text))
     out.print(table)
+
+
+# The commands that have modules of their own.
+app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(follow)
 
 
 def _add_commands() -> None:

@@ -66,6 +66,14 @@ def _check_number(flag: str, value: int, low: int, high: int) -> None:
         raise RefusedToStart(f"{flag} must be {low}..{high}, was {value}")
 
 
+def check_sizes(members_max: int | None, ids_max: int | None) -> None:
+    """The bounds of the tables' sizes; None: not given. Errors: RefusedToStart."""
+    if members_max is not None:
+        _check_number("--members-max", members_max, 1, limits.MEMBERS_MAX_LIMIT)
+    if ids_max is not None:
+        _check_number("--ids-max", ids_max, 1, limits.IDS_MAX_LIMIT)
+
+
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
     """One start. Use `make`, which checks."""
@@ -93,7 +101,6 @@ class ServeConfig:
         taken = [str(address) for address in addresses if address.port]
         if len(set(taken)) != len(taken):
             raise RefusedToStart(f"two ports have the same address: {', '.join(taken)}", "give each its own port")
-        _check_number("--members-max", members_max, 1, limits.MEMBERS_MAX_LIMIT)
-        _check_number("--ids-max", ids_max, 1, limits.IDS_MAX_LIMIT)
+        check_sizes(members_max, ids_max)
         _check_number("--tail-bytes", tail_bytes, limits.TAIL_BYTES_MIN, 1 << 40)
         return cls(data, program, *addresses, tail, members_max, ids_max, tail_bytes, accept_time, clock_file, ports_file)

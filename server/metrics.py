@@ -1,7 +1,8 @@
 """The HTTP port: /metrics for Prometheus, /healthz, and a page with links. The only importer of prometheus_client.
 
 Everything is counted in C; the collector here turns those numbers into samples at the moment of a scrape, on the HTTP port's
-own thread, so a scrape costs the tills nothing. Not for counting. Made and stopped by server/service.py; docs/metrics.md lists every name.
+own thread, so a scrape costs the tills nothing. Not for counting. Made and stopped by server/service.py and server/follow.py;
+docs/metrics.md lists every name.
 """
 
 from __future__ import annotations
@@ -88,6 +89,17 @@ ENGINE = (
     Row("ticks", "ledger_tick_entries", "counter", "Entries written by ticks."),
 )
 
+# Keys of Follower.stats() (ledger/follower.py).
+FOLLOWER = (
+    Row("sequence", "ledger_follower_sequence", "gauge", "Last journal sequence that the follower has applied."),
+    Row("time_us", "ledger_follower_time_seconds", "gauge", "Server time of that entry, since 1970.", US),
+    Row("lag_entries", "ledger_follower_lag_entries", "gauge", "Entries in LMDB that the follower has not applied yet."),
+    Row("lag_us", "ledger_follower_lag_seconds", "gauge", "How much older what the follower shows is than what LMDB has.", US),
+    Row("members", "ledger_follower_members", "gauge", "Accounts in the follower's state."),
+    Row("groups", "ledger_follower_groups", "counter", "Groups applied since the follower's start."),
+    Row("digests", "ledger_follower_digests_met", "counter", "State digests of the service that the follower's own state has met."),
+)
+
 # Label values of the metrics below, and the number or state that each stands for.
 GATE = {"disk_space": 1, "drain": 2}
 CLOCK = {"step": "clock_stepped", "gap": "clock_gap"}
@@ -114,10 +126,6 @@ class LedgerCollector(Collector):
     def __init__(self, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
         self._engine = engine
         self._transport = transport
-        try:
-            self._version = metadata.version("daybook")
-        except metadata.PackageNotFoundError:
-            self._version = "not installed"  # run from a source tree
 
     def collect(self) -> Iterator[Metric]:
         transport, engine = self._transport(), self._engine()
@@ -144,9 +152,30 @@ class LedgerCollector(Collector):
                       [((cause,), engine[key]) for cause, key in CLOCK.items()], "cause")
         yield _family(Row("", "ledger_repeat_reads", "counter", "Entries read again to answer repeats, by where they were found."),
                       [((where,), engine[key]) for where, key in REPEATS.items()], "found")
-        build = GaugeMetricFamily("ledger_build_info", "Always 1; the labels say which build runs.", labels=("version",))
-        build.add_metric((self._version,), 1)
-        yield build
+        yield _build()
+
+
+class FollowerCollector(Collector):
+    """Reads the follower's numbers once per scrape."""
+
+    def __init__(self, follower: Callable[[], Mapping[str, Any]]) -> None:
+        self._follower = follower
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._follower()
+        for row in FOLLOWER:
+            yield _family(row, [((), _value(stats, row.key) * row.scale)])
+        yield _build()
+
+
+def _build() -> Metric:
+    try:
+        version = metadata.version("daybook")
+    except metadata.PackageNotFoundError:
+        version = "not installed"  # run from a source tree
+    build = GaugeMetricFamily("ledger_build_info", "Always 1; the labels say which build runs.", labels=("version",))
+    build.add_metric((version,), 1)
+    return build
 
 
 def _value(stats: Mapping[str, Any], key: str) -> float:
@@ -193,9 +222,9 @@ PAGE = """<!doctype html><title>Daybook</title><h1>Daybook</h1>
 class MetricsServer:
     """The HTTP port. Binds at once (errors: OSError), serves from `start` to `close` on its own threads."""
 
-    def __init__(self, address: Address, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, address: Address, collector: Collector) -> None:
         registry = CollectorRegistry()  # without auto_describe: registering collects nothing
-        registry.register(LedgerCollector(engine, transport))
+        registry.register(collector)
         ProcessCollector(registry=registry)
         self.stopping = False
         outer = self

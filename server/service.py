@@ -6,10 +6,8 @@ Not for calls (the rooms it starts) and not for the command line (server/cli.py,
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -21,7 +19,8 @@ from ledger.engine import OpenLedger, StartRefused, open_ledger
 from server._transport import CheckoutServer
 from server.config import Address, RefusedToStart, ServeConfig
 from server.control import ControlServer
-from server.metrics import MetricsServer
+from server.metrics import LedgerCollector, MetricsServer
+from server.ports import cannot_listen, check_free, write_ports
 
 EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h: a failed flush or a dead thread; a restart recovers
 WATCH_INTERVAL_S = 1.0  # how often gate and clock are looked at for the event lines
@@ -39,24 +38,6 @@ class Started:
     ledger: OpenLedger
 
 
-def _check_free(address: Address, flag: str) -> None:
-    """Refuse a taken port before a long recovery, not after it. Errors: RefusedToStart."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-            probe.listen(1)
-        except OSError as error:
-            raise _cannot_listen(address, flag, error) from None
-
-
-def _cannot_listen(address: Address, flag: str, error: OSError) -> RefusedToStart:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return RefusedToStart(f"{flag} cannot listen on {address}: {reason}",
-                          f"stop what uses the port (ss -ltnp shows it), or give another address with {flag}")
-
-
 def serve(config: ServeConfig, *, progress: Callable[[str, int, int], None], started: Callable[[Started], None], say: Say) -> int:
     """Run until a signal asks to stop; returns the exit code.
 
@@ -64,7 +45,7 @@ def serve(config: ServeConfig, *, progress: Callable[[str, int, int], None], sta
     Errors: RefusedToStart (nothing runs any more).
     """
     for address, flag in ((config.checkout, "--checkout"), (config.control, "--control"), (config.http, "--http")):
-        _check_free(address, flag)
+        check_free(address, flag)
     try:
         ledger = open_ledger(config.data, config.program, tail=config.tail, members_max=config.members_max, ids_max=config.ids_max,
                              clock_file=config.clock_file, tail_bytes=config.tail_bytes, accept_time=config.accept_time,
@@ -97,11 +78,11 @@ class _Running:
         try:
             checkout = CheckoutServer(handle, config.checkout.host, config.checkout.port)
         except OSError as error:
-            raise _cannot_listen(config.checkout, "--checkout", error) from None
+            raise cannot_listen(config.checkout, "--checkout", error) from None
         try:
-            http = MetricsServer(config.http, handle.stats, checkout.stats)
+            http = MetricsServer(config.http, LedgerCollector(handle.stats, checkout.stats))
         except OSError as error:
-            raise _cannot_listen(config.http, "--http", error) from None
+            raise cannot_listen(config.http, "--http", error) from None
         control = ControlServer(handle, config.control)
         await control.start()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,7 +93,7 @@ class _Running:
         http.start()
         ports = {"checkout": checkout.port, "control": control.port, "http": http.port}
         started(Started(config, {name: str(Address(getattr(config, name).host, port)) for name, port in ports.items()}, self.ledger))
-        self._write_ports(ports)
+        write_ports(config.ports_file, ports)
         watch = asyncio.create_task(self._watch())
 
         await self.stop_asked.wait()
@@ -156,13 +137,6 @@ class _Running:
                 return
         print(f"daybook: the hot thread ended: {reason}. The process ends; a restart recovers.", file=sys.stderr, flush=True)
         os._exit(EXIT_BROKEN)
-
-    def _write_ports(self, ports: dict[str, int]) -> None:
-        path = self.config.ports_file
-        if path is not None:
-            new = path.with_name(path.name + ".new")
-            new.write_text(json.dumps({**ports, "pid": os.getpid()}) + "\n")
-            new.replace(path)
 
     async def _watch(self) -> None:
         """One line when the space gate or the clock alarm changes."""

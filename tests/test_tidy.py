@@ -39,11 +39,14 @@ ARROWS: dict[str, set[str]] = {
     "ledger._tail": LEAVES,
     "ledger._journal": LEAVES,
     "ledger._engine": ENGINE,
-    "ledger._verifier": LEAVES | {"ledger._core"},
+    "ledger._feed": LEAVES | {"ledger._core"},
+    "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
+    "ledger._follower": LEAVES | {"ledger._core", "ledger._feed"},
     "ledger._probe": LEAVES,
     "ledger.engine": {"ledger.limits", "ledger.errors", "ledger._engine", "ledger.rules", "ledger.rules_compiled"},
     "ledger.journal": {"ledger.limits"},
     "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier"},
+    "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.verify", "ledger._follower"},
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
@@ -54,21 +57,28 @@ ARROWS: dict[str, set[str]] = {
     "server._call": LEAVES | {"ledger._engine", "server._wire"},
     "server._transport": LEAVES | {"ledger._engine", "server._call", "server._grpc", "server._nghttp2", "server._pool"},
     "server._local": LEAVES | {"ledger._core", "server._call", "server._wire"},
+    "server._reader": LEAVES | {"ledger._core", "ledger._follower", "server._call"},
     "server.config": {"ledger.limits"},
+    "server.ports": {"server.config"},
     "server.control": {"ledger.limits", "ledger.errors", "ledger._engine", "server.config"},
     "server.metrics": {"ledger.limits", "ledger.errors", "server._transport", "server.config"},
-    "server.service": {"ledger.engine", "ledger.limits", "server._transport", "server.config", "server.control", "server.metrics"},
-    "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify", "server.config",
-                   "server.service"},
+    "server.service": {"ledger.engine", "ledger.limits", "server._transport", "server.config", "server.control", "server.metrics",
+                       "server.ports"},
+    "server.follow": {"ledger.follower", "ledger.journal", "ledger.limits", "server._reader", "server.config", "server.control",
+                      "server.metrics", "server.ports"},
+    "server.cli_follow": {"server.config", "server.console", "server.follow"},
+    "server.console": set(),
+    "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
+                   "server.cli_follow", "server.config", "server.console", "server.service"},
     "server.__main__": {"server.cli"},
 }
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
     "lmdb": {"ledger/journal.py"},
-    "grpc": {"server/control.py", "server/service.py"},
-    "grpc_health": {"server/control.py"},
-    "grpc_reflection": {"server/control.py"},
+    "grpc": {"server/control.py", "server/follow.py", "server/service.py"},
+    "grpc_health": {"server/control.py", "server/follow.py"},
+    "grpc_reflection": {"server/control.py", "server/follow.py"},
     "grpc_status": {"server/control.py"},
     "google": {"server/control.py"},
     "prometheus_client": {"server/metrics.py"},
@@ -76,8 +86,8 @@ OTHERS = {
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/rules/lower.py", "server/_local.pyi"},
-    "typer": {"server/cli.py"},
-    "rich": {"server/cli.py"},
+    "typer": {"server/cli.py", "server/cli_follow.py", "server/console.py"},
+    "rich": {"server/cli.py", "server/cli_follow.py", "server/console.py"},
 }
 
 # A C library -> where its header may be included.
@@ -85,7 +95,7 @@ HEADERS = {
     "lmdb.h": {"ledger/_journal.pxd", "ledger/_journal.pyx"},
     "nghttp2/nghttp2.h": {"server/_nghttp2.pxd", "bench/_nghttp2_client.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
-    "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_verifier.pyx"},
+    "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_feed.pyx"},
 }
 
 # --- reading the files ------------------------------------------------------------------------------------------------
@@ -234,7 +244,7 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/verify.py", "server/cli.py"}
+STOPWATCHES = {"ledger/verify.py", "server/cli.py", "server/cli_follow.py"}
 
 
 @pytest.mark.parametrize("name", sources("ledger/", "server/"))
