@@ -439,8 +439,9 @@ class Index:
         until: the end of a group, such as the follower's sequence; default: the journal's last. Errors: JournalError, ValueError for
         bytes that are no group of the journal, OSError.
         """
-        if self._broken is not None:
-            raise self._broken
+        broken, self._broken = self._broken, None
+        if broken is not None:
+            raise broken
         first, last = _hole(self._segments)
         collector = Collector(self.journal.directory, first - 1)
         for batch in self.journal.batches(first - 1, bytes_max=STEP_BYTES):
@@ -454,7 +455,10 @@ class Index:
             if last is not None and (until is None or first <= until):
                 raise IndexProblem(f"{self.journal.file}: sequence {first} is missing")
             return 0
-        self._replace([], [take(collector)])
+        segment = take(collector)
+        if count >= self._segment_entries:
+            segment = read_file(write_file(self.folder, self.journal.directory, [segment]), self.journal.directory)
+        self._replace([], [segment])
         while self._tidy():
             pass
         return count

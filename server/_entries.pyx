@@ -323,6 +323,8 @@ cdef class Encoder:
                         break
                     if not entry_view(at, entry_size, &view):
                         raise ValueError(f"the framing of entry {header.first_sequence + i} is broken")
+                    if view.header.program > self.program_count:
+                        return None
                     reserve(self, used + room_for(&view))
                     out.at = self.buffer + used
                     out_journal_entry(&out, 10, self.program_of(view.header.program), &view, header.first_sequence + i,

@@ -28,7 +28,7 @@ from ledger._limits cimport (
     WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._status cimport (
-    ERROR_DOMAIN, FIELD_CAPTURE_POINTS, FIELD_COUNT, FIELD_IDENTIFIERS, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
+    ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CAPTURE_POINTS, FIELD_COUNT, FIELD_IDENTIFIERS, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
     FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL, FIELD_MEMBER_PHONE,
     FIELD_POINTS, FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
     FIELD_RECEIPT_STORE, FIELD_RECEIPT_TILL, FIELD_REQUEST_ID, FIELD_RESERVATION_ID, FIELD_ROWS, FIELD_SENT_TIME, FIELD_TTL, FIELD_WALLET, FieldRow,
@@ -98,6 +98,8 @@ cdef struct Reader:
     Stamp sent
     Stamp business
     Stamp ttl
+    Stamp past
+    bint asks_past              # GetBalance as of a past moment: not for this service
 
 
 cdef void fail(Reader* reader, const uint8_t* at) noexcept nogil:
@@ -586,6 +588,9 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
             read_member(reader, &command.member, -1)
         elif tag == 18:
             read_text(reader, &command.wallet, FIELD_WALLET, -1)
+        elif tag == 26:
+            read_stamp(reader, &reader.past)
+            reader.asks_past = True
         else:
             return False
     elif tag == 10:
@@ -672,6 +677,7 @@ cdef bint check_wallet(const Reader* reader, Command* command, Outcome* outcome)
 
 cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexcept nogil:
     # In the order of the field numbers; a query lacks what it has no field for.
+    cdef int64_t past_us = 0
     cdef uint32_t i
     if reader.encoding.field != 0:
         return refuse_text(outcome, reader.encoding.field, reader.encoding.index, reader.encoding.text)
@@ -690,6 +696,11 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
                 return False
     if command.method != METHOD_COMMIT and not check_wallet(reader, command, outcome):
         return False
+    if reader.asks_past:
+        # Only the follower answers it; it takes the field out before it reads the rest (server/reading.py).
+        if not check_stamp(&reader.past, &past_us, FIELD_AS_OF_TIME, outcome):
+            return False
+        return refuse_number(outcome, FIELD_AS_OF_TIME, VALUE_NUMBER, past_us)
     if command.given & GIVEN_RECEIPT_KEY and not check_receipt_key(reader, command, outcome):
         return False
     if command.given & GIVEN_TTL and not check_stamp(&reader.ttl, &command.ttl_us, FIELD_TTL, outcome):
@@ -1078,7 +1089,8 @@ cdef void add_payment(Text* text, uint16_t field) noexcept nogil:
 
 cdef void add_value(Parts* parts, const Outcome* outcome) noexcept nogil:
     cdef uint16_t field = outcome.field
-    cdef bint is_time = field == FIELD_SENT_TIME or field == FIELD_PURCHASE_TIME or field == FIELD_RECEIPT_PURCHASE_TIME
+    cdef bint is_time = (field == FIELD_SENT_TIME or field == FIELD_PURCHASE_TIME or field == FIELD_RECEIPT_PURCHASE_TIME
+                         or field == FIELD_AS_OF_TIME)
     if outcome.value_kind == VALUE_TEXT and is_personal(field):
         add_string(&parts.value, "(not shown)")
     elif outcome.value_kind == VALUE_TEXT:
