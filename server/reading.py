@@ -137,11 +137,17 @@ class JournalService:
     # --- what every call needs ------------------------------------------------------------------------------------
 
     async def _end(self, method: str, context: Context, answer: Answer) -> None:
-        """Refuse a call. Raises."""
+        """Refuse a call. Raises; returns only where the caller has gone. Behind a message that is not taken it waits until it is."""
         code, payload, text = answer
         self._outcomes[method, _reason(payload)] += 1
-        await context.abort(CODES.get(code, grpc.StatusCode.UNKNOWN), text.decode(errors="replace"),
-                            trailing_metadata=((DETAILS_KEY, payload),) if payload else ())
+        try:
+            await context.abort(CODES.get(code, grpc.StatusCode.UNKNOWN), text.decode(errors="replace"),
+                                trailing_metadata=((DETAILS_KEY, payload),) if payload else ())
+        except grpc.aio.AbortError:
+            raise
+        except Exception:  # grpc's own, without a public name: the batch failed because the connection is gone
+            if not context.done():
+                raise
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run something that reads the disk. Errors: Refused."""
