@@ -17,7 +17,8 @@ from ledger._layout cimport (
     SECTION_SOURCE, Slice,
 )
 
-cdef int64_t NONE = -9223372036854775807 - 1    # a number that is not there
+cdef extern from "<stdint.h>" nogil:
+    const int64_t NONE "INT64_MIN"      # a number that is not there
 
 # Numbers, one per entry. The order of NUMBERS below.
 cdef enum:
@@ -86,12 +87,14 @@ cdef class Columns:
     cdef Buffer texts[TEXT_COLUMNS]
     cdef Buffer ends[TEXT_COLUMNS]          # int32: where each text ends
     cdef bint full                          # memory ran out
+    cdef Buffer newest                      # the image of the newest PROGRAM entry
     cdef readonly uint64_t count            # entries
 
     def __cinit__(self):
         memset(self.numbers, 0, sizeof(self.numbers))
         memset(self.texts, 0, sizeof(self.texts))
         memset(self.ends, 0, sizeof(self.ends))
+        memset(&self.newest, 0, sizeof(Buffer))
         self.count = 0
         self.full = False
 
@@ -102,6 +105,12 @@ cdef class Columns:
         for i in range(TEXT_COLUMNS):
             free(self.texts[i].data)
             free(self.ends[i].data)
+        free(self.newest.data)
+
+    @property
+    def image(self) -> bytes:
+        """The newest programme among all entries added, cleared ones too; empty: none."""
+        return (<const char*>self.newest.data)[:self.newest.size] if self.newest.size else b""
 
     @property
     def size(self) -> int:
@@ -334,9 +343,16 @@ cdef bint add_entry(Columns self, const EntryView* view, uint64_t sequence) noex
     for i in range(16):
         asked = asked or view.header.request[i] != 0
     put_text(self, TEXT_REQUEST, view.header.request, 16 if asked else 0)
-    put_text(self, TEXT_DIGEST, view.sections[SECTION_DIGEST].data, view.sections[SECTION_DIGEST].size)
+    put_text(self, TEXT_DIGEST, view.sections[SECTION_DIGEST].data, 16 if view.sections[SECTION_DIGEST].size == 16 else 0)
     put_text(self, TEXT_IMAGE_HASH, image.data + 8, 32 if image.size >= 40 else 0)
     put_text(self, TEXT_SOURCE, view.sections[SECTION_SOURCE].data, view.sections[SECTION_SOURCE].size)
+    if image.size:
+        self.newest.size = 0
+        if grow(&self.newest, image.size):
+            memcpy(self.newest.data, image.data, image.size)
+            self.newest.size = image.size
+        else:
+            self.full = True
     sound = add_context(self, view) and sound
     sound = add_reservation(self, view) and sound
     sound = add_rows(self, view) and sound
