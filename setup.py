@@ -70,7 +70,7 @@ if ASAN:
     compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
     link_args += ["-fsanitize=address,undefined"]
 
-HEADERS = glob("ledger/*.pxd") + glob("ledger/*.h") + glob("server/*.pxd") + glob("bench/*.pxd")
+HEADERS = glob("ledger/*.pxd") + glob("ledger/*.pxi") + glob("ledger/*.h") + glob("server/*.pxd") + glob("bench/*.pxd")
 
 MODULES = {  # module: libraries
     "ledger._core": ["crypto"],
@@ -78,6 +78,7 @@ MODULES = {  # module: libraries
     "ledger._journal": ["lmdb"],
     "ledger._engine": ["crypto", "lmdb"],
     "ledger._feed": ["crypto"],
+    "ledger._snapshot": ["crypto"],
     "ledger._verifier": [],
     "ledger._follower": ["crypto"],
     "ledger._index": [],

@@ -18,21 +18,22 @@ from ledger._arith cimport add_overflow, day_from_yyyymmdd, max_i64, min_i64
 from ledger._entry cimport (
     Cursor, EntryView, EntryWriter, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
-    section_begin, section_end,
+    section_begin, section_end, unzigzag, zigzag,
 )
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._identity cimport identity_hash
 from ledger._layout cimport *
 from ledger._limits cimport *
 from ledger._lots cimport (
-    Arena, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_search,
+    Arena, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, arena_units, class_for, lot_compare, lot_search,
+    units_of,
 )
 from ledger._rules cimport (
     Program, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
 )
 from ledger._status cimport *
 from ledger._table cimport (
-    IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ReservationMap, identifiers_add, identifiers_close, identifiers_find,
+    Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ReservationMap, identifiers_add, identifiers_close, identifiers_find,
     identifiers_open, keys_add, keys_close, keys_count, keys_find, keys_open, keys_touch, touch, range_of, reservations_add,
     reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first,
     slot_second, slot_set_first, slot_set_second, unreserve_memory,
@@ -44,6 +45,7 @@ cdef extern from "_verify.h" nogil:
 cdef enum:
     CHANGES_MAX = 16_384        # lot changes of one entry: 16 wallets * 400 lots, or AWARDS_MAX new ones, with room
     NO_INDEX = 0xFFFFFFFF
+    IDENTIFIER_TYPES_MAX = 32   # what IdentifierSlot has room for
     MICROSECONDS = 1_000_000
     FACT_ACCOUNT = 1
     FACT_LOT = 2
@@ -132,6 +134,7 @@ cdef struct Core:
     Hash128 digest
     Account* accounts           # account of member m at [m - 1]
     uint64_t accounts_max
+    uint64_t ids_max
     IdentifierTable identifiers
     Arena arena
     KeyTable request_ids
@@ -148,8 +151,11 @@ cdef struct Core:
     uint32_t sweep_at           # next account of the rolling sweep, from 0
     Program* program            # NULL before the first PROGRAM entry
     uint32_t program_count
+    uint64_t digest_sequence    # of the last DIGEST entry
     uint8_t identity_key[16]
     uint8_t has_key
+    Hash128 begun_with          # key check of the identity key that the journal was begun with
+    bint has_begun
     FindEntry find
     void* find_owner
     DayCache now_day
@@ -172,6 +178,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     if core == NULL:
         raise MemoryError("the ledger's tables cannot be reserved")
     core.accounts_max = sizes.members_max
+    core.ids_max = sizes.ids_max
     core.pool_max = sizes.reservations_max
     core.pool_free = NO_INDEX
     core.finished_first = NO_INDEX
@@ -1698,8 +1705,6 @@ cdef Hash128 key_check(const Core* core) noexcept nogil:
 cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
     cdef const Slice* image = &view.sections[SECTION_IMAGE]
     cdef const Slice* check = &view.sections[SECTION_KEY_CHECK]
-    cdef Program* program
-    cdef uint8_t* copy
     cdef Hash128 expected
     if image.data == NULL or image.size == 0:
         return APPLY_PROGRAM
@@ -1707,19 +1712,27 @@ cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
         expected = key_check(core)
         if check.size != 16 or memcmp(check.data, &expected, 16) != 0:
             return APPLY_KEY
-    program = <Program*>calloc(1, sizeof(Program))
-    copy = <uint8_t*>malloc(image.size)
+    if check.data != NULL and check.size == 16:
+        memcpy(&core.begun_with, check.data, 16)
+        core.has_begun = True
+    return put_in_force(core, image.data, image.size, core.program_count + 1)
+
+
+cdef int put_in_force(Core* core, const uint8_t* image, uint32_t size, uint32_t version) noexcept nogil:
+    # A copy of the image becomes the programme. ApplyResult.
+    cdef Program* program = <Program*>calloc(1, sizeof(Program))
+    cdef uint8_t* copy = <uint8_t*>malloc(size)
     if program == NULL or copy == NULL:
         free(program)
         free(copy)
         return APPLY_FULL
-    memcpy(copy, image.data, image.size)
-    if program_load(program, copy, image.size) != 0:
+    memcpy(copy, image, size)
+    if program_load(program, copy, size) != 0:
         free(program)
         free(copy)
         return APPLY_PROGRAM
-    core.program_count += 1
-    program.version = core.program_count
+    core.program_count = version
+    program.version = version
     program_free(core.program)
     core.program = program
     core.now_day.until_us = 0
@@ -1739,14 +1752,14 @@ cdef int apply_identifiers(Core* core, const Slice* section, uint32_t member) no
     while cursor_more(&cursor):
         kind = get_byte(&cursor)
         data = get_bytes(&cursor, 16)
-        if data == NULL:
+        if data == NULL or kind >= IDENTIFIER_TYPES_MAX:
             return APPLY_FRAMING
         memcpy(&key, data, 16)
         if identifiers_find(&core.identifiers, key) != 0:
             return APPLY_MEMBER
         if core.identifiers.count >= core.identifiers.count_max:
             return APPLY_FULL
-        identifiers_add(&core.identifiers, key, member)
+        identifiers_add(&core.identifiers, key, member, kind)
         account.identifier_count += 1
         core.stats.identifiers += 1
         core.stats.bytes_identifiers += sizeof(IdentifierSlot)
@@ -2128,6 +2141,7 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         if (view.sections[SECTION_DIGEST].size != 16 or view.sections[SECTION_DIGEST].data == NULL
                 or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
             return APPLY_DIGEST
+        core.digest_sequence = core.stats.sequence + 1
     elif KIND_EARN <= header.kind <= KIND_EXPIRE_RESERVATION:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)
@@ -2139,13 +2153,20 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         return result
     core.stats.sequence += 1
     core.stats.time_us = header.time_us
+    count_bytes(core)
+    return APPLY_OK
+
+
+cdef inline void count_bytes(Core* core) noexcept nogil:
     core.stats.request_ids = keys_count(&core.request_ids)
     core.stats.receipt_keys = keys_count(&core.receipt_keys)
     core.stats.bytes_lots = core.arena.live * sizeof(Lot)
     core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)
     core.stats.bytes_request_ids = core.stats.request_ids * sizeof(KeySlot)
     core.stats.bytes_receipt_keys = core.stats.receipt_keys * sizeof(KeySlot)
-    return APPLY_OK
+
+
+include "_core_snapshot.pxi"
 
 
 if sizeof(EntryHeader) != ENTRY_HEADER_BYTES or sizeof(GroupHeader) != GROUP_HEADER_BYTES or sizeof(Account) != 32:

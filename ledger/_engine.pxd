@@ -48,3 +48,5 @@ cdef const Program* engine_program(const Engine* engine) noexcept nogil
 
 cdef class EngineHandle:        # Python's hold on an Engine; see ledger/_engine.pyi
     cdef Engine* engine
+
+    cdef int open_core(self) except -1

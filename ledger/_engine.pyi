@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from ledger._snapshot import Snapshot
+
 class StartRefused(Exception):
     """The ledger does not start: what is wrong, where, and what to do. Nothing was written."""
 
@@ -22,6 +24,7 @@ class EngineHandle:
         self, *, tail_fd: int, tail_bytes: int, directory: bytes, journal_path: str, create: bool,
         identity_key: bytes, members_max: int, ids_max: int, reservations_max: int, clock_path: str | None, accept_time: bool,
     ) -> None: ...
+    def load_snapshot(self, snapshot: Snapshot, progress: Callable[[int, int], None] | None) -> None: ...
     def recover(self, progress: Callable[[int, int], None] | None) -> dict[str, int]:
         """Replay journal and tail. Errors: StartRefused."""
     def seed(self, image: bytes, source: bytes) -> None:

@@ -19,6 +19,8 @@ e) Recovery reads the tail into the ring, so that what was not drained lies wher
 
 import os
 
+from ledger._snapshot import SnapshotUnusable
+
 from libc.errno cimport EIO, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -45,6 +47,7 @@ from ledger._limits cimport (
     TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
 from ledger._rules cimport Program
+from ledger._snapshot cimport Snapshot
 from ledger._status cimport STATUS_JOURNAL_FULL
 from ledger._tail cimport (
     GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, group_check, group_entry, group_hash, group_span, hasher_close,
@@ -187,6 +190,7 @@ cdef struct Engine:
     # Set at start.
     Core* core
     const CoreStats* core_stats
+    CoreSizes sizes
     Journal journal
     Hasher hasher               # of the flusher; of the starting thread before
     Clock clock
@@ -935,7 +939,6 @@ cdef class EngineHandle:
     def __init__(self, *, int tail_fd, uint64_t tail_bytes, bytes directory, str journal_path, bint create,
                  bytes identity_key, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, clock_path, bint accept_time):
         cdef Engine* engine = self.engine
-        cdef CoreSizes sizes
         cdef const int64_t* clock_at = NULL
         cdef uint64_t refs = 64
         cdef int code
@@ -978,18 +981,28 @@ cdef class EngineHandle:
                 raise StartRefused(f"the clock file {clock_path} cannot be read: it must hold 8 bytes")
         clock_open(&engine.clock, clock_at)
         engine.accept_time = accept_time
-        memset(&sizes, 0, sizeof(CoreSizes))
-        sizes.members_max = members_max
-        sizes.ids_max = ids_max
-        sizes.reservations_max = reservations_max
-        before = _mapped_bytes()
-        engine.core = core_open(&sizes, engine.identity_key)
-        engine.core_bytes = max(0, _mapped_bytes() - before)
-        engine.core_stats = core_stats(engine.core)
+        memset(&engine.sizes, 0, sizeof(CoreSizes))
+        engine.sizes.members_max = members_max
+        engine.sizes.ids_max = ids_max
+        engine.sizes.reservations_max = reservations_max
+        self.open_core()
         with nogil:
             code = journal_open(&engine.journal, engine.journal_path, create, engine.directory)
         if code != 0:
             raise StartRefused(journal_text(code))
+
+    cdef int open_core(self) except -1:
+        # Empty tables, in place of those that may be there.
+        cdef Engine* engine = self.engine
+        if engine.core != NULL:
+            core_close(engine.core)
+            engine.core = NULL
+            engine.core_stats = NULL
+        before = _mapped_bytes()
+        engine.core = core_open(&engine.sizes, engine.identity_key)
+        engine.core_bytes = max(0, _mapped_bytes() - before)
+        engine.core_stats = core_stats(engine.core)
+        return 0
 
     def close(self):
         """Give everything back. Called once both threads have ended; again does nothing."""
@@ -1015,8 +1028,35 @@ cdef class EngineHandle:
 
     # --- start ---
 
+    def load_snapshot(self, Snapshot snapshot not None, progress):
+        """The snapshot becomes the state behind which `recover` goes on. Before `recover`.
+
+        Shape:   progress(done, total) in bytes; None: nobody looks.
+        Errors:  SnapshotUnusable, TablesTooSmall (the state is empty again).
+        """
+        cdef Engine* engine = self.engine
+        cdef const GroupHeader* header
+        cdef uint64_t room = 0
+        cdef bint fits = False
+        cdef uint64_t sequence = snapshot.head_read.sequence
+        # What is beyond LMDB may be in the tail, but a snapshot is only written of what is in LMDB.
+        header = <const GroupHeader*>journal_find(&engine.journal, sequence, &room)
+        if header != NULL:
+            fits = (room >= GROUP_HEADER_BYTES and header.first_sequence + header.count - 1 == sequence
+                    and memcmp(header.hash, snapshot.head_read.head_hash, 32) == 0)
+            journal_release(&engine.journal)
+        if not fits:
+            raise SnapshotUnusable(f"the journal has no such group that ends with entry {sequence}")
+        try:
+            snapshot.load_into(engine.core, progress)
+        except BaseException:
+            self.open_core()
+            raise
+        memcpy(engine.head_hash, snapshot.head_read.head_hash, 32)
+        engine.digest_sequence = snapshot.head_read.digest_sequence
+
     def recover(self, progress):
-        """Replay journal and tail into the core, check the chain, and set the ring so that draining goes on.
+        """Replay journal (behind a snapshot, if one was loaded) and tail into the core, check the chain, and set the ring so that draining goes on.
 
         Shape:   progress(done, total) in sequences of the journal, about every 8 MB; None: nobody looks.
         Errors:  StartRefused; nothing was written.
@@ -1025,7 +1065,7 @@ cdef class EngineHandle:
         cdef Engine* engine = self.engine
         cdef Drained drained
         cdef Fault fault
-        cdef uint64_t next_sequence = 1
+        cdef uint64_t next_sequence = engine.core_stats.sequence + 1
         cdef uint64_t filled = 0
         cdef uint64_t buffer_size = DRAIN_BYTES + GROUP_BYTES_MAX + 65536
         cdef uint64_t last_sequence, last_position, noted

@@ -51,6 +51,15 @@ cdef inline uint8_t class_for(uint32_t count) noexcept nogil:
     return cls
 
 
+cdef inline uint32_t units_of(uint8_t cls) noexcept nogil:
+    # Lots that a piece of this class has room for.
+    return <uint32_t>1 << cls
+
+
+cdef inline uint64_t arena_units(const Arena* arena) noexcept nogil:
+    return arena.capacity
+
+
 cdef inline bint arena_has(const Arena* arena, uint8_t cls) noexcept nogil:
     return cls < LOT_CLASS_COUNT and (arena.free[cls] != NO_PIECE or arena.used + (<uint64_t>1 << cls) <= arena.capacity)
 

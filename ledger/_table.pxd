@@ -53,7 +53,11 @@ cdef extern from *:
 cdef packed struct IdentifierSlot:      # 20 bytes
     uint64_t lo
     uint64_t hi
-    uint32_t member             # from 1; 0: empty
+    uint32_t member             # account number from 1, and the identifier's type << IDENTIFIER_TYPE_SHIFT; 0: empty
+
+cdef enum:
+    IDENTIFIER_TYPE_SHIFT = 27      # account numbers are at most MEMBERS_MAX_LIMIT
+    IDENTIFIER_MEMBER_MASK = 0x7FFFFFF
 
 cdef struct IdentifierTable:
     IdentifierSlot* slots
@@ -78,14 +82,14 @@ cdef inline uint32_t identifiers_find(const IdentifierTable* table, Hash128 key)
     cdef uint64_t at = range_of(key.lo, table.capacity)
     while table.slots[at].member != 0:
         if table.slots[at].lo == key.lo and table.slots[at].hi == key.hi:
-            return table.slots[at].member
+            return table.slots[at].member & IDENTIFIER_MEMBER_MASK
         at += 1
         if at == table.capacity:
             at = 0
     return 0
 
 
-cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t member) noexcept nogil:
+cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t member, uint8_t kind) noexcept nogil:
     # The key is not in the table and count < count_max.
     cdef uint64_t at = range_of(key.lo, table.capacity)
     VERIFY(table.count < table.count_max)
@@ -95,7 +99,7 @@ cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t m
             at = 0
     table.slots[at].lo = key.lo
     table.slots[at].hi = key.hi
-    table.slots[at].member = member
+    table.slots[at].member = member | <uint32_t>kind << IDENTIFIER_TYPE_SHIFT
     table.count += 1
 
 

@@ -15,19 +15,21 @@ import os
 import re
 import secrets
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import limits
+from ledger import limits, snapshot
 from ledger._engine import EngineHandle, StartRefused
+from ledger._snapshot import SnapshotUnusable, TablesTooSmall
 from ledger.rules import CompiledProgram, ProgramError, compile_file
 
 __all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "open_ledger"]
 
 Progress = Callable[[str, int, int], None]
-"""progress(what, done, total): what is "tail" (bytes written) or "journal" (entries replayed)."""
+"""progress(what, done, total): what is "tail" (bytes written), "snapshot" (bytes loaded) or "journal" (entries replayed)."""
 
 FORMAT_VERSION = 1
 _FORMAT = re.compile(rb"daybook (\d+)\n([0-9a-f]{32})\n")
@@ -67,6 +69,7 @@ class Recovered(NamedTuple):
     journal_sequence: int  # last entry that was in LMDB already
     tail_groups: int  # groups that were only in the tail
     gap_us: int  # above 0: the clock is this far ahead of the journal (more than 7 days), ticks stand still
+    snapshot_sequence: int  # last entry of the snapshot that the start began with; 0: none, all was replayed
 
 
 class OpenLedger:
@@ -117,15 +120,20 @@ class OpenLedger:
         return sorted(self._sizes.items(), key=lambda row: -row[1])
 
 
+def _warn(text: str) -> None:
+    print(f"daybook: {text}", file=sys.stderr, flush=True)
+
+
 def open_ledger(
     data: Path, program: Path, *, tail: Path | None = None, members_max: int = limits.MEMBERS_MAX_DEFAULT,
     ids_max: int = limits.IDS_MAX_DEFAULT, clock_file: Path | None = None, accept_time: bool = False,
-    tail_bytes: int = limits.TAIL_BYTES_DEFAULT, progress: Progress | None = None,
+    tail_bytes: int = limits.TAIL_BYTES_DEFAULT, progress: Progress | None = None, warn: Callable[[str], None] = _warn,
 ) -> OpenLedger:
     """Open a data directory, or create it, and recover its state.
 
     `tail`: another directory for the tail file. `tail_bytes`: its size when it is created. `clock_file`: a file of 8 bytes that holds the
-    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal.
+    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal. `warn`: told why a snapshot is
+    passed over.
     Errors: StartRefused, one sentence with what to do; nothing was written (an interrupted creation is begun anew by the next start).
     """
     _check_numbers(members_max, ids_max, tail_bytes)
@@ -148,6 +156,7 @@ def open_ledger(
         fds.insert(0, tail_fd)
         handle = _open_engine(data, tail_fd, size, directory, key, members_max, ids_max, clock_file, accept_time, create=False)
         try:
+            begun_at = _load_snapshot(handle, data, directory, warn, progress)
             found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
             if found["sequence"] == 0:
                 handle.seed(compiled.image, compiled.source)
@@ -160,7 +169,7 @@ def open_ledger(
         for fd in fds:
             os.close(fd)
         raise
-    recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"])
+    recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"], begun_at)
     sizes = dict(handle.plan())
     return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, sizes)
 
@@ -175,6 +184,20 @@ def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
             raise StartRefused(f"{name} must be {low}..{high}, was {value}")
     if tail_bytes % _BLOCK:
         raise StartRefused(f"the tail's size must be a multiple of {_BLOCK}, was {tail_bytes}")
+
+
+def _load_snapshot(handle: EngineHandle, data: Path, directory: bytes, warn: Callable[[str], None], progress: Progress | None) -> int:
+    """Begin with the newest snapshot that can be used. Returns its last sequence; 0: there is none. Errors: StartRefused."""
+    for found in snapshot.usable(data, directory, warn):
+        try:
+            handle.load_snapshot(found, None if progress is None else lambda done, total: progress("snapshot", done, total))
+        except SnapshotUnusable as why:
+            snapshot.passed_over(found.path, why, warn)
+        except TablesTooSmall as error:
+            raise StartRefused(str(error)) from None
+        else:
+            return found.sequence
+    return 0
 
 
 def _check_program(image: bytes, compiled: CompiledProgram, program: Path) -> None:
@@ -417,7 +440,7 @@ def _open_tail(path: Path, directory: bytes) -> tuple[int, int]:
 
 def _open_engine(data: Path, tail_fd: int, tail_bytes: int, directory: bytes, key: bytes, members_max: int, ids_max: int,
                  clock_file: Path | None, accept_time: bool, *, create: bool) -> EngineHandle:
-    reservations_max = min(limits.RESERVATIONS_MAX, max(4096, members_max))
+    reservations_max = min(limits.RESERVATIONS_MAX, max(limits.RESERVATIONS_MAX_LEAST, members_max))
     try:
         return EngineHandle(
             tail_fd=tail_fd, tail_bytes=tail_bytes, directory=directory, journal_path=str(data / "journal"), create=create,

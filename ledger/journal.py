@@ -224,6 +224,18 @@ class Journal:
                 return 0, b""
             return _key(cursor.key()), bytes(cursor.value())
 
+    def group_end(self, sequence: int) -> bytes | None:
+        """Hash of the group that ends with `sequence`, unchecked; None: no group ends there."""
+        with self._transaction(self.groups) as transaction, transaction.cursor() as cursor:
+            if not (cursor.prev() if cursor.set_range((sequence + 1).to_bytes(8, "little")) else cursor.last()):
+                return None
+            record = bytes(cursor.value()[:GROUP_HEADER.size])
+        if len(record) < GROUP_HEADER.size:
+            return None
+        header = GROUP_HEADER.unpack(record)
+        first, count, hash_ = header[5], header[8], header[12]
+        return hash_ if first + count - 1 == sequence else None
+
     def last_records(self, count: int) -> list[bytes]:
         """The last groups' records, the newest first, unchecked."""
         with self._transaction(self.groups) as transaction, transaction.cursor() as cursor:

@@ -69,6 +69,15 @@ TIME_JUMP_US_MAX = 3_600_000_000  # a clock step above an hour stops the ticks
 TIME_GAP_US_MAX = 604_800_000_000  # a start more than 7 days after the journal's last entry stops them too
 SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s is far below FREE_BYTES_MIN
 
+# --- snapshots (the follower writes them) -----------------------------------------------------------------------
+SNAPSHOT_ENTRIES = 10_000_000  # a start replays at most about so many behind a snapshot: 10 s
+SNAPSHOT_INTERVAL_S = 600  # and no snapshot is older than this while entries come in
+SNAPSHOT_PAUSE_S = 60  # between two, however fast entries come: the disk has other work
+SNAPSHOT_STOP_SHARE = 1  # at a stop one is written when it spares more entries than it writes members: each takes about a microsecond
+SNAPSHOTS_KEPT = 2  # the newest, and one more in case it is damaged
+SNAPSHOT_SYNC_BYTES = 16_777_216  # flushed at a time: a longer flush holds up the service's own on the same disk
+SNAPSHOT_BYTES_PER_S = 67_108_864  # 10M members (1 GB) in 16 s, with most of the disk left to the service
+
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
 IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys: the same number); the biggest chain has 12.4 million a day
@@ -77,6 +86,7 @@ IDS_MAX_LIMIT = 1_000_000_000
 ID_GENERATIONS = 4  # one filling, two remembered, one being cleared
 LOTS_PER_MEMBER_PLANNED = 8  # 32-byte units of the lot arena per member: ~6 lots and the slack of size classes
 RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
+RESERVATIONS_MAX_LEAST = 4096  # room for them in a ledger of few members; between the two: one a member
 
 # --- the checkout port ------------------------------------------------------------------------------------------
 CONNECTIONS_MAX = 4096  # a gateway per store opens one or two

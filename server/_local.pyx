@@ -2,13 +2,15 @@
 # Not for serving: nothing here is durable, and every call takes the GIL. The codec is server/_wire.pyx, the decisions are ledger/_core.pyx.
 # Imported by tests/ and bench/ alone; the Python signatures stand in _local.pyi.
 
+import os
+
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._core cimport (
-    APPLY_OK, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program, core_set_find,
+    APPLY_OK, Core, CoreSizes, CoreStats, SNAPSHOT_CHUNK_BYTES, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program, core_set_find,
     core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
@@ -20,6 +22,7 @@ from ledger._limits cimport (
     ANSWER_BYTES_MAX, COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, LINES_MAX, TICK_ACCOUNTS_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._rules cimport Program
+from ledger._snapshot cimport Snapshot, SnapshotWriter, snapshot_write
 from ledger._status cimport STATUS_NOT_READY, STATUS_OK
 from server._call cimport Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call_encode
 from server._wire cimport outcome_forget, wire_answer, wire_decode, wire_error, wire_grpc_code
@@ -332,6 +335,43 @@ cdef class LocalLedger:
             result = ledger.apply(entry)
             if result != APPLY_OK:
                 raise ValueError(f"entry {index + 1} cannot be applied: ApplyResult {result}")
+        return ledger
+
+    def save(self, path, bytes directory not None=bytes(16), bytes head_hash not None=bytes(32)):
+        """Write a snapshot file of the state, as the follower does. Errors: OSError."""
+        cdef SnapshotWriter writer
+        cdef int code = 0
+        assert len(directory) == 16 and len(head_hash) == 32
+        memset(&writer, 0, sizeof(SnapshotWriter))
+        writer.core = self.core
+        writer.buffer = <uint8_t*>malloc(SNAPSHOT_CHUNK_BYTES)
+        if writer.buffer == NULL:
+            raise MemoryError
+        try:
+            with open(path, "wb") as file:
+                writer.fd = file.fileno()
+                code = snapshot_write(&writer, directory, head_hash)
+        finally:
+            free(writer.buffer)
+        if code != 0:
+            raise OSError(code, os.strerror(code), str(path))
+        return writer.bytes
+
+    @classmethod
+    def load(cls, path, entries, **sizes):
+        """A new ledger from a snapshot file. entries: of the journal up to its end, for repeats; None: they cannot be answered.
+
+        Errors: SnapshotUnusable, TablesTooSmall.
+        """
+        cdef LocalLedger ledger = cls(None, None, 0, **sizes)
+        cdef Snapshot snapshot = Snapshot(path)
+        cdef const uint8_t* data
+        snapshot.load_into(ledger.core, None)
+        ledger.whole = entries is not None
+        for entry in entries or ():
+            data = entry
+            if not keep(&ledger.kept, data, len(entry)):
+                raise MemoryError("no memory for the kept entries")
         return ledger
 
     def publish(self, bytes image not None, bytes source not None, int64_t now_us):

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger import limits
-from server.cli_follow import follow
+from server import cli_follow
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
@@ -49,6 +49,11 @@ def serve(
                                                               "control yet: only for a network that is trusted.")] = False,
     accept_time: Annotated[bool, typer.Option("--accept-time", help="Believe a clock that is more than 7 days ahead of the journal.")
                            ] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Start a follower beside the service: it writes the snapshots that "
+                                                                      "make the next start quick, and serves reads.")] = True,
+    follow_control: Annotated[str, typer.Option(metavar="HOST:PORT", help="The follower's control port.")] = "127.0.0.1:7073",
+    follow_http: Annotated[str, typer.Option(metavar="HOST:PORT", help="/metrics and /healthz of the follower.")] = "127.0.0.1:7074",
+    snapshot_entries: Annotated[int, typer.Option(hidden=True, min=1)] = limits.SNAPSHOT_ENTRIES,
     clock_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     tail_bytes: Annotated[int, typer.Option(hidden=True)] = limits.TAIL_BYTES_DEFAULT,
     ports_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -65,7 +70,8 @@ def serve(
     try:
         config = ServeConfig.make(data=data, program=program, checkout=checkout, control=control, http=http, insecure=insecure, tail=tail,
                                   members_max=members_max, ids_max=ids_max, tail_bytes=tail_bytes, accept_time=accept_time,
-                                  clock_file=clock_file, ports_file=ports_file)
+                                  clock_file=clock_file, ports_file=ports_file, follow=follow, follow_control=follow_control,
+                                  follow_http=follow_http, snapshot_entries=snapshot_entries)
         bar = Bar()
 
         def started(what: service.Started) -> None:
@@ -87,13 +93,17 @@ def _start_table(what: Any, seconds: float) -> Table:
     plan = ledger.memory_plan()
     programme = ledger.program.program
     recovered = ("a new journal" if found.created else
-                 f"sequence {found.sequence:,}, {found.tail_groups:,} groups of it from the tail")
+                 f"sequence {found.sequence:,}: "
+                 + (f"a snapshot up to {found.snapshot_sequence:,}, " if found.snapshot_sequence else "no snapshot, ")
+                 + f"{found.sequence - found.snapshot_sequence:,} entries replayed, {found.tail_groups:,} groups of them from the tail")
     table = Table(title="daybook serves", show_header=False, title_justify="left")
     for name, value in (
         ("data", str(config.data.resolve())), ("tail", str((config.tail or config.data).resolve() / "tail")),
         ("programme", f"{programme.name} ({config.program}), hash {ledger.program.hash[:12]}"),
         ("checkout port", what.ports["checkout"]), ("control port", what.ports["control"]),
         ("metrics", f"http://{what.ports['http']}/metrics"),
+        ("follower", "none (--no-follow): no snapshots are written" if config.follow_control is None else
+         f"started beside: control port {config.follow_control}, metrics http://{config.follow_http}/metrics"),
         ("room for", f"{config.members_max:,} members, {config.ids_max:,} request ids"),
         ("memory at most", f"{mib(sum(size for _, size in plan))}: " + ", ".join(f"{name} {mib(size)}" for name, size in plan[:4])),
         ("recovered", recovered), ("start took", f"{seconds:.2f} s"),
@@ -190,7 +200,7 @@ def compile_program(
 
 
 # The commands that have modules of their own.
-app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(follow)
+app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(cli_follow.follow)
 
 
 def _add_commands() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ledger import limits
 from server.console import fail, out, say
 
 
@@ -23,6 +24,9 @@ def follow(
                                                      "snapshot has it.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow addresses other than loopback. There is no TLS and no access "
                                                               "control yet: only for a network that is trusted.")] = False,
+    snapshot_entries: Annotated[int, typer.Option(min=1, help="Write a snapshot after so many entries (and after ten minutes with "
+                                                              "any, and at the stop).")] = limits.SNAPSHOT_ENTRIES,
+    child_of: Annotated[int | None, typer.Option(hidden=True)] = None,
     clock_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     ports_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -32,15 +36,24 @@ def follow(
     behind the service, and says how far. It never holds the service up.
     """
     from server.config import RefusedToStart, check_sizes, parse_address
-    from server.follow import FollowConfig
+    from server.follow import FollowConfig, Following
     from server.follow import follow as run
 
     begun = time.perf_counter()
     try:
         check_sizes(members_max, ids_max)
         ports = parse_address(control, "--control", insecure=insecure), parse_address(http, "--http", insecure=insecure)
-        config = FollowConfig(data, *ports, members_max, ids_max, clock_file, ports_file)
-        code = run(config, started=lambda what: out.print(_start_table(what, time.perf_counter() - begun)), say=say)
+        config = FollowConfig(data, *ports, members_max, ids_max, snapshot_entries, clock_file, ports_file, child_of)
+
+        def started(what: Following) -> None:
+            seconds = time.perf_counter() - begun
+            if child_of is None:
+                out.print(_start_table(what, seconds))
+            else:
+                say(f"the follower follows from sequence {what.follower.begun_at:,} after {seconds:.2f} s: control port "
+                    f"{what.ports['control']}, metrics http://{what.ports['http']}/metrics")
+
+        code = run(config, started=started, say=say)
     except RefusedToStart as error:
         raise fail(str(error), error.hint) from None
     raise typer.Exit(code)

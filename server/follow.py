@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ledger import limits
+from ledger._follower import die_with
 from ledger.follower import Follower, FollowerBroken
 from ledger.journal import JournalError
 from server import reading
@@ -31,6 +32,7 @@ from server.ports import cannot_listen, check_free, write_ports
 from server.reading import JournalService
 
 EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h: the journal cannot be followed, or the thread died
+LOCK_WAIT_S = 10  # for the follower of a service that was killed just now: giving its memory back takes a moment
 POLL_S = limits.DRAIN_INTERVAL_MS / 4000  # how long the thread sleeps when it has caught up: a quarter of a drain
 
 Say = Callable[[str], None]
@@ -45,8 +47,10 @@ class FollowConfig:
     http: Address
     members_max: int | None  # None: as the newest snapshot has it, else the default
     ids_max: int | None
+    snapshot_entries: int
     clock_file: Path | None
     ports_file: Path | None
+    child_of: int | None  # the service's process id: the follower ends with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,17 @@ class Following:
 
 def follow(config: FollowConfig, *, started: Callable[[Following], None], say: Say) -> int:
     """Run until a signal asks to stop; returns the exit code. Errors: RefusedToStart (nothing runs any more)."""
+    if config.child_of is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's: it ends us when everything is in the journal
+        try:
+            die_with(config.child_of)
+        except OSError:
+            return 0  # it has gone already
     for address, flag in ((config.control, "--control"), (config.http, "--http")):
         check_free(address, flag)
     try:
-        follower = Follower(config.data, members_max=config.members_max, ids_max=config.ids_max, say=say)
+        follower = Follower(config.data, members_max=config.members_max, ids_max=config.ids_max,
+                            snapshot_entries=config.snapshot_entries, lock_wait_s=0 if config.child_of is None else LOCK_WAIT_S, say=say)
     except (FollowerBroken, JournalError, MemoryError) as error:
         raise RefusedToStart(str(error)) from None
     with follower:
@@ -90,7 +101,7 @@ class _Running:
             raise cannot_listen(config.http, "--http", error) from None
         port = ReadPort(self.follower, config.control, config.clock_file, self.say)
         await port.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if config.child_of is None else (signal.SIGTERM,):
             self.loop.add_signal_handler(number, self.stop_asked.set)
         thread = threading.Thread(target=self._follow, name="follow", daemon=True)
         thread.start()
@@ -116,8 +127,11 @@ class _Running:
         """The follower's thread. Its unexpected end is the end of the process."""
         try:
             while not self.stopping.is_set():
-                if self.follower.step() == 0:
+                applied = self.follower.step()
+                self.follower.tend()
+                if applied == 0:
                     self.stopping.wait(POLL_S)
+            self.follower.finish()
         except BaseException as error:  # the thread's entry: whatever it is, a follower that stands still must not look alive
             self.broken = str(error) if isinstance(error, (FollowerBroken, JournalError)) else f"{type(error).__name__}: {error}"
             self.loop.call_soon_threadsafe(self.stop_asked.set)

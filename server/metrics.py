@@ -98,6 +98,18 @@ FOLLOWER = (
     Row("members", "ledger_follower_members", "gauge", "Accounts in the follower's state."),
     Row("groups", "ledger_follower_groups", "counter", "Groups applied since the follower's start."),
     Row("digests", "ledger_follower_digests_met", "counter", "State digests of the service that the follower's own state has met."),
+    Row("snapshots", "ledger_snapshots", "counter", "Snapshots written since the follower's start."),
+    Row("snapshot_failures", "ledger_snapshot_failures", "counter", "Snapshots that could not be written."),
+    Row("snapshot_writing", "ledger_snapshot_writing", "gauge", "1 while a snapshot is being written."),
+    Row("snapshot_sequence", "ledger_snapshot_sequence", "gauge", "Last journal sequence in the newest snapshot."),
+    Row("snapshot_bytes", "ledger_snapshot_bytes", "gauge", "Size of the snapshot written last."),
+    Row("snapshot_us", "ledger_snapshot_duration_seconds", "gauge", "How long the snapshot written last took.", US),
+)
+
+# Keys of FollowerChild.stats() (server/child.py), on the service's own page.
+CHILD = (
+    Row("running", "ledger_follower_running", "gauge", "1 while the service's follower runs."),
+    Row("restarts", "ledger_follower_restarts", "counter", "Times that the service started its follower again."),
 )
 
 # Label values of the metrics below, and the number or state that each stands for.
@@ -123,14 +135,16 @@ WALLETS = (
 class LedgerCollector(Collector):
     """Reads both stats dictionaries once per scrape and turns them into metric families."""
 
-    def __init__(self, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]],
+                 child: Callable[[], Mapping[str, Any]]) -> None:
         self._engine = engine
         self._transport = transport
+        self._child = child
 
     def collect(self) -> Iterator[Metric]:
         transport, engine = self._transport(), self._engine()
         yield from _calls(transport)
-        for rows, stats in ((TRANSPORT, transport), (ENGINE, engine)):
+        for rows, stats in ((TRANSPORT, transport), (ENGINE, engine), (CHILD, self._child())):
             for row in rows:
                 yield _family(row, [((), _value(stats, row.key) * row.scale)])
         for row in HISTOGRAMS:

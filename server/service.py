@@ -17,6 +17,7 @@ from typing import Any
 from ledger import limits
 from ledger.engine import OpenLedger, StartRefused, open_ledger
 from server._transport import CheckoutServer
+from server.child import FollowerChild
 from server.config import Address, RefusedToStart, ServeConfig
 from server.control import ControlServer
 from server.metrics import LedgerCollector, MetricsServer
@@ -44,6 +45,7 @@ def serve(config: ServeConfig, *, progress: Callable[[str, int, int], None], sta
     progress(what, done, total): recovery, as ledger.engine has it. started: once, when every port serves.
     Errors: RefusedToStart (nothing runs any more).
     """
+    # Not the follower's: one that was killed with its service may still hold them for a moment.
     for address, flag in ((config.checkout, "--checkout"), (config.control, "--control"), (config.http, "--http")):
         check_free(address, flag)
     try:
@@ -68,6 +70,7 @@ class _Running:
         self.ledger = ledger
         self.handle = ledger.handle
         self.say = say
+        self.follower = FollowerChild(config, say)
         self.stop_asked = asyncio.Event()
         self.hot_ended = asyncio.Event()
         self.stopping = False
@@ -80,7 +83,7 @@ class _Running:
         except OSError as error:
             raise cannot_listen(config.checkout, "--checkout", error) from None
         try:
-            http = MetricsServer(config.http, LedgerCollector(handle.stats, checkout.stats))
+            http = MetricsServer(config.http, LedgerCollector(handle.stats, checkout.stats, self.follower.stats))
         except OSError as error:
             raise cannot_listen(config.http, "--http", error) from None
         control = ControlServer(handle, config.control)
@@ -95,6 +98,8 @@ class _Running:
         started(Started(config, {name: str(Address(getattr(config, name).host, port)) for name, port in ports.items()}, self.ledger))
         write_ports(config.ports_file, ports)
         watch = asyncio.create_task(self._watch())
+        if config.follow_control is not None:
+            self.follower.start()
 
         await self.stop_asked.wait()
         self.stopping = True
@@ -112,6 +117,7 @@ class _Running:
         await control.close()
         http.close()
         left = await self.loop.run_in_executor(None, self.ledger.stop)
+        await self.follower.stop()
         sequence, hash_ = self.ledger.head
         where = ("everything is in the journal" if left == 0 else
                  f"{left} groups are in the tail only (full disk): the next start finds them")
@@ -122,6 +128,7 @@ class _Running:
         if self.stop_asked.is_set():
             self.say(f"{signal.Signals(number).name} again: open calls are cut")
             self.handle.ask_stop(2)
+            self.follower.kill()
         self.stop_asked.set()
 
     def _hot(self, checkout: CheckoutServer) -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
     "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lots", "_rules", "_table", "_thread", "_layout")} | GENERATED
-ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal"}
+ENGINE = LEAVES | {"ledger._core", "ledger._snapshot", "ledger._tail", "ledger._journal"}
 RULES = {f"ledger.rules.{name}" for name in ("check", "currencies", "lower", "model", "reference", "syntax", "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
@@ -39,14 +39,17 @@ ARROWS: dict[str, set[str]] = {
     "ledger._tail": LEAVES,
     "ledger._journal": LEAVES,
     "ledger._engine": ENGINE,
+    "ledger._snapshot": LEAVES | {"ledger._core"},
     "ledger._feed": LEAVES | {"ledger._core"},
     "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
-    "ledger._follower": LEAVES | {"ledger._core", "ledger._feed"},
+    "ledger._follower": LEAVES | {"ledger._core", "ledger._feed", "ledger._snapshot"},
     "ledger._probe": LEAVES,
-    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger._engine", "ledger.rules", "ledger.rules_compiled"},
+    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.rules",
+                      "ledger.rules_compiled"},
     "ledger.journal": {"ledger.limits"},
     "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier"},
-    "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.verify", "ledger._follower"},
+    "ledger.snapshot": {"ledger.limits", "ledger._snapshot"},
+    "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.snapshot", "ledger.verify", "ledger._follower", "ledger._snapshot"},
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
@@ -56,17 +59,19 @@ ARROWS: dict[str, set[str]] = {
     "server._wire": LEAVES,
     "server._call": LEAVES | {"ledger._engine", "server._wire"},
     "server._transport": LEAVES | {"ledger._engine", "server._call", "server._grpc", "server._nghttp2", "server._pool"},
-    "server._local": LEAVES | {"ledger._core", "server._call", "server._wire"},
+    "server._local": LEAVES | {"ledger._core", "ledger._snapshot", "server._call", "server._wire"},
     "server._reader": LEAVES | {"ledger._core", "ledger._follower", "server._call"},
     "server.config": {"ledger.limits"},
     "server.ports": {"server.config"},
+    "server.child": {"server.config"},
     "server.control": {"ledger.limits", "ledger.errors", "ledger._engine", "server.config"},
     "server.metrics": {"ledger.limits", "ledger.errors", "server._transport", "server.config"},
     "server.service": {"ledger.engine", "ledger.limits", "server._transport", "server.config", "server.control", "server.metrics",
-                       "server.ports"},
-    "server.follow": {"ledger.follower", "ledger.journal", "ledger.limits", "server._reader", "server.config", "server.control",
+                       "server.child", "server.ports"},
+    "server.follow": {"ledger._follower", "ledger.follower", "ledger.journal", "ledger.limits", "server._reader", "server.config",
+                      "server.control",
                       "server.metrics", "server.ports"},
-    "server.cli_follow": {"server.config", "server.console", "server.follow"},
+    "server.cli_follow": {"ledger.limits", "server.config", "server.console", "server.follow"},
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
                    "server.cli_follow", "server.config", "server.console", "server.service"},
@@ -95,7 +100,7 @@ HEADERS = {
     "lmdb.h": {"ledger/_journal.pxd", "ledger/_journal.pyx"},
     "nghttp2/nghttp2.h": {"server/_nghttp2.pxd", "bench/_nghttp2_client.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
-    "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_feed.pyx"},
+    "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_feed.pyx", "ledger/_snapshot.pyx"},
 }
 
 # --- reading the files ------------------------------------------------------------------------------------------------
@@ -244,7 +249,7 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/verify.py", "server/cli.py", "server/cli_follow.py"}
+STOPWATCHES = {"ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_follow.py"}
 
 
 @pytest.mark.parametrize("name", sources("ledger/", "server/"))
