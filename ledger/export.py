@@ -26,7 +26,18 @@ from pyarrow import parquet
 from ledger import errors
 from ledger._columns import NUMBERS, TEXTS, Columns
 from ledger.journal import (
-    ACCOUNTS, CONTEXT, ENTRY_HEADER, IDENTIFIERS, KINDS, NO_HASH, STATES, Damage, Group, Journal, check_link, read_group,
+    ACCOUNTS,
+    CONTEXT,
+    ENTRY_HEADER,
+    IDENTIFIERS,
+    KINDS,
+    NO_HASH,
+    STATES,
+    Damage,
+    Group,
+    Journal,
+    check_link,
+    read_group,
 )
 
 DAY_US = 86_400_000_000
@@ -84,7 +95,7 @@ class Exported:
 
     first_sequence: int  # where it began
     last_sequence: int  # the last one exported so far, of this run or an earlier one
-    files: list[str]  # that it wrote
+    files: list[str]  # that it wrote, or parts that it replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +137,8 @@ def _done(out: Path, journal: Journal) -> list[_File]:
             raise ExportRefused(f"{file.path} is of the ledger {file.directory}, this one is {journal.directory.hex()}: "
                                 "give each ledger its own directory")
         if file.first_sequence != following:
-            raise ExportRefused(f"{file.path} begins with sequence {file.first_sequence}, expected {following}: a file before it is missing; "
-                                "export into an empty directory")
+            raise ExportRefused(f"{file.path} begins with sequence {file.first_sequence}, expected {following}: "
+                                "a file before it is missing; export into an empty directory")
         head = journal.group_of(file.last_sequence)
         if head is None or head.last_sequence != file.head_sequence or head.hash.hex() != file.head_hash:
             raise ExportRefused(f"{file.path} is of another history of this ledger (a restore went back behind it): "

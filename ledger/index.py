@@ -1,9 +1,9 @@
 """Indexes of the journal by member, receipt, request id, and store and day: derived, rebuilt from the journal at any time.
 
 An index is a few *segments*, each of consecutive groups. A segment holds per index the sorted rows `key << 32 | sequence - first`
-(ledger/_index.pyx); keys of more than 32 bits are hashed, so every hit is confirmed against the entry itself. Small segments live in memory,
-larger ones in files of DATA/index, which are written once, renamed into place and merged when there are several of one size. Each page of a
-file has a checksum that is looked at when the page is used. Only one process writes: the follower or `daybook index` (FOLLOW.LOCK).
+(ledger/_index.pyx); keys of more than 32 bits are hashed, so every hit is confirmed against the entry. Small segments live in
+memory, larger ones in files of DATA/index, which are written once, renamed into place and merged when there are several of one size. Each
+page of a file has a checksum that is looked at when the page is used. One process writes: the follower or `daybook index` (FOLLOW.LOCK).
 Not for what the entries say and not for ports. Used by server/reading.py and server/cli_index.py; the file's bytes: docs/journal-format.md.
 """
 
@@ -301,7 +301,7 @@ def read_file(path: Path, directory: bytes) -> Segment:
     places = PLACES.unpack_from(head, HEADER.size)
     pages = [-(-count // limits.INDEX_PAGE_ROWS) for count in places[1:8:2]]
     tail_at = size - (sum(pages) * 12 + -(-places[9] // PAGE_OFFSETS) * 4 + programs_count * 8)
-    if not BLOCK <= tail_at or hashlib.sha256(head + data[tail_at:]).digest() != data[HASH_AT:BLOCK]:
+    if not tail_at >= BLOCK or hashlib.sha256(head + data[tail_at:]).digest() != data[HASH_AT:BLOCK]:
         raise SegmentDamaged(f"{path}: its first block and its end do not fit their checksum")
     at = tail_at
     fences, checksums = [], []
@@ -311,7 +311,8 @@ def read_file(path: Path, directory: bytes) -> Segment:
     for count in (*pages, -(-places[9] // PAGE_OFFSETS)):
         checksums.append(np.frombuffer(data[at:at + count * 4], OFFSET))
         at += count * 4
-    rows = [FileRows(path, data, places[2 * index], places[2 * index + 1], fences[index], checksums[index]) for index in range(len(INDEXES))]
+    rows = [FileRows(path, data, places[2 * index], places[2 * index + 1], fences[index], checksums[index])
+            for index in range(len(INDEXES))]
     return Segment(first, last, hash_, time_us, rows, np.frombuffer(data, OFFSET, count=places[9], offset=places[8]),
                    np.frombuffer(data[at:], ROW).tolist(), path, size, checksums[-1])
 
@@ -526,6 +527,10 @@ class Index:
                     self._segments = tuple(kept for kept in self._segments if kept is not segment)
                 if there and segment.path is not None:
                     self._pass_over(segment.path, str(error))
+
+    def check(self) -> None:
+        """Look at every page of every file; what is damaged is given up, and `step` reads it again."""
+        self._drop_damaged(self._segments)
 
     # --- asking -------------------------------------------------------------------------------------------------
 

@@ -310,11 +310,8 @@ class GroupHead:
 
 def _seek(cursor: lmdb.Cursor, sequence: int) -> tuple[GroupHead, memoryview] | None:
     """The group that holds this sequence, its record uncopied; None when there is none."""
-    if cursor.set_range(sequence.to_bytes(8, "little")):
-        there = _key(cursor.key()) == sequence or cursor.prev()
-    else:
-        there = cursor.last()
-    if not there:
+    behind = cursor.set_range(sequence.to_bytes(8, "little"))
+    if not (behind and _key(cursor.key()) == sequence) and not (cursor.prev() if behind else cursor.last()):
         return None
     record = cursor.value()
     if len(record) < GROUP_HEADER.size:

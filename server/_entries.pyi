@@ -11,7 +11,7 @@ class Encoder:
     def entry(self, sequence: int, entry: bytes) -> bytes:
         """One entry as field 1 (`entries`) of an answer: answers are such pieces back to back."""
     def group(self, record: Any, from_sequence: int, size_max: int, entries_max: int) -> tuple[bytes, int, int] | None:
-        """The entries of a group record from a sequence on, as field 1 of an answer, until size_max bytes or entries_max entries are reached.
+        """A group's entries from a sequence on, as field 1 of an answer, until size_max bytes or entries_max entries are reached.
 
         Shape: (bytes, entries, the sequence behind the last of them). None: an entry's programme was not added yet.
         """

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger import limits
-from server import cli_follow
+from server import cli_export, cli_follow, cli_index
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
@@ -201,6 +201,8 @@ def compile_program(
 
 # The commands that have modules of their own.
 app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(cli_follow.follow)
+app.command(epilog="Example: `daybook index data --rebuild`", rich_help_panel="Journal")(cli_index.index)
+app.command(epilog="Example: `daybook export data --to parquet --out days`", rich_help_panel="Journal")(cli_export.export)
 
 
 def _add_commands() -> None:

@@ -32,7 +32,7 @@ class Bar:
     """A progress bar on stderr that appears for long work only."""
 
     words = {"tail": "making the tail (bytes)", "snapshot": "loading the snapshot (bytes)", "journal": "replaying the journal (entries)",
-             "verify": "verifying (entries)"}
+             "verify": "verifying (entries)", "index": "indexing (entries)", "export": "exporting (entries)"}
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

@@ -15,7 +15,16 @@ from ledger import index as index_module
 from ledger import limits
 from ledger._index import request_hash
 from ledger.index import (
-    EVERYTHING, Filter, Index, IndexProblem, NotReady, by_member, by_receipt, by_request, by_store_day, remove,
+    EVERYTHING,
+    Filter,
+    Index,
+    IndexProblem,
+    NotReady,
+    by_member,
+    by_receipt,
+    by_request,
+    by_store_day,
+    remove,
 )
 from ledger.journal import Journal, read_entry, scan
 from tests.ledger import forging
