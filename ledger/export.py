@@ -8,6 +8,7 @@ Not for reading entries one by one (ledger/journal.py). Used by server/cli_expor
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -286,6 +287,8 @@ class _DayFile:
         return path.name
 
     def give_up(self) -> None:
+        with contextlib.suppress(OSError, ValueError, pa.ArrowException):  # the file goes anyway, whatever ended the run
+            self.writer.close()
         self.file.close()
         self.new.unlink(missing_ok=True)
 

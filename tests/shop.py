@@ -6,6 +6,7 @@ Not for what is right (tests/oracle.py): refusals are part of life here. Used by
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import grpc
@@ -112,6 +113,29 @@ class Shop:
             self.balances.append((card, self.server.stub.GetBalance(request)))
         except grpc.RpcError as error:
             assert till.reason_of(error)[0] == "MEMBER_NOT_FOUND"
+
+    def every_kind(self) -> None:
+        """At least one entry of every kind, and a refusal; needs the clock that the test moves, and PROGRAM."""
+        stub, card, at = self.server.stub, "every-kind", self.clock
+        stub.EnrollMember(till.request("EnrollMember", at=at, identifiers=[ledger_pb2.MemberRef(card=card), ledger_pb2.MemberRef(app="app-1")]))
+        stub.EarnPoints(till.earn(card, 100_000, at=at, lines=3))
+        stub.BurnPoints(till.request("BurnPoints", at=at, card=card, points=10))
+        held = [stub.ReservePoints(till.request("ReservePoints", at=at, card=card, points=20, ttl={"seconds": ttl})).reservation.reservation_id
+                for ttl in (600, 600, 5)]
+        stub.CaptureReservation(till.request("CaptureReservation", at=at, card=card, reservation_id=held[0], points=5))
+        stub.ReleaseReservation(till.request("ReleaseReservation", at=at, card=card, reservation_id=held[1]))
+        stub.CommitReceipt(till.request("CommitReceipt", at=at, card=card, receipt=till.receipt(2500, at=at), burn=ledger_pb2.Burn(points=7)))
+        try:
+            stub.BurnPoints(till.request("BurnPoints", at=at, card=card, points=1_000_000))
+        except grpc.RpcError as error:
+            assert till.reason_of(error)[0] == "INSUFFICIENT_POINTS"
+        before = self.server.metrics()
+        self.pass_time(3 * 24 * HOUR_US)  # the stamps' end, and the hold's
+        until = time.monotonic() + 30
+        for name in ("ledger_expired_lots_entries_total", "ledger_expired_reservations_entries_total"):
+            while self.server.metrics()[name] <= before[name]:
+                assert time.monotonic() < until, f"{name} does not rise"
+                time.sleep(0.01)
 
     def last(self) -> int:
         """Write one more entry and return its sequence."""

@@ -113,7 +113,8 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     server = RunningServer(folder / "server", clock=START_US, program=folder / "two.yaml")
     server.start()
     shop = Shop(server, SEED)
-    for _ in range(200):
+    shop.every_kind()
+    for _ in range(150):
         shop.step()
         shop.pass_time(shop.chance.choice((1000, 9_000_000, 7 * 3_600_000_000 // 10)))
     assert server.terminate() == 0
@@ -182,7 +183,7 @@ sys.path.insert(0, sys.argv[3])
 import pyarrow as pa
 from pyarrow import parquet
 from ledger import export as e
-e.ROW_GROUP_ENTRIES = 30
+e.ROW_GROUP_ENTRIES = 25
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
 
 def child(work):
@@ -197,6 +198,8 @@ def child(work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 def dying(step):
+    if found := look():
+        return found
     count = 0
     def wrap(owner, name):
         true = getattr(owner, name)
@@ -228,9 +231,8 @@ for step in range(1, 1000):
         for path in out.glob("*"):
             path.unlink()
     code = child(lambda: dying(step))
-    found = child(look) if out.exists() else 0
-    if found:
-        sys.exit(f"after step {step}: readers see a wrong sequence ({found})")
+    if code == 7:
+        sys.exit(f"before step {step}: readers see a wrong sequence")
     if code == 0 and step % 2:
         break
     if code not in (0, 9):
@@ -241,12 +243,12 @@ print(json.dumps({"deaths": deaths}))
 
 
 def test_an_export_killed_at_every_step_goes_on_and_is_never_seen_wrong(tmp_path: Path) -> None:
-    data, out = journal_of(tmp_path / "data", 5), tmp_path / "out"
+    data, out = journal_of(tmp_path / "data", 4, entries=40), tmp_path / "out"
     done = subprocess.run([sys.executable, "-c", DRIVER, str(data), str(out), str(ROOT)], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     deaths = json.loads(done.stdout)["deaths"]
     print(f"{deaths} deaths")
-    assert deaths > 20
+    assert deaths >= 15
     assert rows_of(out) == [expected(sequence, entry, ["points"]) for sequence, entry in entries_of(data)]
     assert not list(out.glob("*.new"))
 

@@ -136,7 +136,8 @@ def refused(call: Callable[[], Any]) -> tuple[str, dict[str, str]]:
 
 def test_an_entry_is_shown_as_the_second_reader_has_it(two_wallets: Shop) -> None:
     shop = two_wallets
-    for _ in range(250):
+    shop.every_kind()
+    for _ in range(120):
         shop.step()
         shop.pass_time(shop.chance.choice((1000, 7_000_000, 7 * HOUR_US // 10)))
     last = shop.last()
