@@ -90,7 +90,8 @@ MODULES = {  # module: libraries
     "server._entries": ["crypto"],
     "server._local": ["crypto"],
     "server._reader": ["crypto", "lmdb"],
-    "server._transport": ["nghttp2"],
+    "server._http2": ["nghttp2"],
+    "server._transport": [],
     "bench._load": ["nghttp2"],
     "bench._flush": [],
 }

@@ -1,9 +1,9 @@
-"""The compiled load generator: a gRPC client over HTTP/2 that makes, sends and times calls in one thread without the GIL.
+"""The compiled load generator: makes, sends and times gRPC calls over many connections in one thread without the GIL.
 
 Three ways to work: *mix* (closed loop, or open loop with Poisson arrivals timed from their schedule), *prepare* (open the members)
 and *replay* (given requests, one in flight per lane, the lane's order kept). A call is *refused* when the service answered with a
 definite business refusal (a state code with google.rpc.Status details), an *error* when anything else went wrong.
-Not for talking to people or reading percentiles (bench/load.py, bench/measure.py). Used by bench/load.py, bench/run.py, bench/demo.py.
+Not for HTTP/2 (bench/_http2_client.pxd), not for talking to people or reading percentiles (bench/load.py, bench/measure.py). Used by bench/load.py, bench/run.py, bench/demo.py.
 """
 
 import os
@@ -16,15 +16,20 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport log
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 from posix.unistd cimport close
 from bench._histogram cimport HISTOGRAM_BUCKETS, HISTOGRAM_EXACT, Histogram, histogram_add
-from bench._nghttp2_client cimport *
+from bench._hpack cimport CODE_NONE, Field, Fields, HPACK_BLOCK_BYTES_MAX, HPACK_CONSTANTS_MAX, HPACK_TABLE_BYTES, MESSAGE_KEPT_BYTES
+from bench._http2_client cimport (
+    ANSWER_KEPT_BYTES, HTTP2_ERROR_COUNT, HTTP2_ERROR_NAMES, Http2, READ_ANSWER, READ_BREACH, READ_RESET, ReadEnd, Stream,
+    http2_allocate, http2_control, http2_free, http2_may_request, http2_open, http2_read, http2_release, http2_request, http2_send_rests,
+)
 from bench._requests cimport (
     Alias, Article, CODE_BYTES, Hold, ID_BYTES, Made, Maker, PREFIX_BYTES, REQUEST_ROOM, SentWrite, Tables, hold_remember, make_preparation,
     make_request, put_digits, random_next, write_remember,
 )
 from ledger._layout cimport METHOD_COUNT, METHOD_GET_BALANCE, METHOD_RESERVE
+from server._frames cimport FRAME_HEAD_BYTES, frame_write_goaway
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void* data, size_t size, int flags)
@@ -60,6 +65,7 @@ cdef extern from *:
     #include <sys/epoll.h>
     #include <sys/prctl.h>
     #include <sys/socket.h>
+    #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
 
@@ -100,13 +106,26 @@ cdef extern from *:
         return fd;
     }
 
-    /* Waits with nanosecond resolution: epoll_wait counts in milliseconds, and ppoll works on every kernel. */
+    /* How a connection that load_connect started came out: 0 or an errno. */
+    static int load_connect_error(int fd) {
+        int error = 0;
+        socklen_t size = sizeof error;
+        return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? errno : error;
+    }
+
+    /* Waits with nanosecond resolution: epoll_wait counts in milliseconds, and a kernel before 5.11 has no epoll_pwait2, but ppoll. */
     static int load_wait(int epoll_fd, struct epoll_event *events, int count, int64_t timeout_ns) {
-        if (timeout_ns > 0) {
-            struct pollfd one = {epoll_fd, POLLIN, 0};
-            struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
-            if (ppoll(&one, 1, &t, NULL) <= 0) return 0;
+        static int is_old;
+        struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+        struct pollfd one = {epoll_fd, POLLIN, 0};
+    #ifdef SYS_epoll_pwait2
+        if (timeout_ns > 0 && !is_old) {
+            int got = (int)syscall(SYS_epoll_pwait2, epoll_fd, events, count, &t, NULL, 0);
+            if (got >= 0 || errno != ENOSYS) return got;
+            is_old = 1;
         }
+    #endif
+        if (timeout_ns > 0 && ppoll(&one, 1, &t, NULL) <= 0) return 0;
         return epoll_wait(epoll_fd, events, count, 0);
     }
 
@@ -116,31 +135,26 @@ cdef extern from *:
     int64_t now_ns "load_now"() noexcept nogil
     int64_t wall_ns "load_wall"() noexcept nogil
     int connect_to "load_connect"(int family, const uint8_t* address, uint16_t port) noexcept nogil
+    int connect_error "load_connect_error"(int fd) noexcept nogil
     int wait_for "load_wait"(int epoll_fd, epoll_event* events, int count, int64_t timeout_ns) noexcept nogil
     void sharp_timers "load_sharp_timers"() noexcept nogil
 
 cdef enum:
     SECOND_NS = 1000000000
     RECEIVE_BYTES = 262144      # one read; a closed loop of 1024 answers of ~200 bytes fits
-    SEND_BYTES = 262144         # collected before one write
-    FRAME_BYTES_MAX = 16393     # nghttp2 hands out one frame at a time: 16384 + 9
-    ANSWER_KEPT_BYTES = 448     # of an answer; the reservation is within the first ~250
-    MESSAGE_KEPT_BYTES = 200    # of grpc-message, for people
     EVENTS_PER_TURN = 256
+    LOOK_NS = 10000000          # between looks at closed connections
+    WALL_NS = 10000000          # between comparisons of the two clocks
     RETRY_NS = 100000000        # between attempts to connect: a restarting service is found within 0.1 s
     RETRIES_MAX = 1000          # of a whole replay, and a tenth of its calls: a service that only refuses must not be asked for ever
     GIVE_UP_NS = 30000000000    # a replay or preparation without any connection for so long ends
     QUEUE_CALLS = 4194304       # open loop: arrivals waiting for a stream; at 13k/s a stall of five minutes
-    HEADERS_PER_REQUEST = 8
-    WINDOW_BYTES = 16777216     # receive windows: WINDOW_UPDATE frames stay rare
     CODE_CANCELLED = 1
     CODE_UNAVAILABLE = 14
     CODE_LOST = 17              # behind the 17 gRPC codes: connection lost or stream reset before the answer
     CODE_UNANSWERED = 18        # still open when the run ended
     CODE_MALFORMED = 19         # OK without a whole message
     CODE_COUNT = 20
-    CODE_NONE = -1
-    NOBODY = -1
 
 cdef enum ConnectionState:
     CONNECTION_CLOSED = 0
@@ -153,38 +167,22 @@ cdef enum Source:
     SOURCE_PREPARE = 1
     SOURCE_REPLAY = 2
 
-cdef struct Slot:               # one call in flight
+cdef struct Slot:               # one call in flight, on the stream of the same index
     int64_t scheduled_ns        # when it should have been (open loop) or was (closed loop) sent
-    const uint8_t* request
-    uint32_t request_size
-    uint32_t request_sent
-    uint32_t answer_size        # received so far; only the first ANSWER_KEPT_BYTES are kept
-    int32_t next_free           # index, or NOBODY
-    int32_t grpc_code           # CODE_NONE until the trailers came
     uint32_t replay_index
-    uint16_t message_size
-    uint8_t busy
-    uint8_t has_details         # google.rpc.Status came along
     Made made
-    uint8_t message[MESSAGE_KEPT_BYTES]
-    uint8_t answer[ANSWER_KEPT_BYTES]
-    uint8_t own[REQUEST_ROOM]
 
 cdef struct Connection:
-    nghttp2_session* session
+    Http2 http2
     Load* load
     Slot* slots                 # in_flight of them
-    uint8_t* out                # SEND_BYTES
     int64_t retry_ns
-    uint32_t out_size
-    uint32_t out_sent
     uint32_t in_flight
-    int32_t free_slot           # index, or NOBODY
     uint32_t index
     int fd
     uint8_t state               # ConnectionState
     uint8_t writing             # EPOLLOUT is asked for
-    uint8_t dirty               # something was submitted and not yet sent
+    uint8_t dirty               # is in Load.dirty: something was written and not yet sent
 
 cdef struct Counts:             # one row per Method
     Histogram latency           # served calls: OK or refused by the ledger; errors have no latency worth knowing
@@ -220,12 +218,17 @@ cdef struct Load:
     # how it goes
     Connection* connections
     Maker* maker
-    nghttp2_session_callbacks* callbacks
-    nghttp2_nv headers[METHOD_COUNT][HEADERS_PER_REQUEST]
-    uint32_t header_count
+    Fields fields
     int epoll_fd
     uint8_t* receive_buffer
+    uint32_t* dirty             # connections with something to send
+    uint32_t dirty_count
+    const uint8_t* request      # the one that is being made
+    uint32_t request_size
     int64_t now_ns
+    int64_t wall_offset_ns      # wall clock less now_ns
+    int64_t wall_ns             # when they are compared again
+    int64_t look_ns             # when closed connections are looked at again
     int64_t start_ns
     int64_t measure_ns          # warm-up ends
     int64_t end_ns              # no new calls; 0: when all is done
@@ -252,6 +255,16 @@ cdef struct Load:
     uint8_t messages[CODE_COUNT][MESSAGE_KEPT_BYTES]    # the first grpc-message of each code
     uint16_t message_sizes[CODE_COUNT]
     uint8_t message_methods[CODE_COUNT]
+    # what HTTP/2 said besides answers
+    uint64_t resets[HTTP2_ERROR_COUNT]      # RST_STREAM, by error code
+    uint64_t goaways[HTTP2_ERROR_COUNT]     # GOAWAY, by error code
+    uint64_t refused_by_goaway  # calls that the service said it would not answer
+    uint64_t closed             # connections that the service closed with calls open
+    uint64_t failed             # connections that failed with calls open
+    uint64_t breaches           # connections ended because the service broke a rule
+    int failed_errno            # of the first
+    const char* breach          # of the first
+    uint8_t request_room[REQUEST_ROOM]
 
 
 # --- choosing and making calls --------------------------------------------------------------------------------------
@@ -310,7 +323,7 @@ cdef void patch_reservation(uint8_t* at, int64_t reservation_id) noexcept nogil:
 
 
 cdef bint next_request(Load* load, Slot* slot) noexcept nogil:
-    # Fills the slot with the next call; False: there is none now.
+    # Fills the slot with the next call and makes its request; False: there is none now.
     cdef int64_t wall
     cdef uint32_t index, per_pass
     if load.source == SOURCE_REPLAY:
@@ -318,64 +331,42 @@ cdef bint next_request(Load* load, Slot* slot) noexcept nogil:
             return False
         index = ready_pop(load)
         slot.replay_index = index
-        slot.request = load.replay_bytes + load.replay_offset[index]
-        slot.request_size = load.replay_size[index]
+        load.request = load.replay_bytes + load.replay_offset[index]
+        load.request_size = load.replay_size[index]
         slot.made.method = load.replay_method[index]
         if load.replay_patch[index]:
             patch_reservation(load.replay_bytes + load.replay_offset[index] + load.replay_patch[index],
                               load.lane_reservation[load.replay_lane[index]])
         return True
-    wall = wall_ns()
+    if load.now_ns >= load.wall_ns:
+        load.wall_offset_ns = wall_ns() - load.now_ns
+        load.wall_ns = load.now_ns + WALL_NS
+    wall = load.now_ns + load.wall_offset_ns
     if load.source == SOURCE_PREPARE:
         if load.made >= load.todo:
             return False
         per_pass = <uint32_t>(load.todo / 2) if load.prepare_earn else <uint32_t>load.todo
         make_preparation(load.maker, load.prepare_first + <uint32_t>(load.made % per_pass), load.made >= per_pass, wall / SECOND_NS,
-                         wall % SECOND_NS, slot.own, &slot.made)
+                         wall % SECOND_NS, load.request_room, &slot.made)
     else:
-        make_request(load.maker, draw_method(load), wall / SECOND_NS, wall % SECOND_NS, slot.own, &slot.made)
+        make_request(load.maker, draw_method(load), wall / SECOND_NS, wall % SECOND_NS, load.request_room, &slot.made)
     load.made += 1
-    slot.request = slot.own
-    slot.request_size = slot.made.size
+    load.request = load.request_room
+    load.request_size = slot.made.size
     return True
 
 
-cdef ssize_t read_request(nghttp2_session* session, int32_t stream_id, uint8_t* out, size_t room, uint32_t* flags,
-                          nghttp2_data_source* source, void* user) noexcept nogil:
-    cdef Slot* slot = <Slot*>source.ptr
-    cdef size_t size = slot.request_size - slot.request_sent
-    if size > room:
-        size = room
-    memcpy(out, slot.request + slot.request_sent, size)
-    slot.request_sent += <uint32_t>size
-    if slot.request_sent == slot.request_size:
-        flags[0] |= NGHTTP2_DATA_FLAG_EOF
-    return <ssize_t>size
-
-
 cdef bint submit(Load* load, Connection* connection, int64_t scheduled_ns) noexcept nogil:
-    # Starts one call on a connection that is open and has a free slot. False: there is nothing to send, or HTTP/2 refused it.
-    cdef Slot* slot = &connection.slots[connection.free_slot]
-    cdef nghttp2_data_provider data
+    # Starts one call on a connection where http2_may_request. False: there is nothing to send.
+    cdef uint32_t index = <uint32_t>connection.http2.free
+    cdef Slot* slot = &connection.slots[index]
     if not next_request(load, slot):
         return False
     slot.scheduled_ns = scheduled_ns
-    slot.request_sent = 0
-    slot.answer_size = 0
-    slot.grpc_code = CODE_NONE
-    slot.message_size = 0
-    slot.has_details = 0
-    data.source.ptr = slot
-    data.read_callback = read_request
-    connection.free_slot = slot.next_free
-    slot.busy = 1
+    http2_request(&connection.http2, &load.fields, slot.made.method, load.request, load.request_size, load.source == SOURCE_REPLAY,
+                  slot.made.method == METHOD_RESERVE)
     connection.in_flight += 1
     load.in_flight += 1
-    if nghttp2_submit_request(connection.session, NULL, load.headers[slot.made.method], load.header_count, &data, slot) < 0:
-        finish(load, connection, slot)
-        connection.state = CONNECTION_LEAVING
-        return False
-    connection.dirty = 1
     return True
 
 
@@ -422,20 +413,52 @@ cdef bint is_refusal(int code, bint has_details) noexcept nogil:
     return has_details and (code == 5 or code == 6 or code == 8 or code == 9 or code == 11)
 
 
-cdef void finish(Load* load, Connection* connection, Slot* slot) noexcept nogil:
-    # One call is over, well or not: count it, learn from it, free its slot.
+cdef int code_of(const Stream* stream) noexcept nogil:
+    # How a call ended whose stream has ended.
+    cdef const uint8_t* kept = &stream.kept[0]
+    if stream.http_status != 200:
+        if stream.grpc_code > 0:
+            return stream.grpc_code
+        # What a proxy between says: grpc/doc/http-grpc-status-mapping.md.
+        if stream.http_status == 400:
+            return 13
+        if stream.http_status == 401:
+            return 16
+        if stream.http_status == 403:
+            return 7
+        if stream.http_status == 404:
+            return 12
+        if stream.http_status == 429 or 502 <= stream.http_status <= 504:
+            return CODE_UNAVAILABLE
+        return CODE_MALFORMED if stream.http_status == 0 else 2
+    if stream.grpc_code == CODE_NONE:
+        return CODE_MALFORMED
+    if stream.grpc_code == 0 and (stream.answer_size < PREFIX_BYTES or kept[0] != 0 or stream.answer_size != PREFIX_BYTES + (
+            (<uint32_t>kept[1] << 24) | (<uint32_t>kept[2] << 16) | (<uint32_t>kept[3] << 8) | kept[4])):
+        return CODE_MALFORMED
+    return stream.grpc_code
+
+
+cdef void say(Stream* stream, const char* text, size_t size) noexcept nogil:
+    # Adds to the message of a call for which the service had none.
+    if size > <size_t>(MESSAGE_KEPT_BYTES - stream.message_size):
+        size = MESSAGE_KEPT_BYTES - stream.message_size
+    memcpy(stream.message + stream.message_size, text, size)
+    stream.message_size += <uint16_t>size
+
+
+cdef inline uint32_t error_index(uint32_t code) noexcept nogil:
+    return code if code < HTTP2_ERROR_COUNT - 1 else HTTP2_ERROR_COUNT - 1
+
+
+cdef void finish(Load* load, Connection* connection, uint32_t index, int code) noexcept nogil:
+    # One call is over, well or not: count it, learn from it, free its stream.
+    cdef Slot* slot = &connection.slots[index]
+    cdef Stream* stream = &connection.http2.streams[index]
     cdef Counts* counts = &load.counts[slot.made.method]
-    cdef int code = slot.grpc_code
     cdef int64_t stamp, reservation
     cdef uint32_t size
-    if code == CODE_NONE:
-        code = CODE_LOST
-    elif code == 0 and (slot.answer_size < PREFIX_BYTES or slot.answer[0] != 0 or slot.answer_size != PREFIX_BYTES + (
-            (<uint32_t>slot.answer[1] << 24) | (<uint32_t>slot.answer[2] << 16) | (<uint32_t>slot.answer[3] << 8) | slot.answer[4])):
-        code = CODE_MALFORMED
-    slot.busy = 0
-    slot.next_free = connection.free_slot
-    connection.free_slot = <int32_t>(slot - connection.slots)
+    http2_release(&connection.http2, index)     # what is read below stays until the stream's next call
     connection.in_flight -= 1
     load.in_flight -= 1
     if (load.source == SOURCE_REPLAY and not load.ending and (code == CODE_LOST or code == CODE_CANCELLED or code == CODE_UNAVAILABLE)
@@ -446,22 +469,22 @@ cdef void finish(Load* load, Connection* connection, Slot* slot) noexcept nogil:
         return
     stamp = slot.scheduled_ns if load.rate > 0 else load.now_ns
     if stamp >= load.measure_ns and (load.end_ns == 0 or stamp < load.end_ns):
-        if code == 0 or is_refusal(code, slot.has_details):
+        if code == 0 or is_refusal(code, stream.has_details):
             histogram_add(&counts.latency, load.now_ns - slot.scheduled_ns)
         if code != 0:
             counts.codes[code] += 1
-            if is_refusal(code, slot.has_details):
+            if is_refusal(code, stream.has_details):
                 counts.refused += 1
     load.completed += 1
     load.done += 1
-    if code != 0 and load.message_sizes[code] == 0 and slot.message_size > 0:
-        memcpy(load.messages[code], slot.message, slot.message_size)
-        load.message_sizes[code] = slot.message_size
+    if code != 0 and load.message_sizes[code] == 0 and stream.message_size > 0:
+        memcpy(load.messages[code], stream.message, stream.message_size)
+        load.message_sizes[code] = stream.message_size
         load.message_methods[code] = slot.made.method
     if code == 0:
-        size = slot.answer_size if slot.answer_size < ANSWER_KEPT_BYTES else ANSWER_KEPT_BYTES
         if slot.made.method == METHOD_RESERVE:
-            reservation = reservation_of(slot.answer + PREFIX_BYTES, size - PREFIX_BYTES)
+            size = stream.answer_size if stream.answer_size < ANSWER_KEPT_BYTES else ANSWER_KEPT_BYTES
+            reservation = reservation_of(stream.kept + PREFIX_BYTES, size - PREFIX_BYTES)
             if load.source == SOURCE_REPLAY:
                 load.lane_reservation[load.replay_lane[slot.replay_index]] = reservation
             elif reservation > 0:
@@ -470,57 +493,6 @@ cdef void finish(Load* load, Connection* connection, Slot* slot) noexcept nogil:
             write_remember(load.maker, &slot.made.write)
     if load.source == SOURCE_REPLAY and load.replay_next[slot.replay_index] >= 0:
         ready_push(load, <uint32_t>load.replay_next[slot.replay_index])
-
-
-cdef int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t name_size,
-                   const uint8_t* value, size_t value_size, uint8_t flags, void* user) noexcept nogil:
-    cdef Slot* slot
-    cdef size_t i
-    cdef int code = 0
-    if name_size < 11 or memcmp(name, b"grpc-", 5) != 0:
-        return 0
-    slot = <Slot*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
-    if slot == NULL:
-        return 0
-    if name_size == 11 and memcmp(name, b"grpc-status", 11) == 0:
-        for i in range(value_size):
-            if value[i] < 48 or value[i] > 57 or code > 16:
-                return 0
-            code = code * 10 + value[i] - 48
-        slot.grpc_code = code if code <= 16 else 2      # unknown codes are UNKNOWN, says gRPC
-    elif name_size == 12 and memcmp(name, b"grpc-message", 12) == 0:
-        slot.message_size = <uint16_t>(value_size if value_size < MESSAGE_KEPT_BYTES else MESSAGE_KEPT_BYTES)
-        memcpy(slot.message, value, slot.message_size)
-    elif name_size == 23 and memcmp(name, b"grpc-status-details-bin", 23) == 0:
-        slot.has_details = 1
-    return 0
-
-
-cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, const uint8_t* data, size_t size, void* user) noexcept nogil:
-    cdef Slot* slot = <Slot*>nghttp2_session_get_stream_user_data(session, stream_id)
-    cdef size_t room
-    if slot == NULL:
-        return 0
-    if slot.answer_size < ANSWER_KEPT_BYTES:
-        room = ANSWER_KEPT_BYTES - slot.answer_size
-        memcpy(slot.answer + slot.answer_size, data, size if size < room else room)
-    slot.answer_size += <uint32_t>size
-    return 0
-
-
-cdef int on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t error_code, void* user) noexcept nogil:
-    cdef Connection* connection = <Connection*>user
-    cdef Slot* slot = <Slot*>nghttp2_session_get_stream_user_data(session, stream_id)
-    if slot != NULL and slot.busy:
-        finish(connection.load, connection, slot)
-    return 0
-
-
-cdef int on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* user) noexcept nogil:
-    cdef Connection* connection = <Connection*>user
-    if frame.hd.type == NGHTTP2_GOAWAY and connection.state == CONNECTION_OPEN:
-        connection.state = CONNECTION_LEAVING
-    return 0
 
 
 # --- connections ----------------------------------------------------------------------------------------------------
@@ -534,23 +506,68 @@ cdef void watch(Load* load, Connection* connection, int operation, bint writing)
     epoll_ctl(load.epoll_fd, operation, connection.fd, &event)
 
 
-cdef void disconnect(Load* load, Connection* connection) noexcept nogil:
+cdef void lose(Load* load, Connection* connection, uint32_t index, const char* why) noexcept nogil:
+    say(&connection.http2.streams[index], why, strlen(why))
+    finish(load, connection, index, CODE_LOST)
+
+
+cdef void disconnect(Load* load, Connection* connection, const char* why) noexcept nogil:
     # Ends the connection; what was open on it is lost. The next attempt follows by itself.
     cdef uint32_t i
-    if connection.session != NULL:
-        nghttp2_session_del(connection.session)
-        connection.session = NULL
     if connection.fd >= 0:
         close(connection.fd)
         connection.fd = -1
     connection.state = CONNECTION_CLOSED
     connection.retry_ns = load.now_ns + RETRY_NS
-    connection.out_size = 0
-    connection.out_sent = 0
-    connection.dirty = 0
+    load.look_ns = 0
     for i in range(load.slots_per_connection):
-        if connection.slots[i].busy:
-            finish(load, connection, &connection.slots[i])
+        if connection.http2.streams[i].id:
+            lose(load, connection, i, why)
+    connection.http2.out_size = 0
+    connection.http2.out_sent = 0
+
+
+cdef void disconnect_by(Load* load, Connection* connection, ssize_t size, int error) noexcept nogil:
+    # A read or write gave 0 (the service closed) or -1.
+    if size == 0:
+        load.closed += connection.in_flight > 0
+        disconnect(load, connection, b"the service closed the connection")
+        return
+    if connection.in_flight:
+        load.failed += 1
+        if load.failed_errno == 0:
+            load.failed_errno = error
+    disconnect(load, connection, b"the connection failed")
+
+
+cdef void disconnect_breach(Load* load, Connection* connection) noexcept nogil:
+    # The service broke a rule of HTTP/2: say so, as far as the socket takes it, and end the connection.
+    cdef Http2* http2 = &connection.http2
+    cdef uint8_t* out = http2_control(http2, FRAME_HEAD_BYTES + 8)
+    if out != NULL:
+        frame_write_goaway(out, 0, http2.breach_code)
+        send(connection.fd, http2.out + http2.out_sent, http2.out_size - http2.out_sent, MSG_NOSIGNAL)
+    load.breaches += 1
+    if load.breach == NULL:
+        load.breach = http2.breach
+    disconnect(load, connection, http2.breach)
+
+
+cdef void leave(Load* load, Connection* connection) noexcept nogil:
+    # GOAWAY came, or the stream ids are used up: open calls get their answers, except those that the service says it will not answer.
+    cdef Http2* http2 = &connection.http2
+    cdef const char* name = HTTP2_ERROR_NAMES[error_index(http2.goaway_code)]
+    cdef uint32_t i
+    connection.state = CONNECTION_LEAVING
+    for i in range(load.slots_per_connection):
+        if http2.streams[i].id > http2.goaway_stream:
+            load.refused_by_goaway += 1
+            say(&http2.streams[i], b"GOAWAY ", 7)
+            say(&http2.streams[i], name, strlen(name))
+            if http2.goaway_size:
+                say(&http2.streams[i], b": ", 2)
+                say(&http2.streams[i], <const char*>http2.goaway_text, http2.goaway_size)
+            finish(load, connection, i, CODE_LOST)
 
 
 cdef void begin_connect(Load* load, Connection* connection) noexcept nogil:
@@ -564,47 +581,24 @@ cdef void begin_connect(Load* load, Connection* connection) noexcept nogil:
 
 
 cdef void finish_connect(Load* load, Connection* connection) noexcept nogil:
-    # The socket is writable: connected, or failed (then the first send says so).
-    cdef nghttp2_settings_entry settings[2]
-    settings[0].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
-    settings[0].value = 0
-    settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
-    settings[1].value = WINDOW_BYTES
-    if nghttp2_session_client_new(&connection.session, load.callbacks, connection) != 0:
-        connection.session = NULL
-        disconnect(load, connection)
+    # The socket is writable: connected, or failed.
+    load.now_ns = now_ns()
+    if connect_error(connection.fd) != 0 or not http2_open(&connection.http2):
+        load.connects_failed += 1
+        disconnect(load, connection, b"")
         return
-    nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, settings, 2)
-    nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0, WINDOW_BYTES)
     connection.state = CONNECTION_OPEN
     watch(load, connection, EPOLL_CTL_MOD, False)
     fill(load, connection)
     pump(load, connection)
-    if connection.state == CONNECTION_CLOSED:
-        load.connects_failed += 1
 
 
 cdef bint pump(Load* load, Connection* connection) noexcept nogil:
     # Sends what HTTP/2 has to say, as much as the socket takes. False: the connection is gone.
-    cdef const uint8_t* data
+    cdef Http2* http2 = &connection.http2
     cdef ssize_t size
-    connection.dirty = 0
-    while connection.session != NULL:
-        if connection.out_sent == connection.out_size:
-            connection.out_sent = 0
-            connection.out_size = 0
-            while connection.out_size + FRAME_BYTES_MAX <= SEND_BYTES:
-                size = nghttp2_session_mem_send(connection.session, &data)
-                if size < 0 or size > FRAME_BYTES_MAX:
-                    disconnect(load, connection)
-                    return False
-                if size == 0:
-                    break
-                memcpy(connection.out + connection.out_size, data, <size_t>size)
-                connection.out_size += <uint32_t>size
-            if connection.out_size == 0:
-                break
-        size = send(connection.fd, connection.out + connection.out_sent, connection.out_size - connection.out_sent, MSG_NOSIGNAL)
+    while http2.out_sent < http2.out_size:
+        size = send(connection.fd, http2.out + http2.out_sent, http2.out_size - http2.out_sent, MSG_NOSIGNAL)
         if size < 0:
             if errno == EINTR:
                 continue
@@ -612,34 +606,73 @@ cdef bint pump(Load* load, Connection* connection) noexcept nogil:
                 if not connection.writing:
                     watch(load, connection, EPOLL_CTL_MOD, True)
                 return True
-            disconnect(load, connection)
+            disconnect_by(load, connection, -1, errno)
             return False
-        connection.out_sent += <uint32_t>size
+        http2.out_sent += <uint32_t>size
+        if http2.out_sent == http2.out_size:
+            http2.out_sent = 0
+            http2.out_size = 0
+            http2_send_rests(http2)
     if connection.writing:
         watch(load, connection, EPOLL_CTL_MOD, False)
     if connection.state == CONNECTION_LEAVING and connection.in_flight == 0:
-        disconnect(load, connection)
+        disconnect(load, connection, b"")
         connection.retry_ns = load.now_ns       # a polite good-bye needs no pause
         return False
     return True
 
 
+cdef bint read_answers(Load* load, Connection* connection, uint32_t size) noexcept nogil:
+    # Reads the first `size` bytes of the receive buffer; a frame without its end is kept. False: the connection is gone.
+    cdef Http2* http2 = &connection.http2
+    cdef const uint8_t* at = load.receive_buffer
+    cdef const uint8_t* end = at + size
+    cdef const char* name
+    cdef uint32_t index = 0, code
+    cdef ReadEnd how
+    while True:
+        how = http2_read(http2, &at, end, &index)
+        if how == READ_ANSWER:
+            finish(load, connection, index, code_of(&http2.streams[index]))
+        elif how == READ_RESET:
+            code = error_index(http2.reset_code)
+            name = HTTP2_ERROR_NAMES[code]
+            load.resets[code] += 1
+            say(&http2.streams[index], b"RST_STREAM ", 11)
+            lose(load, connection, index, name)
+        else:
+            break
+    if how == READ_BREACH:
+        disconnect_breach(load, connection)
+        return False
+    http2.kept_size = <uint32_t>(end - at)
+    memcpy(http2.kept, at, http2.kept_size)
+    if http2.goaway_came:
+        http2.goaway_came = 0
+        load.goaways[error_index(http2.goaway_code)] += 1
+        leave(load, connection)
+    return True
+
+
 cdef void receive(Load* load, Connection* connection) noexcept nogil:
+    cdef Http2* http2 = &connection.http2
+    cdef uint32_t before
     cdef ssize_t size
     while True:
-        size = recv(connection.fd, load.receive_buffer, RECEIVE_BYTES, 0)
+        before = http2.kept_size
+        memcpy(load.receive_buffer, http2.kept, before)
+        size = recv(connection.fd, load.receive_buffer + before, RECEIVE_BYTES - before, 0)
         if size < 0 and errno == EINTR:
             continue
         if size < 0 and errno == EAGAIN:
             break
         if size <= 0:
-            disconnect(load, connection)
+            disconnect_by(load, connection, size, errno)
             return
         load.now_ns = now_ns()
-        if nghttp2_session_mem_recv(connection.session, load.receive_buffer, <size_t>size) < 0:
-            disconnect(load, connection)
+        if not read_answers(load, connection, before + <uint32_t>size):
             return
-        if size < RECEIVE_BYTES:
+        if size < RECEIVE_BYTES - before:
             break
     fill(load, connection)
     pump(load, connection)
@@ -648,7 +681,7 @@ cdef void receive(Load* load, Connection* connection) noexcept nogil:
 cdef void fill(Load* load, Connection* connection) noexcept nogil:
     # Starts as many calls on this connection as may be: from the queue (open loop) or at once (closed loop).
     cdef int64_t scheduled
-    while connection.state == CONNECTION_OPEN and connection.free_slot != NOBODY and not load.ending:
+    while connection.state == CONNECTION_OPEN and http2_may_request(&connection.http2) and not load.ending:
         if load.rate > 0:
             if load.queue_head == load.queue_tail:
                 return
@@ -677,30 +710,43 @@ cdef void arrive(Load* load) noexcept nogil:
         connection = &load.connections[load.cursor]
         load.cursor = load.cursor + 1 if load.cursor + 1 < load.connection_count else 0
         looked += 1
-        if connection.state == CONNECTION_OPEN and connection.free_slot != NOBODY:
+        if connection.state == CONNECTION_OPEN and http2_may_request(&connection.http2):
             looked = 0
             if load.queue[load.queue_head % QUEUE_CALLS] >= load.measure_ns:
                 histogram_add(&load.queueing, load.now_ns - load.queue[load.queue_head % QUEUE_CALLS])
             load.queue_head += 1
             submit(load, connection, load.queue[(load.queue_head - 1) % QUEUE_CALLS])
+            if not connection.dirty:
+                connection.dirty = 1
+                load.dirty[load.dirty_count] = connection.index
+                load.dirty_count += 1
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 cdef void tend(Load* load) noexcept nogil:
-    # What no event announces: connections to open again, submitted calls to send.
+    # What no event announces: requests to send, connections to open again.
     cdef uint32_t i
     cdef Connection* connection
+    for i in range(load.dirty_count):
+        connection = &load.connections[load.dirty[i]]
+        connection.dirty = 0
+        if connection.state != CONNECTION_CLOSED:
+            pump(load, connection)
+    load.dirty_count = 0
+    if load.now_ns < load.look_ns:
+        return
+    load.look_ns = load.now_ns + LOOK_NS
     for i in range(load.connection_count):
         connection = &load.connections[i]
         if connection.state == CONNECTION_CLOSED:
             if connection.retry_ns <= load.now_ns and not load.ending:
                 begin_connect(load, connection)
         else:
+            if connection.state == CONNECTION_OPEN and connection.http2.leaving:
+                leave(load, connection)
             if connection.state != CONNECTION_OPENING:
                 load.last_open_ns = load.now_ns
-            if connection.dirty:
-                pump(load, connection)
 
 
 cdef bint is_over(Load* load) noexcept nogil:
@@ -739,7 +785,7 @@ cdef void run(Load* load) noexcept nogil:
     cdef Connection* connection
     cdef int count, i
     cdef uint32_t c, s
-    cdef Slot* slot
+    cdef Stream* stream
     sharp_timers()
     load.last_open_ns = load.now_ns
     while True:
@@ -756,18 +802,22 @@ cdef void run(Load* load) noexcept nogil:
             if connection.state == CONNECTION_OPENING:
                 finish_connect(load, connection)
             elif connection.state != CONNECTION_CLOSED:
-                if events[i].events & EPOLLOUT and not pump(load, connection):
-                    continue
+                if events[i].events & EPOLLOUT:
+                    if not pump(load, connection):
+                        continue
+                    fill(load, connection)      # it had to stop when there was no room
+                    if not pump(load, connection):
+                        continue
                 if events[i].events & ~<uint32_t>EPOLLOUT:
                     receive(load, connection)
     # What is still open was never answered; arrivals without a stream were not even sent.
     load.ending = 1
     for c in range(load.connection_count):
         for s in range(load.slots_per_connection):
-            slot = &load.connections[c].slots[s]
-            if slot.busy and not load.stop_asked:
-                load.counts[slot.made.method].codes[CODE_UNANSWERED] += 1
-                slot.busy = 0
+            stream = &load.connections[c].http2.streams[s]
+            if stream.id and not load.stop_asked:
+                load.counts[load.connections[c].slots[s].made.method].codes[CODE_UNANSWERED] += 1
+                stream.id = 0
     if load.rate > 0 and not load.stop_asked:
         load.unsent += load.queue_tail - load.queue_head
     if load.ended_ns == 0:
@@ -802,6 +852,30 @@ def bucket_limits_ns():
     index = np.arange(HISTOGRAM_BUCKETS, dtype=np.int64)
     power, sub = np.divmod(np.maximum(index - HISTOGRAM_EXACT, 0), 128)
     return np.where(index < HISTOGRAM_EXACT, index, ((sub + 129) << (power + 1)) - 1)
+
+
+cdef void field_point(Field* field, bytes data):
+    field.data = <const uint8_t*><const char*>data
+    field.size = <uint32_t>len(data)
+
+
+def hpack_integer(value: int, bits: int, flags: int) -> bytes:
+    """RFC 7541 section 5.1: a number behind `flags` in the first byte's upper 8 - bits."""
+    limit = (1 << bits) - 1
+    if value < limit:
+        return bytes([flags | value])
+    result, value = [flags | limit], value - limit
+    while value >= 128:
+        result.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*result, value])
+
+
+def hpack_field(name: bytes, value: bytes, plain: bool) -> bytes:
+    """A header field as a literal, not Huffman-coded; unless it is `plain` it enters the table."""
+    static = {b":authority": 1, b":path": 4, b"content-type": 31, b"user-agent": 58}
+    head = hpack_integer(static.get(name, 0), 4 if plain else 6, 0 if plain else 0x40)
+    return head + b"".join(hpack_integer(len(text), 7, 0) + text for text in ((value,) if name in static else (name, value)))
 
 
 cdef int alias_build(Alias* alias, const double[::1] weights) except -1:
@@ -918,9 +992,8 @@ cdef class Client:
     def __init__(self, host: str, port: int, *, connections: int, in_flight: int, chain: Chain | None = None, seed: int = 0,
                  deadline_s: float = 0.0):
         cdef Load* load
-        cdef uint32_t i, s
+        cdef uint32_t i
         cdef Connection* connection
-        cdef int method
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         packed = socket.inet_pton(family, address[0])
         self.keep = []
@@ -938,8 +1011,9 @@ cdef class Client:
         load.slots_per_connection = in_flight
         load.receive_buffer = <uint8_t*>malloc(RECEIVE_BYTES)
         load.connections = <Connection*>calloc(connections, sizeof(Connection))
+        load.dirty = <uint32_t*>malloc(connections * sizeof(uint32_t))
         load.maker = <Maker*>calloc(1, sizeof(Maker))
-        if load.receive_buffer == NULL or load.connections == NULL or load.maker == NULL:
+        if load.receive_buffer == NULL or load.connections == NULL or load.dirty == NULL or load.maker == NULL:
             raise MemoryError()
         for i in range(load.connection_count):
             connection = &load.connections[i]
@@ -949,34 +1023,17 @@ cdef class Client:
         for i in range(load.connection_count):
             connection = &load.connections[i]
             connection.slots = <Slot*>calloc(in_flight, sizeof(Slot))
-            connection.out = <uint8_t*>malloc(SEND_BYTES)
-            if connection.slots == NULL or connection.out == NULL:
+            if connection.slots == NULL or not http2_allocate(&connection.http2, in_flight):
                 raise MemoryError()
-            for s in range(load.slots_per_connection):
-                connection.slots[s].next_free = <int32_t>s + 1 if s + 1 < load.slots_per_connection else NOBODY
         load.epoll_fd = epoll_create1(0)
         if load.epoll_fd < 0:
             raise OSError(errno, "epoll_create1")
-        if nghttp2_session_callbacks_new(&load.callbacks):
-            raise MemoryError()
-        nghttp2_session_callbacks_set_on_header_callback(load.callbacks, on_header)
-        nghttp2_session_callbacks_set_on_data_chunk_recv_callback(load.callbacks, on_data)
-        nghttp2_session_callbacks_set_on_stream_close_callback(load.callbacks, on_stream_close)
-        nghttp2_session_callbacks_set_on_frame_recv_callback(load.callbacks, on_frame)
         authority = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
-        for method, path in PATHS.items():
-            headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", authority),
-                       (b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"daybook-load")]
-            if deadline_s:
-                headers.append((b"grpc-timeout", f"{max(1, round(deadline_s * 1e6))}u".encode()))
-            load.header_count = len(headers)
-            for i, (name, value) in enumerate(headers):
-                self.keep += [name, value]
-                load.headers[method][i].name = <uint8_t*><const char*>name
-                load.headers[method][i].namelen = len(name)
-                load.headers[method][i].value = <uint8_t*><const char*>value
-                load.headers[method][i].valuelen = len(value)
-                load.headers[method][i].flags = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
+        constants = [(b":authority", authority), (b"content-type", b"application/grpc"), (b"te", b"trailers"),
+                     (b"user-agent", b"daybook-load")]
+        if deadline_s:
+            constants.append((b"grpc-timeout", f"{max(1, round(deadline_s * 1e6))}u".encode()))
+        self.write_fields(constants)
         if chain is not None:
             maker_open(load.maker, chain, seed)
 
@@ -987,23 +1044,41 @@ cdef class Client:
             return
         if load.connections != NULL:
             for i in range(load.connection_count):
-                if load.connections[i].session != NULL:
-                    nghttp2_session_del(load.connections[i].session)
                 if load.connections[i].fd >= 0:
                     close(load.connections[i].fd)
                 free(load.connections[i].slots)
-                free(load.connections[i].out)
-        if load.callbacks != NULL:
-            nghttp2_session_callbacks_del(load.callbacks)
+                http2_free(&load.connections[i].http2)
         if load.epoll_fd >= 0:
             close(load.epoll_fd)
         free(load.connections)
         free(load.maker)
         free(load.receive_buffer)
+        free(load.dirty)
         free(load.queue)
         free(load.ready)
         free(load.lane_reservation)
         free(load)
+
+    cdef write_fields(self, list constants):
+        # Encodes what requests say; `constants` are the fields that all of them have.
+        cdef Fields* fields = &self.load.fields
+        cdef int method
+        assert len(constants) <= HPACK_CONSTANTS_MAX
+
+        def keep(data: bytes) -> bytes:
+            self.keep.append(data)
+            return data
+
+        for plain in (False, True):
+            data = keep(b"".join(hpack_field(name, value, plain) for name, value in constants))
+            field_point(&fields.constants_plain if plain else &fields.constants_inserted, data)
+            for method, path in PATHS.items():
+                field_point(&fields.path_plain[method] if plain else &fields.path_inserted[method], keep(hpack_field(b":path", path, plain)))
+                assert len(data) + len(path) + 64 < HPACK_BLOCK_BYTES_MAX, "a host name has at most 253 bytes"
+        fields.constant_count = len(constants)
+        # Nothing may ever be evicted from the server's table, or all indexes would mean something else.
+        entries = [*constants, *((b":path", path) for path in PATHS.values())]
+        fields.plain = sum(len(name) + len(value) + 32 for name, value in entries) > HPACK_TABLE_BYTES
 
     cdef run_once(self):
         if self.started:
@@ -1174,7 +1249,24 @@ cdef class Client:
             "unsent": load.unsent,
             "completed": load.completed,
             "gave_up": bool(load.gave_up),
+            "reasons": self.reasons(),
         }
+
+    def reasons(self) -> dict:
+        """What HTTP/2 said besides answers, for people: text -> how often. GOAWAY NO_ERROR is a polite good-bye, all others are not."""
+        cdef Load* load = self.load
+        counted = {}
+        for i in range(HTTP2_ERROR_COUNT):
+            name = (<bytes>HTTP2_ERROR_NAMES[i]).decode()
+            counted[f"RST_STREAM {name}"] = load.resets[i]
+            counted[f"GOAWAY {name}"] = load.goaways[i]
+        counted["calls that a GOAWAY left out"] = load.refused_by_goaway
+        counted["connections closed with calls open"] = load.closed
+        if load.failed:
+            counted[f"connections failed with calls open ({os.strerror(load.failed_errno)})"] = load.failed
+        if load.breaches:
+            counted[f"connections ended for a breach of HTTP/2 ({(<bytes>load.breach).decode()})"] = load.breaches
+        return {text: count for text, count in counted.items() if count}
 
 
 cdef maker_open(Maker* maker, Chain chain, seed):

@@ -9,6 +9,16 @@ from ledger._layout cimport (
     METHOD_RELEASE, METHOD_RESERVE,
 )
 
+cdef extern from *:
+    """
+    static const char LOAD_DIGIT_PAIRS[] =
+        "00010203040506070809101112131415161718192021222324252627282930313233343536373839404142434445464748495051525354555657585960616263"
+        "646566676869707172737475767778798081828384858687888990919293949596979899";
+    static inline uint64_t load_byte_swap(uint64_t value) { return __builtin_bswap64(value); }
+    """
+    const char* DIGIT_PAIRS "LOAD_DIGIT_PAIRS"
+    uint64_t byte_swap "load_byte_swap"(uint64_t value) noexcept nogil
+
 cdef enum:
     REQUEST_ROOM = 768              # bytes of the largest request made here (6 lines, ~320), with slack
     PREFIX_BYTES = 5                # gRPC: flag byte and length
@@ -108,18 +118,29 @@ cdef inline uint8_t* put_number(uint8_t* at, uint8_t tag, uint64_t value) noexce
 
 
 cdef inline uint8_t* put_digits(uint8_t* at, uint64_t value, uint32_t count) noexcept nogil:
-    cdef uint32_t i
-    for i in range(count):
-        at[count - 1 - i] = <uint8_t>(48 + value % 10)
-        value /= 10
+    cdef uint32_t left = count
+    while left >= 2:
+        left -= 2
+        memcpy(at + left, DIGIT_PAIRS + value % 100 * 2, 2)
+        value /= 100
+    if left:
+        at[0] = <uint8_t>(48 + value % 10)
     return at + count
 
 
+cdef inline void put_hex_half(uint8_t* at, uint64_t value) noexcept nogil:
+    # 32 bits: a nibble per byte, then all eight digits at once.
+    value = (value | value << 16) & <uint64_t>0x0000FFFF0000FFFF
+    value = (value | value << 8) & <uint64_t>0x00FF00FF00FF00FF
+    value = (value | value << 4) & <uint64_t>0x0F0F0F0F0F0F0F0F
+    value += <uint64_t>0x3030303030303030 + ((value + <uint64_t>0x0606060606060606) >> 4 & <uint64_t>0x0101010101010101) * 39
+    value = byte_swap(value)
+    memcpy(at, &value, 8)
+
+
 cdef inline uint8_t* put_hex(uint8_t* at, uint64_t value) noexcept nogil:
-    cdef uint32_t i, digit
-    for i in range(16):
-        digit = <uint32_t>(value >> (60 - 4 * i)) & 15
-        at[i] = <uint8_t>(digit + (48 if digit < 10 else 87))
+    put_hex_half(at, value >> 32)
+    put_hex_half(at + 8, <uint32_t>value)
     return at + 16
 
 
@@ -212,7 +233,7 @@ cdef inline uint8_t* put_receipt(uint8_t* at, uint8_t tag, Maker* maker, int64_t
     at = put_number(at + 5, 0x20, total)
     for i in range(LINES_PER_RECEIPT):
         line = at
-        memcpy(at + 2, articles[i].code, articles[i].code_size)
+        memcpy(at + 2, articles[i].code, CODE_BYTES)    # all of its room: of a fixed size it is two moves
         at = put_number(at + 2 + articles[i].code_size, 0x18, quantity[i])
         at = put_number(at, 0x20, amount[i])
         line[0] = 0x2A

@@ -322,6 +322,8 @@ def load(
                       f"p99 {digits(outcome['queueing']['p99_us'])} ms")
     if json_file is not None:
         json_file.write_text(json.dumps(outcome, indent=1) + "\n")
+    if outcome["reasons"]:
+        console.print("HTTP/2: " + "; ".join(f"{count:,} x {text}" for text, count in outcome["reasons"].items()), markup=False)
     if outcome["connects_failed"]:
         console.print(f"{outcome['connects_failed']:,} attempts to connect failed")
     if outcome["total"]["errors"] or not outcome["total"]["calls"]:

@@ -66,5 +66,6 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
         } if queueing["count"] else None,
         "connects_failed": result["connects_failed"],
         "retried": result["retried"],
+        "reasons": result["reasons"],
         "first_messages": {code: f"{call}: {text}" for code, (call, text) in result["messages"].items()},
     }

@@ -25,7 +25,7 @@ from ledger._identity cimport identity_hash
 from ledger._layout cimport *
 from ledger._limits cimport *
 from ledger._lots cimport (
-    Arena, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, arena_units, class_for, lot_compare, lot_search,
+    Arena, BLOCK_SHIFT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
     units_of,
 )
 from ledger._rules cimport (
@@ -33,8 +33,9 @@ from ledger._rules cimport (
 )
 from ledger._status cimport *
 from ledger._table cimport (
-    Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ReservationMap, identifiers_add, identifiers_close, identifiers_find,
-    identifiers_open, keys_add, keys_close, keys_count, keys_find, keys_open, keys_touch, touch, range_of, reservations_add,
+    Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ReservationMap,
+    identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, keys_add, keys_close, keys_count, keys_find,
+    keys_open, keys_touch, touch, range_of, reservations_add,
     reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first,
     slot_second, slot_set_first, slot_set_second, unreserve_memory,
 )
@@ -46,6 +47,7 @@ cdef enum:
     CHANGES_MAX = 16_384        # lot changes of one entry: 16 wallets * 400 lots, or AWARDS_MAX new ones, with room
     NO_INDEX = 0xFFFFFFFF
     IDENTIFIER_TYPES_MAX = 32   # what IdentifierSlot has room for
+    OWNER_HOLD = 0x80000000     # owner of a piece: an index of the pool, not an account number
     MICROSECONDS = 1_000_000
     FACT_ACCOUNT = 1
     FACT_LOT = 2
@@ -100,9 +102,13 @@ cdef struct Sums:               # of one wallet, at one day
 cdef struct Context:            # a CONTEXT section, read back
     uint32_t given              # bit per tag below 32; texts: by data != NULL
     int64_t values[16]
+    uint32_t named[IDENTIFIERS_PER_REQUEST_MAX]     # every CONTEXT_NAMED
+    uint32_t named_count
     Slice store
     Slice till
     Slice number
+    Slice operator_name
+    Slice reason
 
 cdef struct Decision:           # scratch of the command being decided
     int64_t now_us
@@ -110,6 +116,7 @@ cdef struct Decision:           # scratch of the command being decided
     int32_t today               # programme's day of now
     int32_t business_day        # programme's day of the business time
     uint32_t member             # 0: not known (yet)
+    uint32_t named              # bit per identifier (bit 0: the member) that named the account, for CONTEXT_NAMED
     uint16_t wallet
     uint8_t member_hashed       # 1: member_hash is valid
     uint8_t receipt_keyed       # 1: receipt_hash is valid
@@ -123,6 +130,7 @@ cdef struct Decision:           # scratch of the command being decided
     int64_t earned[WALLETS_MAX]
     int64_t burned[WALLETS_MAX]
     int64_t expired[WALLETS_MAX]
+    int64_t adjusted[WALLETS_MAX]   # below 0: taken
 
 cdef struct DayCache:           # [from, until) is `day`
     int64_t from_us
@@ -136,6 +144,7 @@ cdef struct Core:
     uint64_t accounts_max
     uint64_t ids_max
     IdentifierTable identifiers
+    uint64_t unlinked_sequence  # of the last UNLINK entry: an answer that an identifier names nobody waits for it
     Arena arena
     KeyTable request_ids
     KeyTable receipt_keys
@@ -402,7 +411,7 @@ cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outco
         last = first + 1
     d.member = find_member(core, &command.member, d.member_hash)
     if d.member == 0:
-        refuse_field(outcome, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind))
+        refuse_not_found(core, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind), outcome)
         return
     account = &core.accounts[d.member - 1]
     today = day_of(core, &core.now_day, now_us)
@@ -450,6 +459,12 @@ cdef void refuse(Outcome* outcome, uint16_t status, int64_t a, int64_t b) noexce
 cdef void refuse_field(Outcome* outcome, uint16_t status, uint16_t field) noexcept nogil:
     outcome.status = status
     outcome.field = field
+
+
+cdef void refuse_not_found(const Core* core, uint16_t status, uint16_t field, Outcome* outcome) noexcept nogil:
+    # That something names nobody may be the work of an unlink that is not durable yet.
+    refuse_field(outcome, status, field)
+    outcome.wait_sequence = core.unlinked_sequence
 
 
 cdef bint refuse_number(Outcome* outcome, uint16_t field, int64_t value) noexcept nogil:
@@ -500,6 +515,36 @@ cdef uint16_t member_field(uint8_t kind) noexcept nogil:
     if kind == MEMBER_BY_APP:
         return FIELD_MEMBER_APP
     return FIELD_MEMBER
+
+
+cdef uint16_t identifier_field(uint8_t kind) noexcept nogil:
+    if kind == MEMBER_BY_CARD:
+        return FIELD_IDENTIFIER_CARD
+    if kind == MEMBER_BY_PHONE:
+        return FIELD_IDENTIFIER_PHONE
+    if kind == MEMBER_BY_EMAIL:
+        return FIELD_IDENTIFIER_EMAIL
+    if kind == MEMBER_BY_APP:
+        return FIELD_IDENTIFIER_APP
+    return FIELD_IDENTIFIER
+
+
+cdef bint check_identifier(Core* core, const MemberRef* identifier, Hash128* hashed, Outcome* outcome) noexcept nogil:
+    # Of LinkIdentifier and UnlinkIdentifier.
+    if identifier.kind == MEMBER_BY_ID:
+        return refuse_number(outcome, FIELD_IDENTIFIER, identifier.member_id)
+    if identifier.kind == MEMBER_NONE:
+        refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_IDENTIFIER)
+        return False
+    if not identity_hash(core.identity_key, identifier.kind, identifier.text, hashed):
+        return refuse_text(outcome, STATUS_FIELD_INVALID, identifier_field(identifier.kind), identifier.text)
+    return True
+
+
+cdef bint check_by_hand(const Command* command, Outcome* outcome) noexcept nogil:
+    # Who and why.
+    return (check_text(command.operator_name, 1, OPERATOR_BYTES_MAX, FIELD_OPERATOR, outcome)
+            and check_text(command.reason, 1, REASON_BYTES_MAX, FIELD_REASON, outcome))
 
 
 cdef bint check_member(Core* core, const MemberRef* member, int32_t index, Hash128* hashed, Outcome* outcome) noexcept nogil:
@@ -588,6 +633,16 @@ cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) n
     return True
 
 
+cdef bint check_adjustment(const Command* command, Outcome* outcome) noexcept nogil:
+    if command.given & GIVEN_WALLET and not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
+        return False
+    if command.points == 0 or command.points < -POINTS_MAX or command.points > POINTS_MAX:
+        return refuse_number(outcome, FIELD_ADJUST_POINTS, command.points)
+    if command.expiry_day != 0 and (command.points < 0 or day_from_yyyymmdd(command.expiry_day) < 0):
+        return refuse_number(outcome, FIELD_EXPIRY_DAY, command.expiry_day)
+    return check_by_hand(command, outcome)
+
+
 cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
     # Everything that can be told from the request alone, in the order of its fields.
     cdef uint8_t method = command.method
@@ -622,10 +677,16 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
                     refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_IDENTIFIERS)
                     return False
         return True
+    if method == METHOD_UNLINK:
+        return check_identifier(core, &command.identifiers[0], &d.identifiers[0], outcome) and check_by_hand(command, outcome)
     if command.hashed & HASHED_MEMBER:
         d.member_hash = command.member_hash
     elif not check_member(core, &command.member, -1, &d.member_hash, outcome):
         return False
+    if method == METHOD_LINK:
+        return check_identifier(core, &command.identifiers[0], &d.identifiers[0], outcome) and check_by_hand(command, outcome)
+    if method == METHOD_ADJUST:
+        return check_adjustment(command, outcome)
     if method == METHOD_EARN or method == METHOD_COMMIT:
         if not check_receipt(command, d, outcome):
             return False
@@ -670,6 +731,8 @@ cdef bint check_world(Core* core, const Command* command, Decision* d, Outcome* 
             return refuse_number(outcome, FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY, command.business_day)
     if in_receipt and (command.currency.size != 3 or memcmp(command.currency.data, core.program.currency, 3) != 0):
         return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_CURRENCY_CODE, command.currency)
+    if command.method == METHOD_ADJUST and command.expiry_day != 0 and day_from_yyyymmdd(command.expiry_day) <= d.today:
+        return refuse_number(outcome, FIELD_EXPIRY_DAY, command.expiry_day)
     if command.given & GIVEN_WALLET:
         wallet = program_wallet(core.program, command.wallet)
         if wallet < 0:
@@ -703,6 +766,9 @@ cdef void context_read(const EntryView* view, Context* context) noexcept nogil:
             if tag < 16:
                 context.given |= <uint32_t>1 << tag
                 context.values[tag] = value
+            if tag == CONTEXT_NAMED and context.named_count < IDENTIFIERS_PER_REQUEST_MAX:
+                context.named[context.named_count] = <uint32_t>value
+                context.named_count += 1
         else:
             text = get_text(&cursor)
             if tag == CONTEXT_STORE:
@@ -711,6 +777,10 @@ cdef void context_read(const EntryView* view, Context* context) noexcept nogil:
                 context.till = text
             elif tag == CONTEXT_NUMBER:
                 context.number = text
+            elif tag == CONTEXT_OPERATOR:
+                context.operator_name = text
+            elif tag == CONTEXT_REASON:
+                context.reason = text
 
 
 cdef bint text_equal(Slice a, Slice b) noexcept nogil:
@@ -718,8 +788,22 @@ cdef bint text_equal(Slice a, Slice b) noexcept nogil:
 
 
 cdef uint8_t kind_of(uint8_t method) noexcept nogil:
-    # The seven writes have the numbers of their kinds.
+    # The first seven writes have the numbers of their kinds.
+    if method == METHOD_ADJUST:
+        return KIND_ADJUST
+    if method == METHOD_LINK:
+        return KIND_LINK
+    if method == METHOD_UNLINK:
+        return KIND_UNLINK
     return method
+
+
+cdef bint by_hand(uint8_t method) noexcept nogil:
+    return METHOD_ADJUST <= method <= METHOD_UNLINK
+
+
+cdef bint is_write(uint8_t method) noexcept nogil:
+    return METHOD_EARN <= method <= METHOD_ENROLL or by_hand(method)
 
 
 cdef uint16_t differing_receipt_key(const Command* command, const Context* context, bint in_receipt) noexcept nogil:
@@ -780,7 +864,7 @@ cdef uint16_t differing_payment(Core* core, const Command* command, const Contex
     # In which field what is burned, held, captured or released differs; 0: in none.
     cdef uint8_t method = command.method
     cdef int wallet = 0
-    if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
+    if method == METHOD_BURN or method == METHOD_RESERVE or method == METHOD_ADJUST or command.payment == PAYMENT_BURN:
         if command.given & GIVEN_WALLET:
             wallet = program_wallet(core.program, command.wallet)
         if context.values[CONTEXT_WALLET] != wallet:
@@ -788,6 +872,8 @@ cdef uint16_t differing_payment(Core* core, const Command* command, const Contex
     if method == METHOD_CAPTURE or method == METHOD_RELEASE or command.payment == PAYMENT_CAPTURE:
         if context.values[CONTEXT_RESERVATION] != command.reservation_id:
             return FIELD_RESERVATION_ID
+    if method == METHOD_ADJUST and context.values[CONTEXT_POINTS] != command.points:
+        return FIELD_ADJUST_POINTS
     if method != METHOD_RELEASE and context.values[CONTEXT_POINTS] != command.points:
         return FIELD_CAPTURE_POINTS if method == METHOD_CAPTURE or command.payment == PAYMENT_CAPTURE else FIELD_POINTS
     if method == METHOD_RESERVE:
@@ -796,11 +882,35 @@ cdef uint16_t differing_payment(Core* core, const Command* command, const Contex
     return 0
 
 
-cdef bint same_member(Core* core, const Command* command, const Decision* d, const EntryView* view) noexcept nogil:
-    # Whether the command names the entry's account, by whatever identifier; without one, the identifier that was refused.
-    if view.header.member != 0:
-        return find_member(core, &command.member, d.member_hash) == view.header.member
-    return command.member.kind != MEMBER_BY_ID and names_identifier(view, command.member.kind, d.member_hash)
+cdef bint names_account(Core* core, const MemberRef* member, Hash128 hashed, const EntryView* view, const Context* context) noexcept nogil:
+    # Whether this names the entry's account: by whatever is linked to it now, or by what named it then and may be unlinked since.
+    # Of an entry without an account: the identifier that was refused.
+    cdef uint32_t i
+    if view.header.member != 0 and find_member(core, member, hashed) == view.header.member:
+        return True
+    if member.kind == MEMBER_BY_ID:
+        return False
+    for i in range(context.named_count):
+        if context.named[i] == <uint32_t>hashed.lo:
+            return True
+    # The identifier in a LINK entry is not who was named.
+    return view.header.kind != KIND_LINK and names_identifier(view, member.kind, hashed)
+
+
+cdef uint16_t differing_by_hand(Core* core, const Command* command, const Decision* d, const Context* context) noexcept nogil:
+    # Behind the member: AdjustPoints, LinkIdentifier, UnlinkIdentifier.
+    cdef uint16_t field
+    if command.method == METHOD_ADJUST:
+        field = differing_payment(core, command, context)
+        if field != 0:
+            return field
+        if context.values[CONTEXT_EXPIRY_DAY] != command.expiry_day:
+            return FIELD_EXPIRY_DAY
+    elif context.values[CONTEXT_IDENTIFIER] != <int64_t>d.identifiers[0].lo:
+        return FIELD_IDENTIFIER
+    if not text_equal(context.operator_name, command.operator_name):
+        return FIELD_OPERATOR
+    return 0 if text_equal(context.reason, command.reason) else FIELD_REASON
 
 
 cdef uint16_t differing_field(Core* core, const Command* command, const Decision* d, const EntryView* view, int32_t* index) noexcept nogil:
@@ -810,7 +920,7 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
     cdef const EntryHeader* header = view.header
     cdef uint8_t method = command.method
     cdef uint16_t field
-    cdef uint32_t i, member
+    cdef uint32_t i
     index[0] = -1
     context_read(view, &context)
     if header.kind != kind_of(method):
@@ -821,14 +931,13 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
         if context.values[CONTEXT_IDENTIFIERS] != command.identifier_count:
             return FIELD_IDENTIFIERS
         for i in range(command.identifier_count):
-            member = find_member(core, &command.identifiers[i], d.identifiers[i])
-            if member == header.member and member != 0:
-                continue
-            if command.identifiers[i].kind == MEMBER_BY_ID or not names_identifier(view, command.identifiers[i].kind, d.identifiers[i]):
+            if not names_account(core, &command.identifiers[i], d.identifiers[i], view, &context):
                 return FIELD_IDENTIFIERS
         return 0
-    if not same_member(core, command, d, view):
+    if method != METHOD_UNLINK and not names_account(core, &command.member, d.member_hash, view, &context):
         return FIELD_MEMBER
+    if by_hand(method):
+        return differing_by_hand(core, command, d, &context)
     if method != METHOD_EARN and method != METHOD_COMMIT:
         field = differing_payment(core, command, &context)
         if field == 0:
@@ -894,6 +1003,7 @@ cdef void answer_repeat(Core* core, const Command* command, const Decision* d, u
     if field != 0:
         refuse_field(outcome, STATUS_REQUEST_ID_REUSED, field)
         outcome.a = <int64_t>sequence
+        outcome.wait_sequence = max_i64(<int64_t>sequence, <int64_t>core.unlinked_sequence)
         return
     outcome.replayed = 1
     answer_from_entry(&view, outcome)
@@ -992,11 +1102,8 @@ cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const 
     cdef const Award* award
     cdef Change* change
     cdef Lot key
-    cdef int64_t issued, posted
-    cdef const Lot* lot
-    cdef uint32_t i, j, w, at, first = d.change_count, lots, fresh = 0
+    cdef uint32_t i, j, first = d.change_count
     cdef int32_t count = program_evaluate(core.program, command, d.business_us, core.awards)
-    cdef bint found
     if count < 0:
         outcome.a = 0
         return STATUS_POINTS_OVERFLOW
@@ -1023,8 +1130,20 @@ cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const 
         if add_overflow(d.earned[award.wallet], award.points, &d.earned[award.wallet]):
             outcome.a = 0
             return STATUS_POINTS_OVERFLOW
+    return check_room(core, d, account, first, d.earned, core.stats.issued_points, outcome)
+
+
+cdef uint16_t check_room(Core* core, const Decision* d, const Account* account, uint32_t first, const int64_t* given, const int64_t* total,
+                         Outcome* outcome) noexcept nogil:
+    # Whether what is given may go into the lots of the changes from `first` on. given, total: per wallet, of this command and of the
+    # programme so far. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
+    cdef const Change* change
+    cdef const Lot* lot
+    cdef int64_t sum, posted
+    cdef uint32_t i, j, w, at, lots, fresh = 0
+    cdef bint found
     for w in range(core.program.wallet_count):
-        if d.earned[w] == 0:
+        if given[w] == 0:
             continue
         posted = 0
         lots = 0
@@ -1035,8 +1154,7 @@ cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const 
                     continue
                 posted += lot.points if lot.expiry_day > d.today else lot.held
                 lots += 1
-        if (d.earned[w] > WALLET_POINTS_MAX - posted
-                or add_overflow(core.stats.issued_points[w], d.earned[w], &issued)):
+        if given[w] > WALLET_POINTS_MAX - posted or add_overflow(total[w], given[w], &sum):
             outcome.a = posted
             return STATUS_POINTS_OVERFLOW
         j = lots
@@ -1059,19 +1177,41 @@ cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const 
             return STATUS_LOTS_LIMIT
     if fresh != 0:
         lots = fresh + (account.lot_count if account != NULL else 0)
-        if ((account == NULL or account.lots == NO_PIECE or lots > <uint32_t>1 << account.lot_class)
-                and not arena_has(&core.arena, class_for(lots))):
+        if (account == NULL or account.lots == NO_PIECE or lots > units_of(account.lot_class)) and not arena_has(&core.arena):
             return STATUS_TABLE_FULL
+    return STATUS_OK
+
+
+cdef uint16_t decide_adjustment(Core* core, const Command* command, Decision* d, const Account* account, Outcome* outcome) noexcept nogil:
+    # Points above 0 make one lot that is available today; points below 0 take available ones. Returns a status.
+    cdef Lot key
+    cdef int64_t available
+    cdef uint32_t first = d.change_count
+    d.touched |= <uint32_t>1 << d.wallet
+    d.adjusted[d.wallet] = command.points
+    if command.points > 0:
+        memset(&key, 0, sizeof(Lot))
+        key.wallet = d.wallet
+        key.available_day = d.today
+        key.expiry_day = day_from_yyyymmdd(command.expiry_day) if command.expiry_day != 0 else DAY_NEVER
+        add_change(core, d, &key, command.points, 0)
+        return check_room(core, d, account, first, d.adjusted, core.stats.adjusted_points, outcome)
+    available = take_available(core, d, account, -command.points, False)
+    if available >= 0:
+        outcome.a = available
+        outcome.b = -command.points
+        return STATUS_INSUFFICIENT_POINTS
     return STATUS_OK
 
 
 cdef void write_context(EntryWriter* writer, const Command* command, const Decision* d) noexcept nogil:
     cdef uint8_t method = command.method
+    cdef uint32_t i
     section_begin(writer, SECTION_CONTEXT)
     put_tag(writer, CONTEXT_SENT_TIME, command.sent_time_us - d.now_us)
     if command.given & GIVEN_BUSINESS_TIME and method != METHOD_CAPTURE and method != METHOD_RELEASE:
         put_tag(writer, CONTEXT_BUSINESS_TIME, command.business_time_us - d.now_us)
-    if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
+    if method == METHOD_BURN or method == METHOD_RESERVE or method == METHOD_ADJUST or command.payment == PAYMENT_BURN:
         put_tag(writer, CONTEXT_WALLET, d.wallet)
     if method != METHOD_EARN and method != METHOD_RELEASE and method != METHOD_ENROLL and command.points != 0:
         put_tag(writer, CONTEXT_POINTS, command.points)
@@ -1087,10 +1227,22 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_PAYMENT, command.payment)
     if method == METHOD_ENROLL:
         put_tag(writer, CONTEXT_IDENTIFIERS, command.identifier_count)
+        for i in range(command.identifier_count):
+            if d.named >> i & 1:
+                put_tag(writer, CONTEXT_NAMED, <uint32_t>d.identifiers[i].lo)
+    elif d.named != 0:
+        put_tag(writer, CONTEXT_NAMED, <uint32_t>d.member_hash.lo)
+    if method == METHOD_LINK or method == METHOD_UNLINK:
+        put_tag(writer, CONTEXT_IDENTIFIER, <int64_t>d.identifiers[0].lo)
+    if method == METHOD_ADJUST and command.expiry_day != 0:
+        put_tag(writer, CONTEXT_EXPIRY_DAY, command.expiry_day)
     if d.receipt_keyed:
         put_tag_text(writer, CONTEXT_STORE, command.store)
         put_tag_text(writer, CONTEXT_TILL, command.till)
         put_tag_text(writer, CONTEXT_NUMBER, command.number)
+    if by_hand(method):
+        put_tag_text(writer, CONTEXT_OPERATOR, command.operator_name)
+        put_tag_text(writer, CONTEXT_REASON, command.reason)
     section_end(writer)
 
 
@@ -1107,7 +1259,7 @@ cdef void write_postings(EntryWriter* writer, const Decision* d) noexcept nogil:
     cdef uint16_t w
     cdef bint any_points = False
     for w in range(WALLETS_MAX):
-        if d.touched >> w & 1 and (d.burned[w] != 0 or d.expired[w] != 0 or d.earned[w] != 0):
+        if d.touched >> w & 1 and (d.burned[w] != 0 or d.expired[w] != 0 or d.earned[w] != 0 or d.adjusted[w] != 0):
             if not any_points:
                 section_begin(writer, SECTION_POSTINGS)
                 any_points = True
@@ -1117,6 +1269,8 @@ cdef void write_postings(EntryWriter* writer, const Decision* d) noexcept nogil:
                 write_pair(writer, ACCOUNT_EXPIRED, w, -d.expired[w])
             if d.earned[w] != 0:
                 write_pair(writer, ACCOUNT_ISSUED, w, d.earned[w])
+            if d.adjusted[w] != 0:
+                write_pair(writer, ACCOUNT_ADJUSTED, w, d.adjusted[w])
     if any_points:
         section_end(writer)
 
@@ -1224,6 +1378,7 @@ cdef void begin_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil
     memset(d.earned, 0, sizeof(d.earned))
     memset(d.burned, 0, sizeof(d.burned))
     memset(d.expired, 0, sizeof(d.expired))
+    memset(d.adjusted, 0, sizeof(d.adjusted))
 
 
 cdef void post(Core* core, const uint8_t* entry, uint32_t size, Outcome* outcome) noexcept nogil:
@@ -1373,6 +1528,10 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
     # After this point the command succeeds.
     if opening:
         d.member = <uint32_t>core.stats.members + 1
+    else:
+        for i in range(command.identifier_count):
+            if command.identifiers[i].kind != MEMBER_BY_ID and identifiers_find(&core.identifiers, d.identifiers[i]) != 0:
+                d.named |= <uint32_t>1 << i
     header = entry_begin(&writer, entry)
     fill_header(core, header, KIND_ENROLL, d)
     if opening:
@@ -1387,6 +1546,54 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
         section_end(&writer)
     size = entry_finish(&writer)
     finish_write(core, entry, size, outcome)
+
+
+cdef void execute_link(Core* core, const Command* command, Decision* d, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    # LinkIdentifier; d.member: the member named, or 0.
+    cdef const Account* account
+    cdef uint32_t owner
+    if d.member == 0:
+        refuse_not_found(core, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind), outcome)
+        return
+    account = &core.accounts[d.member - 1]
+    outcome.wait_sequence = account.sequence
+    owner = identifiers_find(&core.identifiers, d.identifiers[0])
+    if owner != 0 and owner != d.member:
+        refuse_field(outcome, STATUS_IDENTIFIER_TAKEN, identifier_field(command.identifiers[0].kind))
+        outcome.wait_sequence = max_i64(core.accounts[owner - 1].sequence, account.sequence)
+        return
+    if owner == 0:
+        if account.identifier_count >= IDENTIFIERS_PER_MEMBER_MAX:
+            outcome.a = account.identifier_count + 1
+            outcome.b = IDENTIFIERS_PER_MEMBER_MAX
+            refuse_remembered(core, command, d, STATUS_IDENTIFIERS_LIMIT, entry, outcome)
+            return
+        if core.identifiers.count >= core.identifiers.count_max:
+            refuse(outcome, STATUS_MEMBERS_LIMIT, <int64_t>core.accounts_max, 0)
+            return
+    write_by_hand(core, command, d, owner == 0, entry, outcome)
+
+
+cdef void execute_unlink(Core* core, const Command* command, Decision* d, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    d.member = identifiers_find(&core.identifiers, d.identifiers[0])
+    if d.member == 0:
+        refuse_not_found(core, STATUS_IDENTIFIER_NOT_FOUND, identifier_field(command.identifiers[0].kind), outcome)
+        return
+    write_by_hand(core, command, d, True, entry, outcome)
+
+
+cdef void write_by_hand(Core* core, const Command* command, Decision* d, bint changes, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    # The entry of a link or unlink. changes: its identifier is linked or unlinked by it.
+    cdef EntryWriter writer
+    cdef EntryHeader* header = entry_begin(&writer, entry)
+    fill_header(core, header, kind_of(command.method), d)
+    write_context(&writer, command, d)
+    if changes:
+        section_begin(&writer, SECTION_IDENTIFIERS)
+        put_byte(&writer, command.identifiers[0].kind)
+        put_bytes(&writer, <const uint8_t*>&d.identifiers[0], 16)
+        section_end(&writer)
+    finish_write(core, entry, entry_finish(&writer), outcome)
 
 
 cdef void finish_write(Core* core, uint8_t* entry, uint32_t size, Outcome* outcome) noexcept nogil:
@@ -1414,11 +1621,13 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     d.now_us = max_i64(now_us, core.stats.time_us)
     d.member = 0
     d.wallet = 0
+    d.named = 0
     d.receipt_keyed = 0
     if not check_fields(core, command, d, outcome):
         return
-    if method != METHOD_ENROLL:
+    if method != METHOD_ENROLL and method != METHOD_UNLINK:
         d.member = find_member(core, &command.member, d.member_hash)
+        d.named = d.member != 0 and command.member.kind != MEMBER_BY_ID
     slot = keys_find(&core.request_ids, d.request)
     if slot != NULL:
         answer_repeat(core, command, d, slot_first(slot), outcome)
@@ -1435,11 +1644,17 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if method == METHOD_ENROLL:
         execute_enroll(core, command, d, entry, outcome)
         return
+    if method == METHOD_LINK:
+        execute_link(core, command, d, entry, outcome)
+        return
+    if method == METHOD_UNLINK:
+        execute_unlink(core, command, d, entry, outcome)
+        return
 
     # Whose is it?
     if d.member == 0:
         if not (earns and not pays and core.program.opens_anonymous and command.member.kind != MEMBER_BY_ID):
-            refuse_field(outcome, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind))
+            refuse_not_found(core, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind), outcome)
             return
     else:
         account = &core.accounts[d.member - 1]
@@ -1478,8 +1693,10 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
                 outcome.b = command.points
                 status = STATUS_INSUFFICIENT_POINTS
             elif ((core.pool_used == core.pool_max and core.pool_free == NO_INDEX and core.finished_first == NO_INDEX)
-                    or not arena_has(&core.arena, class_for(d.change_count))):
+                    or not arena_has(&core.arena)):
                 status = STATUS_TABLE_FULL
+    elif method == METHOD_ADJUST:
+        status = decide_adjustment(core, command, d, account, outcome)
     elif pays or method == METHOD_RELEASE:
         status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
     if status == STATUS_OK and earns:
@@ -1596,7 +1813,7 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
         read_balance(core, command, max_i64(now_us, core.stats.time_us), outcome)
     elif command.method == METHOD_GET_OPERATION:
         read_operation(core, command, outcome)
-    elif METHOD_EARN <= command.method <= METHOD_ENROLL:
+    elif is_write(command.method):
         execute_write(core, command, now_us, entry, outcome)
     else:
         refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
@@ -1767,6 +1984,49 @@ cdef int apply_identifiers(Core* core, const Slice* section, uint32_t member) no
     return APPLY_OK
 
 
+cdef int apply_unlink(Core* core, const Slice* section, uint32_t member) noexcept nogil:
+    cdef Account* account = &core.accounts[member - 1]
+    cdef Cursor cursor
+    cdef Hash128 key
+    cdef const uint8_t* data
+    cdef uint8_t kind
+    cursor_open(&cursor, section)
+    while cursor_more(&cursor):
+        kind = get_byte(&cursor)
+        data = get_bytes(&cursor, 16)
+        if data == NULL:
+            return APPLY_FRAMING
+        memcpy(&key, data, 16)
+        if identifiers_find(&core.identifiers, key) != member or account.identifier_count == 0:
+            return APPLY_MEMBER
+        identifiers_remove(&core.identifiers, key)
+        account.identifier_count -= 1
+        core.stats.identifiers -= 1
+        core.stats.bytes_identifiers -= sizeof(IdentifierSlot)
+        digest_sub(&core.digest, fact_hash(FACT_IDENTIFIER, member, kind, key.lo, key.hi, 0))
+    core.unlinked_sequence = core.stats.sequence + 1
+    return APPLY_OK
+
+
+cdef inline void give_piece(Core* core, uint32_t piece, uint8_t cls) noexcept nogil:
+    # Gives a piece up, and tells the owner of the one that took its place.
+    cdef uint32_t owner = arena_give(&core.arena, piece, cls)
+    if owner & OWNER_HOLD:
+        core.pool[owner & ~<uint32_t>OWNER_HOLD].holds = piece
+    elif owner != 0:
+        core.accounts[owner - 1].lots = piece
+
+
+cdef inline void move_lots(Core* core, Account* account, uint32_t member, uint32_t piece, uint8_t cls) noexcept nogil:
+    # The account's lots into a piece just taken.
+    if account.lots != NO_PIECE:
+        memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
+        give_piece(core, account.lots, account.lot_class)
+    account.lots = piece
+    account.lot_class = cls
+    core.arena.lots[piece].owner = member
+
+
 cdef int apply_change(Core* core, Account* account, uint32_t member, const Change* change) noexcept nogil:
     # One lot: add, make or end it.
     cdef bint found
@@ -1794,21 +2054,25 @@ cdef int apply_change(Core* core, Account* account, uint32_t member, const Chang
         for i in range(place, account.lot_count):
             core.arena.lots[account.lots + i] = core.arena.lots[account.lots + i + 1]
         if account.lot_count == 0:
-            arena_give(&core.arena, account.lots, account.lot_class)
+            give_piece(core, account.lots, account.lot_class)
             account.lots = NO_PIECE
+            return APPLY_OK
+        core.arena.lots[account.lots].owner = member
+        if 2 * <uint32_t>account.lot_count <= units_of(account.lot_class):
+            # Half of it is empty: a smaller piece will do. Without room for one it stays as it is.
+            cls = class_for(account.lot_count)
+            piece = arena_take(&core.arena, cls, member)
+            if piece != NO_PIECE:
+                move_lots(core, account, member, piece, cls)
         return APPLY_OK
     if change.points <= 0 or change.held != 0:
         return APPLY_LOTS
-    if account.lots == NO_PIECE or account.lot_count == <uint32_t>1 << account.lot_class:
+    if account.lots == NO_PIECE or account.lot_count == units_of(account.lot_class):
         cls = class_for(<uint32_t>account.lot_count + 1)
-        piece = arena_take(&core.arena, cls)
+        piece = arena_take(&core.arena, cls, member)
         if piece == NO_PIECE:
             return APPLY_FULL
-        if account.lots != NO_PIECE:
-            memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
-            arena_give(&core.arena, account.lots, account.lot_class)
-        account.lots = piece
-        account.lot_class = cls
+        move_lots(core, account, member, piece, cls)
     lots = &core.arena.lots[account.lots]
     i = account.lot_count
     while i > place:
@@ -1821,7 +2085,7 @@ cdef int apply_change(Core* core, Account* account, uint32_t member, const Chang
     lot.expiry_day = change.expiry_day
     lot.wallet = change.wallet
     lot.funder = change.funder
-    lot.next_free = 0
+    lots[0].owner = member
     account.lot_count += 1
     core.stats.lots += 1
     digest_add(&core.digest, lot_fact(lot, member))
@@ -1876,13 +2140,13 @@ cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet
     if total != reserved:
         return APPLY_RESERVATION
     cls = class_for(change_count)
-    if not arena_has(&core.arena, cls):
+    if not arena_has(&core.arena):
         return APPLY_FULL
     index = pool_take(core)
     if index == NO_INDEX:
         return APPLY_FULL
     reservation = &core.pool[index]
-    reservation.holds = arena_take(&core.arena, cls)
+    reservation.holds = arena_take(&core.arena, cls, index | OWNER_HOLD)
     reservation.hold_class = cls
     reservation.hold_count = change_count
     for i in range(change_count):
@@ -1893,7 +2157,6 @@ cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet
         hold.expiry_day = core.changes[i].expiry_day
         hold.wallet = core.changes[i].wallet
         hold.funder = core.changes[i].funder
-        hold.next_free = 0
     reservation.id = id
     reservation.expire_time_us = expire_time_us
     reservation.reserved_points = reserved
@@ -1937,7 +2200,7 @@ cdef int apply_end_of_reservation(Core* core, uint32_t member, uint64_t id, uint
     if reservation.next != NO_INDEX:
         core.pool[reservation.next].previous = reservation.previous
     account.reservation_count -= 1
-    arena_give(&core.arena, reservation.holds, reservation.hold_class)
+    give_piece(core, reservation.holds, reservation.hold_class)
     reservation.hold_count = 0
     reservation.state = state
     reservation.captured_points = captured
@@ -2107,7 +2370,10 @@ cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
         account = &core.accounts[header.member - 1]
         digest_sub(&core.digest, account_fact(account, header.member))
     if view.sections[SECTION_IDENTIFIERS].data != NULL:
-        result = apply_identifiers(core, &view.sections[SECTION_IDENTIFIERS], header.member)
+        if header.kind == KIND_UNLINK:
+            result = apply_unlink(core, &view.sections[SECTION_IDENTIFIERS], header.member)
+        else:
+            result = apply_identifiers(core, &view.sections[SECTION_IDENTIFIERS], header.member)
         if result != APPLY_OK:
             return result
     result = apply_lots(core, view, header.member, &change_count)
@@ -2142,7 +2408,7 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
                 or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
             return APPLY_DIGEST
         core.digest_sequence = core.stats.sequence + 1
-    elif KIND_EARN <= header.kind <= KIND_EXPIRE_RESERVATION:
+    elif KIND_EARN <= header.kind <= KIND_UNLINK:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)
         if result == APPLY_OK:

@@ -196,7 +196,7 @@ cdef int core_load_begin(Core* core, const SnapshotHead* head) noexcept nogil:
         if expected.lo != head.begun_with.lo or expected.hi != head.begun_with.hi:
             return LOAD_KEY
     if (head.members > core.accounts_max or head.identifiers > core.identifiers.count_max
-            or head.lot_units > arena_units(&core.arena)):
+            or head.lot_units >> BLOCK_SHIFT > core.arena.capacity):
         return LOAD_MEMBERS
     if head.reservations_active > core.pool_max:
         return LOAD_RESERVATIONS
@@ -220,7 +220,6 @@ cdef inline bint get_lot(Cursor* cursor, Lot* lot, const Lot* before) noexcept n
     expiry = get_varint(cursor)
     lot.points = <int64_t>get_varint(cursor)
     lot.held = <int64_t>get_varint(cursor)
-    lot.next_free = 0
     lot.wallet = <uint16_t>(place & 0xFF)
     lot.funder = <uint16_t>(place >> 8)
     lot.available_day = <int32_t>available
@@ -273,7 +272,7 @@ cdef int load_reservation(Core* core, const SnapshotHead* head, Cursor* cursor, 
         core.finished_last = index
         return LOAD_OK
     cls = class_for(count)
-    piece = arena_take(&core.arena, cls)
+    piece = arena_take(&core.arena, cls, index | OWNER_HOLD)
     if piece == NO_PIECE:
         return LOAD_MEMBERS
     reservation.holds = piece
@@ -328,7 +327,7 @@ cdef int load_account(Core* core, const SnapshotHead* head, Cursor* cursor) noex
         return LOAD_BROKEN
     if count != 0:
         cls = class_for(<uint32_t>count)
-        piece = arena_take(&core.arena, cls)
+        piece = arena_take(&core.arena, cls, member)
         if piece == NO_PIECE:
             return LOAD_MEMBERS
         account.lots = piece

@@ -21,9 +21,12 @@ cdef enum:                      # Method
     METHOD_GET_BALANCE = 8
     METHOD_GET_OPERATION = 9
     METHOD_HEALTH_CHECK = 10    # answered by the ports themselves
-    METHOD_COUNT = 11
+    METHOD_ADJUST = 11          # from here: the control port only
+    METHOD_LINK = 12
+    METHOD_UNLINK = 13
+    METHOD_COUNT = 14
 
-# What an entry does. 1..9 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
+# What an entry does. 1..12 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
     KIND_EARN = 1
     KIND_BURN = 2
@@ -34,6 +37,9 @@ cdef enum:                      # EntryKind
     KIND_ENROLL = 7
     KIND_EXPIRE_LOTS = 8
     KIND_EXPIRE_RESERVATION = 9
+    KIND_ADJUST = 10
+    KIND_LINK = 11
+    KIND_UNLINK = 12            # its IDENTIFIERS are taken from the account
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
 
@@ -60,17 +66,22 @@ cdef enum:                      # SectionType
 cdef enum:                      # ContextTag
     CONTEXT_SENT_TIME = 1       # sent_time - entry time, us
     CONTEXT_BUSINESS_TIME = 2   # business time - entry time, us; absent: not given, the entry time counts
-    CONTEXT_WALLET = 3          # wallet index that the request named or defaulted to (burn, reserve, commit with burn)
-    CONTEXT_POINTS = 4          # points asked (burn, reserve, capture; commit: of its burn or capture)
+    CONTEXT_WALLET = 3          # wallet index that the request named or defaulted to (burn, reserve, adjust, commit with burn)
+    CONTEXT_POINTS = 4          # points asked (burn, reserve, capture, adjust; commit: of its burn or capture)
     CONTEXT_TTL = 5             # us, as decided (default filled in)
     CONTEXT_RESERVATION = 6     # reservation id asked (capture, release, commit with capture)
     CONTEXT_BUSINESS_DAY = 7    # receipt key: yyyymmdd
     CONTEXT_TOTAL = 8           # receipt total, minor units
     CONTEXT_PAYMENT = 9         # commit: 1 burn, 2 capture; absent: none
     CONTEXT_IDENTIFIERS = 10    # enroll: how many identifiers were sent
+    CONTEXT_NAMED = 11          # low 32 bits of the hash of an identifier that named the entry's account; once for each, see journal-format.md
+    CONTEXT_IDENTIFIER = 12     # low 64 bits of the hash of the identifier asked (link, unlink)
+    CONTEXT_EXPIRY_DAY = 13     # yyyymmdd asked (adjust); absent: never
     CONTEXT_STORE = 128
     CONTEXT_TILL = 129
     CONTEXT_NUMBER = 130
+    CONTEXT_OPERATOR = 131      # who did it by hand, and why (adjust, link, unlink)
+    CONTEXT_REASON = 132
 
 # Whose side of a posting. The postings of an entry sum to zero per wallet.
 cdef enum:                      # PostingAccount
@@ -135,14 +146,14 @@ cdef struct Command:
     uint8_t payment             # PaymentKind, for METHOD_COMMIT
     uint16_t given              # GivenBit
     uint32_t line_count         # 0..LINES_MAX
-    uint32_t identifier_count   # 0..IDENTIFIERS_PER_REQUEST_MAX, for METHOD_ENROLL
+    uint32_t identifier_count   # 0..IDENTIFIERS_PER_REQUEST_MAX, for METHOD_ENROLL; 1 for METHOD_LINK and METHOD_UNLINK
     int32_t business_day        # receipt key: yyyymmdd as sent
     Slice request_id
     int64_t sent_time_us        # us since 1970, valid with GIVEN_SENT_TIME
     int64_t business_time_us    # us since 1970, valid with GIVEN_BUSINESS_TIME
     MemberRef member
     Slice wallet                # name; valid with GIVEN_WALLET
-    int64_t points              # as sent
+    int64_t points              # as sent; below 0 only for METHOD_ADJUST
     int64_t ttl_us              # valid with GIVEN_TTL
     int64_t reservation_id      # as sent
     Slice store
@@ -150,6 +161,9 @@ cdef struct Command:
     Slice number
     Slice currency
     int64_t total_minor         # as sent
+    int32_t expiry_day          # yyyymmdd as sent, for METHOD_ADJUST; 0: never
+    Slice operator_name         # who, for METHOD_ADJUST, METHOD_LINK, METHOD_UNLINK
+    Slice reason                # why
     Hash128 request_hash        # of the request id, the member and the receipt key; valid with their HashedBit
     Hash128 member_hash
     Hash128 receipt_hash

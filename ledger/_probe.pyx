@@ -16,6 +16,9 @@ from ledger._limits cimport AWARDS_MAX, COMMAND_ENTRY_BYTES_MAX, LINES_MAX
 from ledger._rules cimport (
     ImageHeader, ImageWallet, Program, RuleOp, ZoneSpan, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
 )
+from ledger._table cimport (
+    IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, range_of,
+)
 
 if sizeof(ImageHeader) != 192 or sizeof(ImageWallet) != 40 or sizeof(RuleOp) != 48 or sizeof(ZoneSpan) != 16:
     raise ImportError("the image's records do not have the sizes that docs/journal-format.md gives")
@@ -224,3 +227,47 @@ cdef class LoadedProgram:
             return None
         return [(self.awards[j].line, self.awards[j].rule, self.awards[j].wallet, self.awards[j].funder, self.awards[j].points,
                  self.awards[j].available_day, self.awards[j].expiry_day) for j in range(count)]
+
+
+cdef class Identifiers:
+    """The table of identifiers: 128-bit keys (low word, high word) -> member. MemoryError."""
+
+    cdef IdentifierTable table
+
+    def __cinit__(self, uint64_t count_max):
+        if not identifiers_open(&self.table, count_max):
+            raise MemoryError
+
+    def __dealloc__(self):
+        identifiers_close(&self.table)
+
+    def add(self, tuple key not None, uint32_t member):
+        """The key must not be there."""
+        cdef Hash128 hashed
+        hashed.lo, hashed.hi = key
+        identifiers_add(&self.table, hashed, member, 2)
+
+    def remove(self, tuple key not None):
+        """The key must be there."""
+        cdef Hash128 hashed
+        hashed.lo, hashed.hi = key
+        identifiers_remove(&self.table, hashed)
+
+    def find(self, tuple key not None):
+        cdef Hash128 hashed
+        hashed.lo, hashed.hi = key
+        return identifiers_find(&self.table, hashed)
+
+    def place(self, uint64_t low):
+        """Where the search for a key with this low word begins."""
+        return range_of(low, self.table.capacity)
+
+    @property
+    def count(self):
+        return self.table.count
+
+    @property
+    def slots(self):
+        """(low word, high word, member) of every slot; member 0: empty."""
+        cdef uint64_t i
+        return [(self.table.slots[i].lo, self.table.slots[i].hi, self.table.slots[i].member) for i in range(self.table.capacity)]

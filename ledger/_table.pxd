@@ -1,7 +1,7 @@
 # Leaves: the tables of the core, open addressing with linear probing over memory reserved at start and touched when used.
 # Not for lots (ledger/_lots.pxd). cimported by ledger/_core.pyx alone.
 #
-# (a) IdentifierTable: 128-bit hash -> member. Identifiers are never removed, so there are no tombstones.
+# (a) IdentifierTable: 128-bit hash -> member, with backward-shift deletion: no tombstones, so a look-up never gets longer.
 # (b) KeyTable: 128-bit hash -> sequences, in generations: one fills, two are remembered, one is being cleared a little with
 #     each insert, so that forgetting a generation never stalls a call.
 # (c) ReservationMap: reservation id -> pool index, with backward-shift deletion.
@@ -101,6 +101,35 @@ cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t m
     table.slots[at].hi = key.hi
     table.slots[at].member = member | <uint32_t>kind << IDENTIFIER_TYPE_SHIFT
     table.count += 1
+
+
+cdef inline uint64_t cyclic_distance(uint64_t start, uint64_t at, uint64_t capacity) noexcept nogil:
+    # Steps from `start` forward to `at`, around the end of the table.
+    return at - start if at >= start else at + capacity - start
+
+
+cdef inline void identifiers_remove(IdentifierTable* table, Hash128 key) noexcept nogil:
+    # The key is in the table.
+    cdef uint64_t hole = range_of(key.lo, table.capacity), probe, home
+    while table.slots[hole].lo != key.lo or table.slots[hole].hi != key.hi or table.slots[hole].member == 0:
+        VERIFY(table.slots[hole].member != 0)
+        hole += 1
+        if hole == table.capacity:
+            hole = 0
+    probe = hole
+    while True:
+        # Pull back every later slot of the run whose home is not behind the hole.
+        probe += 1
+        if probe == table.capacity:
+            probe = 0
+        if table.slots[probe].member == 0:
+            break
+        home = range_of(table.slots[probe].lo, table.capacity)
+        if cyclic_distance(home, probe, table.capacity) >= cyclic_distance(hole, probe, table.capacity):
+            table.slots[hole] = table.slots[probe]
+            hole = probe
+    memset(&table.slots[hole], 0, sizeof(IdentifierSlot))
+    table.count -= 1
 
 
 # --- (b) request ids and receipt keys ----------------------------------------------------------------------------

@@ -134,13 +134,14 @@ cdef class Verifier(GroupFeed):
             agree = agree and (-self.sums[ACCOUNT_ISSUED][i] == stats.issued_points[i]
                                and self.sums[ACCOUNT_REDEEMED][i] == stats.redeemed_points[i]
                                and self.sums[ACCOUNT_EXPIRED][i] == stats.expired_points[i]
-                               and member == stats.issued_points[i] - stats.redeemed_points[i] - stats.expired_points[i]
-                               - self.sums[ACCOUNT_ADJUSTED][i])
+                               and -self.sums[ACCOUNT_ADJUSTED][i] == stats.adjusted_points[i]
+                               and member == stats.issued_points[i] + stats.adjusted_points[i] - stats.redeemed_points[i]
+                               - stats.expired_points[i])
             if i < wallet_count:
                 name = program.wallets[i].name[:program.wallets[i].name_size].decode("utf-8", "replace")
                 wallets[name] = {
                     "issued": stats.issued_points[i], "redeemed": stats.redeemed_points[i], "expired": stats.expired_points[i],
-                    "reserved": stats.reserved_points[i], "outstanding": member, "scale": program.wallets[i].scale,
+                    "adjusted": stats.adjusted_points[i], "reserved": stats.reserved_points[i], "outstanding": member, "scale": program.wallets[i].scale,
                 }
         return {
             "sequence": self.sequence, "time_us": stats.time_us, "groups": self.groups, "members": stats.members,

@@ -59,6 +59,7 @@ STATUSES = (
     Status(12, "RESERVATION_NOT_FOUND", NOT_FOUND, False, False, "reservation_id", "",
            "no reservation {a} is known"),
     Status(13, "OPERATION_NOT_FOUND", NOT_FOUND, False, False, "", "", "no write with this request_id is known"),
+    Status(14, "IDENTIFIER_NOT_FOUND", NOT_FOUND, False, False, "", "", "{field} is linked to no member"),
     # reading the journal
     Status(15, "READER_TOO_SLOW", RESOURCE_EXHAUSTED, True, False, "last_sequence", "stalled_s",
            "the reader took no message for {b} s; entries up to {a} were sent: go on with from_sequence behind that"),
@@ -127,6 +128,8 @@ def _text(what: str, low: int, high: int) -> str:
 
 
 _DAY = "must be a calendar date as yyyymmdd, not after tomorrow and not older than the programme's max_age"
+_PHONE = f"must be E.164: '+' and {limits.PHONE_DIGITS_MIN}..{limits.PHONE_DIGITS_MAX} digits, the first not 0"
+_EMAIL = f"must be an address with one '@', 3..{limits.EMAIL_BYTES_MAX} bytes"
 
 FIELDS = (
     Field(0, "", ""),
@@ -135,8 +138,8 @@ FIELDS = (
     Field(3, "member", "must name one member by member_id, card, phone, email or app"),
     Field(4, "member.member_id", "must be 1..2147483647"),
     Field(5, "member.card", _text("a card number", 1, limits.IDENTIFIER_BYTES_MAX)),
-    Field(6, "member.phone", f"must be E.164: '+' and {limits.PHONE_DIGITS_MIN}..{limits.PHONE_DIGITS_MAX} digits, the first not 0"),
-    Field(7, "member.email", f"must be an address with one '@', 3..{limits.EMAIL_BYTES_MAX} bytes"),
+    Field(6, "member.phone", _PHONE),
+    Field(7, "member.email", _EMAIL),
     Field(8, "member.app", _text("an app identifier", 1, limits.IDENTIFIER_BYTES_MAX)),
     Field(10, "receipt", "must be set"),
     Field(11, "receipt.key", "must be set"),
@@ -165,6 +168,15 @@ FIELDS = (
     Field(40, "payment", "must be at most one of burn and capture"),
     Field(41, "identifiers", f"must be 1..{limits.IDENTIFIERS_PER_REQUEST_MAX} different identifiers, a member_id only in first place"),
     Field(50, "method", "must be the call that used this id first"),
+    Field(51, "identifier", "must be one card, phone, email or app"),
+    Field(52, "identifier.card", _text("a card number", 1, limits.IDENTIFIER_BYTES_MAX)),
+    Field(53, "identifier.phone", _PHONE),
+    Field(54, "identifier.email", _EMAIL),
+    Field(55, "identifier.app", _text("an app identifier", 1, limits.IDENTIFIER_BYTES_MAX)),
+    Field(56, "points", f"must be -{limits.POINTS_MAX}..{limits.POINTS_MAX}, not 0"),
+    Field(57, "expiry_day", "must be a calendar date as yyyymmdd, after today, and only with points above 0"),
+    Field(58, "operator", _text("a name", 1, limits.OPERATOR_BYTES_MAX)),
+    Field(59, "reason", _text("a reason", 1, limits.REASON_BYTES_MAX)),
     Field(65, "page_size", f"must be 0..{limits.PAGE_SIZE_MAX} (0: {limits.PAGE_SIZE_DEFAULT})"),
     Field(66, "from_sequence", "must be at least 1, or 0: from now on"),
     Field(67, "as_of_time", "must be a time from 2000 on; only the follower's control port answers it"),

@@ -68,7 +68,8 @@ SCHEMA = pa.schema([
     ("request_hash", pa.binary(16)), ("sent_time", TIME), ("purchase_time", TIME),
     ("store", pa.string()), ("till", pa.string()), ("business_day", pa.int32()), ("number", pa.string()),
     ("total_minor", pa.int64()), ("payment", WORD), ("requested_wallet", WORD), ("requested_points", pa.int64()),
-    ("requested_reservation_id", pa.int64()), ("ttl_us", pa.int64()), ("operator", pa.string()), ("reason", pa.string()),
+    ("requested_reservation_id", pa.int64()), ("ttl_us", pa.int64()), ("requested_expiry_day", pa.int32()), ("operator", pa.string()),
+    ("reason", pa.string()),
     ("postings", pa.list_(POSTING)), ("lot_changes", pa.list_(LOT)), ("lines", pa.list_(LINE)), ("awards", pa.list_(AWARD)),
     ("wallets", pa.list_(BALANCE)), ("reservation", RESERVATION), ("identifier_types", pa.list_(WORD)),
     ("digest", pa.binary(16)), ("program_hash", pa.binary(32)), ("program_source", pa.string()),
@@ -394,7 +395,7 @@ def _table(columns: Columns, wallets: list[str]) -> pa.Table:
         "number": a.text("number"), "total_minor": a.number(TAGS["total_minor"]), "payment": a.word(TAGS["payment"], PAYMENTS),
         "requested_wallet": a.wallet(TAGS["wallet"]), "requested_points": a.number(TAGS["points"]),
         "requested_reservation_id": a.number(TAGS["reservation_id"]), "ttl_us": a.number(TAGS["ttl_us"]),
-        "operator": a.text("operator"), "reason": a.text("reason"),
+        "requested_expiry_day": a.number(TAGS["expiry_day"], pa.int32()), "operator": a.text("operator"), "reason": a.text("reason"),
         "postings": a.rows("postings", struct_of(
             POSTING, a.word("posting_account", ACCOUNTS), a.wallet("posting_wallet"), a.number("posting_points"))),
         "lot_changes": a.rows("lots", struct_of(

@@ -540,10 +540,7 @@ class Index:
         reach: how far the index must have read. size_max: bytes of entries after which no further one is added.
         Errors: NotReady, JournalError.
         """
-        segments = self._segments
-        missing, behind = _hole(segments)
-        if behind is not None or missing <= reach:
-            raise NotReady(f"the index has read up to sequence {missing - 1}")
+        segments = self._whole(reach)
         found: list[tuple[int, bytes]] = []
         size = 0
         try:
@@ -560,6 +557,29 @@ class Index:
             self._drop_damaged(segments)
             raise NotReady("a file of the index was damaged: its part is read again from the journal") from None
         return found
+
+    def walk(self, what: Filter, before: int, *, reach: int) -> Iterator[tuple[int, bytes]]:
+        """All entries below sequence `before` that `what` holds for, the oldest first, with their sequences. Errors: as `find`."""
+        segments = self._whole(reach)
+        try:
+            places = np.fromiter((part for place in self._candidates(segments, what, before) for part in place), np.int64)
+        except SegmentDamaged:
+            self._drop_damaged(segments)
+            raise NotReady("a file of the index was damaged: its part is read again from the journal") from None
+        places = places.reshape(-1, 3)[::-1]
+        for at in range(0, len(places), 1024):
+            part = [tuple(place) for place in places[at:at + 1024].tolist()]
+            for place, entry in zip(part, self.journal.entries(part), strict=True):
+                if what.holds(entry):
+                    yield place[0], entry
+
+    def _whole(self, reach: int) -> tuple[Segment, ...]:
+        """The segments, when nothing is missing up to `reach`. Errors: NotReady."""
+        segments = self._segments
+        missing, behind = _hole(segments)
+        if behind is not None or missing <= reach:
+            raise NotReady(f"the index has read up to sequence {missing - 1}")
+        return segments
 
     @staticmethod
     def _candidates(segments: tuple[Segment, ...], what: Filter, before: int) -> Iterator[tuple[int, int, int]]:

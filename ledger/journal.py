@@ -33,12 +33,14 @@ DRAINED = struct.Struct("<Q32sQq")
 NO_HASH = bytes(32)
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
-         9: "expire_reservation", 20: "program", 21: "digest"}
+         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 20: "program", 21: "digest"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
 IDENTIFIERS = {2: "card", 3: "phone", 4: "email", 5: "app"}
 CONTEXT = {1: "sent_time_us", 2: "business_time_us", 3: "wallet", 4: "points", 5: "ttl_us", 6: "reservation_id", 7: "business_day",
-           8: "total_minor", 9: "payment", 128: "store", 129: "till", 130: "number"}
+           8: "total_minor", 9: "payment", 10: "identifiers", 11: "named", 12: "identifier", 13: "expiry_day", 128: "store", 129: "till",
+           130: "number", 131: "operator", 132: "reason"}
+REPEATED = {11}  # tags that may come more than once: their values are a list
 
 
 class JournalError(Exception):
@@ -495,7 +497,11 @@ def _context(cursor: _Cursor) -> dict[str, Any]:
     values: dict[str, Any] = {}
     while cursor.more():
         tag = cursor.byte()
-        values[CONTEXT.get(tag, f"tag_{tag}")] = cursor.signed() if tag < 128 else cursor.text()
+        name, value = CONTEXT.get(tag, f"tag_{tag}"), cursor.signed() if tag < 128 else cursor.text()
+        if tag in REPEATED:
+            values.setdefault(name, []).append(value)
+        else:
+            values[name] = value
     return values
 
 

@@ -11,8 +11,8 @@ from ledger._entry cimport (
     Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
-    CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_NUMBER, CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_SENT_TIME, CONTEXT_STORE,
-    CONTEXT_TILL, CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader,
+    CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_NUMBER, CONTEXT_OPERATOR, CONTEXT_POINTS, CONTEXT_REASON,
+    CONTEXT_RESERVATION, CONTEXT_SENT_TIME, CONTEXT_STORE, CONTEXT_TILL, CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader,
     KIND_PROGRAM, SECTION_AFTER, SECTION_CONTEXT, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES, SECTION_LOTS,
     SECTION_POSTINGS, SECTION_REFUSAL, Slice, WALLETS_MAX,
 )
@@ -26,8 +26,6 @@ cdef enum:
     # Room that an entry's message may need: the shortest posting has 3 bytes and becomes 49, the shortest lot change 6 and 64.
     GROWTH = 17
     ROOM = 8192                 # for the head, the context and the frames
-    CONTEXT_OPERATOR = 131      # text: who did it by hand
-    CONTEXT_REASON = 132        # text: why
 
 cdef struct Asked:              # a CONTEXT section
     int64_t values[16]
@@ -226,6 +224,7 @@ cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, cons
         out_bytes(out, 162, image.data + 8, 32)
     out_bytes(out, 170, asked.operator.data, asked.operator.size)
     out_bytes(out, 178, asked.reason.data, asked.reason.size)
+    out_int(out, 184, asked.values[CONTEXT_EXPIRY_DAY])
     out_close(out, body)
 
 

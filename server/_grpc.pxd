@@ -1,5 +1,5 @@
 # gRPC's texts over HTTP/2: paths, time-outs, content types, encoded messages. Leaves without state.
-# Not for frames (nghttp2) and not for what a message means (server/_wire). cimported by server/_transport.pyx.
+# Not for frames (server/_http2) and not for what a message means (server/_wire). cimported by server/_http2 and server/_transport.
 # Source: grpc/doc/PROTOCOL-HTTP2.md; grpc/doc/health-checking.md.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t

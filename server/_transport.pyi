@@ -28,7 +28,7 @@ class Stats(TypedDict):
     resets_received: int
     resets_sent: int
     connections_abused: int  # closed for a flood of frames or resets
-    connections_broken: int  # closed for bytes that are not HTTP/2
+    connections_broken: int  # closed for breaking HTTP/2, or not speaking it
     connections_timed_out: int  # idle, or slow in the middle of something
     streams_timed_out: int  # requests not completed, answers not read in time
     bytes_received: int

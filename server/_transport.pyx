@@ -1,13 +1,12 @@
-"""The checkout port: unary gRPC over HTTP/2 (nghttp2) on epoll, in one thread, without the GIL. The hot loop of the service.
+"""The checkout port: unary gRPC over HTTP/2 (server/_http2) on epoll, in one thread, without the GIL. The hot loop of the service.
 
-One turn of the loop: wait for sockets -> read them into nghttp2 -> run complete requests through `call` -> drain the inbox of
+One turn of the loop: wait for sockets -> read their frames -> run complete requests through `call` -> drain the inbox of
 the control port -> end the engine's turn -> release the answers that became durable -> write, one send per connection.
 An answer leaves when the durable sequence has reached its `wait_sequence`, never before.
 
 Not for meaning: what a request says is `server/_call` and behind it; this file knows methods by number and statuses only where the
 transport itself refuses. Nothing is allocated per call: streams, buffers and connections come from pools sized at start,
-in memory that is touched only when used; nghttp2's own few hundred bytes per stream and frame come from server/_pool.
-Everything that a peer can make grow is bounded in `ledger/limits.py`.
+in memory that is touched only when used. Everything that a peer can make grow is bounded in `ledger/limits.py`.
 
 Called by `server/cli.py`: `run()` is the body of the hot thread, `stats()` is read by `server/metrics.py`.
 TLS has its place in connection_receive and connection_send.
@@ -33,19 +32,22 @@ from ledger._limits cimport (
     ANSWER_BYTES_MAX, CALLS_PER_TURN_MAX, CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL,
     CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX, IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX,
     LARGE_BUFFERS_PER_CONNECTION_MAX, REQUEST_BYTES_MAX, RESETS_BURST_MAX, RESETS_PER_S_MAX, SLOW_CLIENT_TIMEOUT_S,
-    STREAMS_MAX, STREAMS_PER_CONNECTION_MAX,
+    STREAMS_MAX, STREAMS_PER_CONNECTION_MAX, STREAMS_SHARE_MIN,
 )
 from ledger._status cimport (
     STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_FRAMING_INVALID, STATUS_MESSAGE_COMPRESSED, STATUS_MESSAGE_TOO_LARGE,
-    STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_TIMEOUT_INVALID, STATUS_TOO_MANY_CALLS,
+    STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_TOO_MANY_CALLS,
 )
+from server._frames cimport FRAME_BYTES_MAX, FRAME_HEAD_BYTES, HTTP2_CANCEL, HTTP2_ENHANCE_YOUR_CALM, HTTP2_NO_ERROR
 from server._call cimport Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call, call_prepare, call_read, call_refuse, call_run
 from server._grpc cimport (
-    GRPC_CODE_COUNT, GRPC_PREFIX_BYTES, grpc_base64, grpc_content_type, grpc_health_service, grpc_method, grpc_percent_encode,
-    grpc_text_is, grpc_timeout_us,
+    GRPC_CODE_COUNT, GRPC_PREFIX_BYTES, grpc_base64, grpc_health_service, grpc_percent_encode, grpc_text_is,
 )
-from server._nghttp2 cimport *
-from server._pool cimport Pool, pool_change, pool_close, pool_give, pool_take
+from server._http2 cimport (
+    HTTP2_BODY, HTTP2_FAILED, HTTP2_GONE, HTTP2_MORE, HTTP2_OUT_BYTES_MIN, HTTP2_PONG, HTTP2_QUEUE_BYTES, HTTP2_REQUEST, Http2,
+    Http2Counters, Http2Event, Http2Stream, RequestHead, http2_answer, http2_begin, http2_close, http2_fail, http2_forget, http2_leave,
+    http2_notice, http2_open, http2_read, http2_refuse, http2_reset, http2_write,
+)
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -97,15 +99,12 @@ cdef extern from *:
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
         setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
     }
-    static const char *const TRANSPORT_CODES[17] = {
-        "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"};
     static const int64_t TRANSPORT_BOUNDS_US[19] = {
         10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000,
         1000000, 2000000, 5000000, 10000000};
     """
     void* transport_reserve(size_t size) nogil
     void transport_socket_options(int fd) nogil
-    const char* TRANSPORT_CODES[]
     const int64_t TRANSPORT_BOUNDS_US[]
     int munmap(void* memory, size_t size) nogil
 
@@ -113,18 +112,11 @@ cdef enum:
     STREAM_BYTES = 4096         # a stream's own buffer: requests have ~300 bytes, encoded refusals at most ~2.9 kB
     LARGE_BYTES = REQUEST_BYTES_MAX + 64    # what outgrows it: the largest request or answer, with its prefix
     INPUT_BYTES = 65_536        # read at once from one socket
+    CARRY_BYTES = FRAME_HEAD_BYTES + FRAME_BYTES_MAX    # of a frame that is not whole yet: it waits for the next read
     OUTPUT_BYTES = 65_536       # gathered for one send
-    FRAME_BYTES = 20_480        # what nghttp2 hands out at once: a DATA frame of 16 kB and its head
     EVENTS_MAX = 256            # sockets looked at in one turn
     ACCEPTS_PER_TURN_MAX = 64   # new connections in one turn
     LISTENERS_MAX = 8           # addresses of one name
-    CONNECTION_WINDOW_BYTES = 16_777_216    # calls are taken out at once, so the window only has to cover the way there and back
-    STREAM_WINDOW_BYTES = 262_144           # above REQUEST_BYTES_MAX: an allowed request never waits for a window update
-    HEADER_BYTES_HARD_MAX = 65_536          # a header block above it is no mistake any more: the connection goes
-    CONTINUATIONS_MAX = 8       # CONTINUATION frames of one header block
-    SETTINGS_MAX = 32           # entries of one SETTINGS frame
-    USELESS_BYTES_PER_TOKEN = 4096  # bytes of a read without any piece of a call that cost as much as one frame without a call
-    ACKS_MAX = 1000             # PING and SETTINGS acknowledgements waiting for a peer that does not read
     ALONE_SPIN_US = 100         # how long the loop looks for a lone caller's next request before it sleeps: waking costs ~50 us
     CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
@@ -144,9 +136,10 @@ cdef enum StreamState:
     STREAM_RECEIVING = 1        # in server.receiving
     STREAM_READY = 2            # complete, in server.ready
     STREAM_HELD = 3             # decided, in server.held until durable
-    STREAM_ANSWERED = 4         # given to nghttp2, in server.answered
+    STREAM_ANSWERED = 4         # may leave, in server.answered
 
 cdef struct Stream:             # one call
+    Http2Stream wire            # first: the two are cast into each other
     Stream* previous            # in the list of its state; free ones: next alone
     Stream* next
     Stream* sibling_previous    # among the streams of its connection
@@ -155,25 +148,14 @@ cdef struct Stream:             # one call
     uint8_t* large              # NULL: everything is in `own`
     int64_t headers_us          # monotonic us at which its HEADERS were read
     int64_t deadline_us         # monotonic us; 0: none
-    int64_t answered_us         # monotonic us at which it was given to nghttp2
+    int64_t answered_us         # monotonic us since which it may leave
     int64_t refusal_a           # numbers of the refusal
     int64_t refusal_b
-    int32_t id                  # HTTP/2 stream
     uint32_t received           # bytes of body, prefix included; saturates above what is allowed
     uint32_t message_size       # bytes, from the prefix
-    uint32_t header_bytes       # of the header block, counted as RFC 9113 6.5.2 does
-    uint32_t size               # bytes of the answer in the buffer, prefix included (grpc_code 0); of the encoded details (others)
-    uint32_t sent               # bytes of the answer that nghttp2 took
-    uint32_t text_size          # bytes of the encoded grpc-message
     uint16_t refusal            # STATUS_* found while receiving; 0: none
-    uint16_t http_status        # 200, or what plain HTTP says to it
     uint8_t state               # StreamState
     uint8_t method              # Method
-    uint8_t grpc_code
-    uint8_t is_post
-    uint8_t is_grpc
-    uint8_t complete            # the peer has sent everything
-    uint8_t expired             # reset for being slow
     uint8_t own[STREAM_BYTES]   # the request, then the answer in its place
 
 cdef struct StreamList:
@@ -200,34 +182,30 @@ cdef struct ControlAnswer:      # an answer of the control port, waiting for the
     uint8_t own[STREAM_BYTES]
 
 cdef struct Connection:
+    Http2 http2
     Server* server
-    nghttp2_session* session    # NULL: the slot is free
     Stream* streams             # all of its open calls
     Connection* next_free
     Connection* next_dirty
     Connection* next_doomed
-    uint8_t* pending            # OUTPUT_BYTES of its own: what the socket did not take
+    uint8_t* carry              # CARRY_BYTES of its own: the beginning of a frame
     int64_t opened_us           # monotonic us
     int64_t last_call_us        # of its newest call, or opened_us
-    int64_t blocked_us          # since when `pending` waits; 0: nothing waits
+    int64_t blocked_us          # since when the socket takes nothing more; 0: it does
     int64_t closing_us          # when it lingers or got its notice
-    int64_t reset_tokens        # see on_begin_frame
-    int64_t control_tokens
-    uint32_t pending_offset
-    uint32_t pending_size
+    uint32_t carry_size
     uint32_t stream_count
     uint32_t large_count
     uint32_t index
     uint32_t events             # what epoll watches
     int fd
-    uint8_t greeted             # its preface and SETTINGS came
+    uint8_t used                # 0: the slot is free
     uint8_t dirty               # to be written in this turn
     uint8_t doomed              # to be closed at the end of this turn
     uint8_t paused              # not read: the engine has no room and the streams run out
-    uint8_t terminated          # nghttp2 was told to end it
-    uint8_t leaving             # 1: notice sent, 2: final GOAWAY submitted
+    uint8_t over                # it failed or was told to go: no call of it is answered any more
+    uint8_t leaving             # 1: notice sent, 2: final GOAWAY sent
     uint8_t lingering           # everything is sent and our side is shut
-    uint8_t useful              # this read brought a piece of a call
 
 cdef struct Counters:           # plain aligned words: written by the hot thread, read by anybody
     uint64_t calls[PORT_COUNT][METHOD_COUNT][STATUS_COUNT]
@@ -243,8 +221,7 @@ cdef struct Counters:           # plain aligned words: written by the hot thread
     uint64_t calls_cancelled
     uint64_t answers_dropped
     uint64_t http_refused
-    uint64_t resets_received
-    uint64_t resets_sent
+    Http2Counters http2
     uint64_t bytes_received
     uint64_t bytes_sent
     uint64_t turns
@@ -254,13 +231,10 @@ cdef struct Server:
     Connection* connections     # CONNECTIONS_MAX of them
     Stream* streams             # STREAMS_MAX of them
     uint8_t* large              # LARGE_BUFFERS_MAX * LARGE_BYTES
-    uint8_t* pending            # CONNECTIONS_MAX * OUTPUT_BYTES
+    uint8_t* carry              # CONNECTIONS_MAX * CARRY_BYTES
+    uint8_t* out                # CONNECTIONS_MAX * HTTP2_QUEUE_BYTES
     Held* held                  # STREAMS_MAX of them
     ControlAnswer* control      # INBOX_CALLS_MAX of them
-    nghttp2_session_callbacks* callbacks
-    nghttp2_option* option
-    nghttp2_mem memory
-    Pool pool                   # behind `memory`
     uint32_t connections_max
     uint32_t streams_max
     int64_t idle_us
@@ -274,6 +248,7 @@ cdef struct Server:
     Connection* free_connections
     uint32_t connections_used   # slots ever used
     uint32_t connection_count
+    uint32_t calling_count      # connections that have streams
     uint32_t paused_count
     Stream* free_streams
     uint32_t streams_used       # ever taken from `streams`
@@ -306,7 +281,7 @@ cdef struct Server:
     Caller* caller
     Answer answer
     uint8_t answer_data[ANSWER_BYTES_MAX]
-    uint8_t input[INPUT_BYTES]
+    uint8_t input[CARRY_BYTES + INPUT_BYTES]
     uint8_t output[OUTPUT_BYTES]
     epoll_event events[EVENTS_MAX]
 
@@ -336,10 +311,26 @@ cdef inline void list_remove(StreamList* queue, Stream* stream) noexcept nogil:
     queue.count -= 1
 
 
-cdef Stream* stream_take(Server* server, Connection* connection, int32_t stream_id) noexcept nogil:
-    """A stream from the pool, receiving; NULL: all are in use. The last one given back comes first: it is still in the cache."""
+cdef inline uint32_t server_share(Server* server) noexcept nogil:
+    """How many streams one connection may hold. When they run short, as many as every other that has some; and the last ones
+    are for connections that hold few: nobody keeps the others out."""
+    cdef uint32_t share = STREAMS_PER_CONNECTION_MAX
+    if server.stream_count > server.streams_max / 2:
+        if server.streams_max - server.stream_count <= server.streams_max / 16:
+            share = 0
+        elif server.calling_count > 0:
+            share = server.streams_max / server.calling_count
+        if share < STREAMS_SHARE_MIN:
+            share = STREAMS_SHARE_MIN
+    return share if share < STREAMS_PER_CONNECTION_MAX else STREAMS_PER_CONNECTION_MAX
+
+
+cdef Stream* stream_take(Server* server, Connection* connection) noexcept nogil:
+    """A stream from the pool, receiving; NULL: all are in use, or the connection has its share.
+
+    The last one given back comes first: it is still in the cache."""
     cdef Stream* stream
-    if server.stream_count >= server.streams_max:
+    if server.stream_count >= server.streams_max or connection.stream_count >= server_share(server):
         return NULL
     if server.free_streams != NULL:
         stream = server.free_streams
@@ -349,14 +340,14 @@ cdef Stream* stream_take(Server* server, Connection* connection, int32_t stream_
         server.streams_used += 1
     server.stream_count += 1
     memset(stream, 0, sizeof(Stream) - STREAM_BYTES)
-    stream.id = stream_id
     stream.state = STREAM_RECEIVING
-    stream.http_status = 200
     stream.headers_us = server.now_us
     stream.connection = connection
     stream.sibling_next = connection.streams
     if connection.streams != NULL:
         connection.streams.sibling_previous = stream
+    else:
+        server.calling_count += 1
     connection.streams = stream
     connection.stream_count += 1
     list_append(&server.receiving, stream)
@@ -399,6 +390,9 @@ cdef void stream_leave(Server* server, Stream* stream) noexcept nogil:
     if stream.sibling_next != NULL:
         stream.sibling_next.sibling_previous = stream.sibling_previous
     connection.stream_count -= 1
+    if connection.streams == NULL:
+        server.calling_count -= 1
+    http2_forget(&connection.http2, &stream.wire)
     stream.connection = NULL
 
 
@@ -425,7 +419,7 @@ cdef void stream_closed(Server* server, Stream* stream, bint well) noexcept nogi
         list_remove(&server.answered, stream)
         if not well:
             server.counters.answers_dropped += 1
-        elif stream.http_status == 200:
+        elif stream.wire.http_status == 200:
             count_latency(server, PORT_CHECKOUT, stream.method, server.now_us - stream.headers_us)
     stream_free(server, stream)
 
@@ -456,86 +450,25 @@ cdef inline void connection_doom(Connection* connection) noexcept nogil:
 
 # --- answers ------------------------------------------------------------------------------------------------------------
 
-cdef inline void header(nghttp2_nv* pair, const char* name, size_t name_size, const void* value, size_t value_size,
-                        uint8_t flags) noexcept nogil:
-    """A header that nghttp2 does not copy: both texts live until the stream is closed."""
-    pair.name = <uint8_t*>name
-    pair.namelen = name_size
-    pair.value = <uint8_t*>value
-    pair.valuelen = value_size
-    pair.flags = flags | NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
-
-
-cdef ssize_t answer_read(nghttp2_session* session, int32_t stream_id, uint8_t* out, size_t room, uint32_t* flags,
-                         nghttp2_data_source* source, void* user_data) noexcept nogil:
-    """nghttp2 takes the next bytes of an answer; after the last ones follow the trailers."""
-    cdef Stream* stream = <Stream*>source.ptr
-    cdef nghttp2_nv trailer
-    if stream.id != stream_id or stream.connection != <Connection*>user_data or stream.sent > stream.size:
-        return NGHTTP2_ERR_CALLBACK_FAILURE
-    cdef size_t size = stream.size - stream.sent
-    if size > room:
-        size = room
-    memcpy(out, (stream.large if stream.large != NULL else stream.own) + stream.sent, size)
-    stream.sent += <uint32_t>size
-    if stream.sent == stream.size:
-        flags[0] |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
-        header(&trailer, b"grpc-status", 11, <const char*>b"0", 1, 0)
-        if nghttp2_submit_trailer(session, stream_id, &trailer, 1) != 0:
-            return NGHTTP2_ERR_CALLBACK_FAILURE
-    return <ssize_t>size
-
-
 cdef void stream_submit(Server* server, Stream* stream) noexcept nogil:
-    """Gives the answer in the stream's buffer to nghttp2."""
+    """Lets the answer in the stream's buffer leave."""
     cdef Connection* connection = stream.connection
-    cdef nghttp2_nv pairs[6]
-    cdef nghttp2_data_provider provider
-    cdef size_t count = 2
-    cdef int result
     stream.answered_us = server.now_us
     stream.state = STREAM_ANSWERED
     list_append(&server.answered, stream)
+    stream.wire.body = stream.large if stream.large != NULL else stream.own
+    stream.wire.text = stream.own
+    stream.wire.details = stream.own + MESSAGE_ROOM
+    stream.wire.identity = stream.refusal == STATUS_MESSAGE_COMPRESSED
+    http2_answer(&connection.http2, &stream.wire)
     connection_mark(connection)
-    header(&pairs[0], b":status", 7, <const char*>b"200", 3, 0)
-    header(&pairs[1], b"content-type", 12, <const char*>b"application/grpc", 16, 0)
-    if stream.http_status == 405:
-        header(&pairs[0], b":status", 7, <const char*>b"405", 3, 0)
-        header(&pairs[1], b"allow", 5, <const char*>b"POST", 4, 0)
-        result = nghttp2_submit_response(connection.session, stream.id, pairs, 2, NULL)
-    elif stream.http_status == 415:
-        header(&pairs[0], b":status", 7, <const char*>b"415", 3, 0)
-        header(&pairs[1], b"accept", 6, <const char*>b"application/grpc", 16, 0)
-        result = nghttp2_submit_response(connection.session, stream.id, pairs, 2, NULL)
-    elif stream.grpc_code == 0 and stream.http_status == 200:
-        provider.source.ptr = stream
-        provider.read_callback = answer_read
-        result = nghttp2_submit_response(connection.session, stream.id, pairs, 2, &provider)
-    else:
-        if stream.http_status == 431:
-            header(&pairs[0], b":status", 7, <const char*>b"431", 3, 0)
-        header(&pairs[2], b"grpc-status", 11, TRANSPORT_CODES[stream.grpc_code], 1 if stream.grpc_code < 10 else 2, 0)
-        count = 3
-        if stream.text_size > 0:
-            header(&pairs[count], b"grpc-message", 12, stream.own, stream.text_size, NGHTTP2_NV_FLAG_NO_INDEX)
-            count += 1
-        if stream.size > 0:
-            header(&pairs[count], b"grpc-status-details-bin", 23, stream.own + MESSAGE_ROOM, stream.size, NGHTTP2_NV_FLAG_NO_INDEX)
-            count += 1
-        if stream.refusal == STATUS_MESSAGE_COMPRESSED:
-            header(&pairs[count], b"grpc-accept-encoding", 20, <const char*>b"identity", 8, 0)
-            count += 1
-        result = nghttp2_submit_response(connection.session, stream.id, pairs, count, NULL)
-    if result != 0:     # out of memory: the peer learns "unknown" from the broken connection
-        connection_doom(connection)
 
 
 cdef void stream_keep_code(Server* server, Stream* stream, int grpc_code, const char* text, uint32_t text_size) noexcept nogil:
     """Writes an answer that has a code and a text alone. Without ErrorInfo it means: unknown, ask again."""
     stream_give_up_large(server, stream)
-    stream.grpc_code = <uint8_t>grpc_code
-    stream.size = 0
-    stream.text_size = grpc_percent_encode(<const uint8_t*>text, text_size, stream.own)
+    stream.wire.grpc_code = <uint8_t>grpc_code
+    stream.wire.text_size = grpc_percent_encode(<const uint8_t*>text, text_size, stream.own)
 
 
 cdef void stream_keep(Server* server, Stream* stream, const Answer* answer) noexcept nogil:
@@ -543,9 +476,7 @@ cdef void stream_keep(Server* server, Stream* stream, const Answer* answer) noex
     cdef uint32_t size = answer.size
     cdef uint8_t* out
     server.counters.calls[PORT_CHECKOUT][stream.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
-    stream.sent = 0
     if answer.grpc_code == 0:
-        stream.grpc_code = 0
         if size > ANSWER_BYTES_MAX:
             stream_keep_code(server, stream, 13, b"the answer is too large", 23)
             return
@@ -562,15 +493,14 @@ cdef void stream_keep(Server* server, Stream* stream, const Answer* answer) noex
         out[3] = <uint8_t>(size >> 8)
         out[4] = <uint8_t>size
         memcpy(out + GRPC_PREFIX_BYTES, answer.data, size)
-        stream.size = size + GRPC_PREFIX_BYTES
+        stream.wire.size = size + GRPC_PREFIX_BYTES
         return
     stream_give_up_large(server, stream)
-    stream.grpc_code = <uint8_t>(answer.grpc_code if 0 < answer.grpc_code < GRPC_CODE_COUNT else 2)
-    stream.text_size = grpc_percent_encode(
+    stream.wire.grpc_code = <uint8_t>(answer.grpc_code if 0 < answer.grpc_code < GRPC_CODE_COUNT else 2)
+    stream.wire.text_size = grpc_percent_encode(
         answer.message, answer.message_size if answer.message_size < MESSAGE_BYTES_MAX else MESSAGE_BYTES_MAX, stream.own)
-    stream.size = 0
     if size <= DETAILS_BYTES_MAX:
-        stream.size = grpc_base64(answer.data, size, stream.own + MESSAGE_ROOM)
+        stream.wire.details_size = grpc_base64(answer.data, size, stream.own + MESSAGE_ROOM)
 
 
 cdef void stream_refuse(Server* server, Stream* stream, uint16_t status, int64_t a, int64_t b) noexcept nogil:
@@ -602,140 +532,43 @@ cdef void stream_health(Server* server, Stream* stream) noexcept nogil:
     stream_submit(server, stream)
 
 
-# --- memory for nghttp2 -------------------------------------------------------------------------------------------------
+# --- requests -----------------------------------------------------------------------------------------------------------
 
-cdef void* memory_take(size_t size, void* pool) noexcept nogil:
-    return pool_take(<Pool*>pool, size)
-
-
-cdef void memory_give(void* memory, void* pool) noexcept nogil:
-    pool_give(<Pool*>pool, memory)
-
-
-cdef void* memory_take_zeroed(size_t count, size_t size, void* pool) noexcept nogil:
-    cdef void* memory
-    if size != 0 and count > <size_t>-1 / size:
-        return NULL
-    memory = pool_take(<Pool*>pool, count * size)
-    if memory != NULL:
-        memset(memory, 0, count * size)
-    return memory
-
-
-cdef void* memory_change(void* memory, size_t size, void* pool) noexcept nogil:
-    return pool_change(<Pool*>pool, memory, size)
-
-
-# --- requests: what nghttp2 calls while it reads ------------------------------------------------------------------------
-
-cdef void connection_terminate(Connection* connection, uint32_t error_code) noexcept nogil:
-    """GOAWAY, then the end; what is open is lost."""
-    if not connection.terminated:
-        connection.terminated = 1
-        if nghttp2_session_terminate_session(connection.session, error_code) != 0:
-            connection_doom(connection)
-        connection_mark(connection)
-
-
-cdef void connection_abused(Connection* connection) noexcept nogil:
-    if not connection.terminated:
-        connection.server.counters.connections_abused += 1
-        connection_terminate(connection, NGHTTP2_ENHANCE_YOUR_CALM)
-
-
-cdef int on_begin_frame(nghttp2_session* session, const nghttp2_frame_hd* hd, void* user_data) noexcept nogil:
-    """Meters what costs us and carries no call: a peer that sends little else is sent away. Tokens come back in server_look."""
-    cdef Connection* connection = <Connection*>user_data
-    if hd.type == NGHTTP2_HEADERS or (hd.type == NGHTTP2_DATA and hd.length >= GRPC_PREFIX_BYTES):
-        connection.useful = 1
-        return 0
-    if hd.type == NGHTTP2_RST_STREAM:
-        connection.server.counters.resets_received += 1
-        connection.reset_tokens -= 1
-        if connection.reset_tokens < 0:
-            connection_abused(connection)
-        return 0
-    connection.control_tokens -= 1
-    if connection.control_tokens < 0:
-        connection_abused(connection)
-    return 0
-
-
-cdef int on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
-    cdef Connection* connection = <Connection*>user_data
-    cdef Server* server = connection.server
+cdef void connection_request(Server* server, Connection* connection, const Http2Event* event) noexcept nogil:
+    """A call begins. What its headers alone decide is said when it is complete, which is what clients expect."""
+    cdef const RequestHead* head = event.head
     cdef Stream* stream
-    if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
-        return 0
     connection.last_call_us = server.now_us
-    stream = stream_take(server, connection, frame.hd.stream_id)
+    stream = stream_take(server, connection)
     if stream == NULL:
         server.counters.streams_refused += 1
-        connection.reset_tokens += 1    # this reset is our doing
-        if nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_REFUSED_STREAM) != 0:
-            return NGHTTP2_ERR_CALLBACK_FAILURE
-        return 0
-    if nghttp2_session_set_stream_user_data(session, frame.hd.stream_id, stream) != 0:
-        stream_closed(server, stream, False)
-        return NGHTTP2_ERR_CALLBACK_FAILURE
-    return 0
-
-
-cdef int on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t name_size,
-                   const uint8_t* value, size_t value_size, uint8_t flags, void* user_data) noexcept nogil:
-    cdef Stream* stream
-    cdef int64_t timeout_us
-    if frame.hd.type != NGHTTP2_HEADERS or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
-        return 0                        # a request's trailers say nothing to us
-    stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
-    if stream == NULL or stream.state != STREAM_RECEIVING:
-        return 0
-    if stream.header_bytes + name_size + value_size + 32 > HEADER_BYTES_HARD_MAX:
-        connection_abused(<Connection*>user_data)
-        return 0
-    stream.header_bytes += <uint32_t>(name_size + value_size + 32)
-    if name_size == 5:
-        if grpc_text_is(name, name_size, b":path", 5):
-            stream.method = grpc_method(value, value_size)
-    elif name_size == 7:
-        if grpc_text_is(name, name_size, b":method", 7):
-            stream.is_post = grpc_text_is(value, value_size, b"POST", 4)
-    elif name_size == 12:
-        if grpc_text_is(name, name_size, b"content-type", 12):
-            stream.is_grpc = grpc_content_type(value, value_size)
-        elif grpc_text_is(name, name_size, b"grpc-timeout", 12):
-            timeout_us = grpc_timeout_us(value, value_size)
-            if timeout_us < 0:
-                stream.refusal = STATUS_TIMEOUT_INVALID
-            else:
-                stream.deadline_us = stream.headers_us + timeout_us
-    elif name_size == 13 and grpc_text_is(name, name_size, b"grpc-encoding", 13):
-        if not grpc_text_is(value, value_size, b"identity", 8):
-            stream.refusal = STATUS_MESSAGE_COMPRESSED
-    return 0
-
-
-cdef void stream_headers_done(Server* server, Stream* stream) noexcept nogil:
-    """Decides what the headers alone decide; it is said when the request is complete, which is what clients expect."""
-    if stream.header_bytes > HEADER_BYTES_MAX:
-        stream.http_status = 431
-    elif not stream.is_post:
-        stream.http_status = 405
-    elif not stream.is_grpc:
-        stream.http_status = 415
-    elif stream.method == METHOD_NONE:
+        http2_refuse(&connection.http2, event, connection.stream_count >= STREAMS_PER_CONNECTION_MAX)
+        return
+    http2_open(&connection.http2, &stream.wire, event)
+    stream.method = head.method
+    stream.refusal = head.refusal
+    if head.timeout_us >= 0:
+        stream.deadline_us = stream.headers_us + head.timeout_us
+    if head.header_bytes > HEADER_BYTES_MAX:
+        stream.wire.http_status = 431
+    elif not head.is_post:
+        stream.wire.http_status = 405
+    elif not head.is_grpc:
+        stream.wire.http_status = 415
+    elif head.method == METHOD_NONE:
         stream.refusal = STATUS_METHOD_UNKNOWN
+    if event.end:
+        stream_complete(server, stream)
 
 
 cdef void stream_answer_early(Server* server, Stream* stream) noexcept nogil:
     """Says what is wrong with a request, complete or not."""
     list_remove(&server.receiving, stream)
-    if stream.http_status == 200:
+    if stream.wire.http_status == 200:
         stream_refuse(server, stream, stream.refusal, stream.refusal_a, stream.refusal_b)
         return
     server.counters.http_refused += 1
-    stream.grpc_code = 8
-    if stream.http_status == 431:
+    if stream.wire.http_status == 431:
         stream_keep_code(server, stream, 8, b"the header block has more than 8192 bytes", 41)
     else:
         stream_give_up_large(server, stream)
@@ -744,17 +577,18 @@ cdef void stream_answer_early(Server* server, Stream* stream) noexcept nogil:
 
 cdef void stream_complete(Server* server, Stream* stream) noexcept nogil:
     """The peer has sent everything."""
-    if stream.state != STREAM_RECEIVING or stream.complete:
+    cdef Http2* http2
+    if stream.state != STREAM_RECEIVING:
         return
-    stream.complete = 1
-    stream.connection.control_tokens += CONTROL_FRAMES_PER_CALL
-    if stream.connection.control_tokens > CONTROL_FRAMES_BURST_MAX:
-        stream.connection.control_tokens = CONTROL_FRAMES_BURST_MAX
-    if stream.http_status == 200 and stream.refusal == 0 and (
+    http2 = &stream.connection.http2
+    http2.control_tokens += CONTROL_FRAMES_PER_CALL
+    if http2.control_tokens > CONTROL_FRAMES_BURST_MAX:
+        http2.control_tokens = CONTROL_FRAMES_BURST_MAX
+    if stream.wire.http_status == 200 and stream.refusal == 0 and (
             stream.received < GRPC_PREFIX_BYTES or stream.received != stream.message_size + GRPC_PREFIX_BYTES):
         stream.refusal = STATUS_FRAMING_INVALID
         stream.refusal_a = stream.received
-    if stream.http_status != 200 or stream.refusal != 0:
+    if stream.wire.http_status != 200 or stream.refusal != 0:
         stream_answer_early(server, stream)
         return
     list_remove(&server.receiving, stream)
@@ -769,7 +603,7 @@ cdef void stream_prefix(Server* server, Stream* stream) noexcept nogil:
     """The five bytes before the message are there."""
     cdef const uint8_t* own = stream.own
     stream.message_size = <uint32_t>own[1] << 24 | <uint32_t>own[2] << 16 | <uint32_t>own[3] << 8 | own[4]
-    if stream.refusal != 0 or stream.http_status != 200:
+    if stream.refusal != 0 or stream.wire.http_status != 200:
         return
     if own[0] == 1:
         stream.refusal = STATUS_MESSAGE_COMPRESSED
@@ -786,90 +620,40 @@ cdef void stream_prefix(Server* server, Stream* stream) noexcept nogil:
         stream_answer_early(server, stream)
 
 
-cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, const uint8_t* data, size_t size,
-                 void* user_data) noexcept nogil:
-    cdef Connection* connection = <Connection*>user_data
-    cdef Server* server = connection.server
-    cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)
-    cdef size_t take
-    connection.useful = 1
-    if stream == NULL or stream.state != STREAM_RECEIVING:
-        return 0
+cdef void stream_body(Server* server, Stream* stream, const uint8_t* data, uint32_t size) noexcept nogil:
+    """The next bytes of a request."""
+    cdef uint32_t take
+    if stream.state != STREAM_RECEIVING:
+        return
     if stream.received < GRPC_PREFIX_BYTES:
         take = GRPC_PREFIX_BYTES - stream.received
         if take > size:
             take = size
         memcpy(stream.own + stream.received, data, take)
-        stream.received += <uint32_t>take
+        stream.received += take
         data += take
         size -= take
         if stream.received < GRPC_PREFIX_BYTES:
-            return 0
+            return
         stream_prefix(server, stream)
         if stream.state != STREAM_RECEIVING:
-            return 0
+            return
     if size == 0:
-        return 0
-    if stream.refusal == 0 and stream.http_status == 200:
+        return
+    if stream.refusal == 0 and stream.wire.http_status == 200:
         if size <= stream.message_size + GRPC_PREFIX_BYTES - stream.received:
             memcpy((stream.large if stream.large != NULL else stream.own) + stream.received, data, size)
-            stream.received += <uint32_t>size
-            return 0
+            stream.received += size
+            return
         stream.refusal = STATUS_FRAMING_INVALID     # a second message, or bytes behind the first
         stream.refusal_a = <int64_t>stream.received + <int64_t>size
     # Refused already: what still comes is thrown away, as long as it could have been a request.
     if size > REQUEST_BYTES_MAX + GRPC_PREFIX_BYTES - stream.received if stream.received <= REQUEST_BYTES_MAX + GRPC_PREFIX_BYTES else True:
         stream_answer_early(server, stream)
-        return 0
-    stream.received += <uint32_t>size
+        return
+    stream.received += size
     if stream.refusal == STATUS_FRAMING_INVALID:
         stream.refusal_a = stream.received
-    return 0
-
-
-cdef int on_frame_recv(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
-    cdef Connection* connection = <Connection*>user_data
-    cdef Stream* stream
-    if frame.hd.type == NGHTTP2_DATA or frame.hd.type == NGHTTP2_HEADERS:
-        if frame.hd.type == NGHTTP2_DATA and not frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
-            return 0
-        stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
-        if stream == NULL:
-            return 0
-        if frame.hd.type == NGHTTP2_HEADERS and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
-            stream_headers_done(connection.server, stream)
-        if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
-            stream_complete(connection.server, stream)
-    elif frame.hd.type == NGHTTP2_SETTINGS:
-        connection.greeted = 1
-    elif frame.hd.type == NGHTTP2_PING and frame.hd.flags & NGHTTP2_FLAG_ACK and connection.leaving == 1:
-        connection_leave(connection)
-    return 0
-
-
-cdef int on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t error_code, void* user_data) noexcept nogil:
-    cdef Connection* connection = <Connection*>user_data
-    cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)
-    if stream != NULL:
-        stream_closed(connection.server, stream, error_code == NGHTTP2_NO_ERROR)
-    return 0
-
-
-cdef int on_frame_send(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
-    cdef Connection* connection = <Connection*>user_data
-    cdef Stream* stream
-    if frame.hd.type == NGHTTP2_RST_STREAM:     # also those that a peer provokes
-        connection.server.counters.resets_sent += 1
-        connection.reset_tokens -= 1
-        if connection.reset_tokens < 0:
-            connection_abused(connection)
-    elif frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
-        stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
-        if stream != NULL and not stream.complete:      # answered early: tell the peer to stop sending (RFC 9113 8.1)
-            connection.reset_tokens += 1
-            if nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_NO_ERROR) != 0:
-                return NGHTTP2_ERR_CALLBACK_FAILURE
-    return 0
 
 
 # --- connections --------------------------------------------------------------------------------------------------------
@@ -900,7 +684,6 @@ cdef void connection_open(Server* server, int fd) noexcept nogil:
     cdef Connection* connection
     cdef epoll_event event
     cdef uint32_t index
-    cdef nghttp2_settings_entry settings[4]
     if server.connection_count >= server.connections_max:
         server.counters.connections_refused += 1
         close(fd)
@@ -916,28 +699,17 @@ cdef void connection_open(Server* server, int fd) noexcept nogil:
     connection.server = server
     connection.index = index
     connection.fd = fd
-    connection.pending = server.pending + <size_t>index * OUTPUT_BYTES
+    connection.used = 1
+    connection.carry = server.carry + <size_t>index * CARRY_BYTES
     connection.opened_us = server.now_us
     connection.last_call_us = server.now_us
-    connection.reset_tokens = RESETS_BURST_MAX
-    connection.control_tokens = CONTROL_FRAMES_BURST_MAX
     connection.events = EPOLLIN
     server.connection_count += 1
     server.counters.connections_total += 1
     transport_socket_options(fd)
     event.events = EPOLLIN
     event.data.u64 = EVENT_CONNECTION + index
-    settings[0].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
-    settings[0].value = STREAMS_PER_CONNECTION_MAX
-    settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
-    settings[1].value = STREAM_WINDOW_BYTES
-    settings[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
-    settings[2].value = HEADER_BYTES_MAX
-    settings[3].settings_id = NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES    # no tree of priorities to keep or to abuse
-    settings[3].value = 1
-    if (nghttp2_session_server_new3(&connection.session, server.callbacks, connection, server.option, &server.memory) != 0
-            or nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, settings, 4) != 0
-            or nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0, CONNECTION_WINDOW_BYTES) != 0
+    if (not http2_begin(&connection.http2, &server.counters.http2, server.out + <size_t>index * HTTP2_QUEUE_BYTES)
             or epoll_ctl(server.epoll, EPOLL_CTL_ADD, fd, &event) != 0):
         connection_doom(connection)
         return
@@ -948,9 +720,8 @@ cdef void connection_close(Server* server, Connection* connection) noexcept nogi
     """Frees everything; calls that were not decided never will be."""
     while connection.streams != NULL:
         stream_closed(server, connection.streams, False)
-    if connection.session != NULL:
-        nghttp2_session_del(connection.session)
-        connection.session = NULL
+    http2_close(&connection.http2)
+    connection.used = 0
     close(connection.fd)    # epoll forgets it with its last descriptor
     if connection.paused:
         server.paused_count -= 1
@@ -960,11 +731,9 @@ cdef void connection_close(Server* server, Connection* connection) noexcept nogi
 
 
 cdef void connection_leave(Connection* connection) noexcept nogil:
-    """The final GOAWAY: names the last call that is served. nghttp2 ends the session when the open ones are answered."""
+    """The final GOAWAY: names the last call that is served. The connection ends when the open ones are answered."""
     connection.leaving = 2
-    if nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(connection.session),
-                             NGHTTP2_NO_ERROR, NULL, 0) != 0:
-        connection_doom(connection)
+    http2_leave(&connection.http2)
     connection_mark(connection)
 
 
@@ -972,44 +741,81 @@ cdef void connection_notice(Server* server, Connection* connection) noexcept nog
     """Begins to drain a connection (RFC 9113 6.8): a GOAWAY that still allows calls under way, and a PING that tells when it was seen."""
     connection.leaving = 1
     connection.closing_us = server.now_us
-    if not connection.greeted:      # nobody speaks there who could answer the PING, and nothing was asked
+    if not connection.http2.greeted:    # nobody speaks there who could answer the PING, and nothing was asked
         connection_doom(connection)
         return
-    if (nghttp2_submit_shutdown_notice(connection.session) != 0
-            or nghttp2_submit_ping(connection.session, NGHTTP2_FLAG_NONE, NULL) != 0):
-        connection_doom(connection)
+    http2_notice(&connection.http2)
     connection_mark(connection)
 
 
-cdef void connection_read(Server* server, Connection* connection) noexcept nogil:
-    cdef ssize_t size = connection_receive(connection, server.input, INPUT_BYTES)
-    cdef ssize_t used
-    if size <= 0:
-        if size == 0 or (errno != EAGAIN and errno != EINTR):
-            connection_doom(connection)
-        return
-    server.counters.bytes_received += <uint64_t>size
-    if connection.lingering:
-        return
-    server.now_us = monotonic_us()
-    connection.useful = 0
-    used = nghttp2_session_mem_recv(connection.session, server.input, <size_t>size)
-    if used != size:    # beyond repair: not HTTP/2, a flood, or no memory
-        if used == NGHTTP2_ERR_FLOODED or used == NGHTTP2_ERR_TOO_MANY_CONTINUATIONS:
+cdef void connection_failed(Server* server, Connection* connection) noexcept nogil:
+    """After a connection error: counts it, and gives up what is open."""
+    if not connection.over:
+        connection.over = 1
+        if connection.http2.error == HTTP2_ENHANCE_YOUR_CALM:
             server.counters.connections_abused += 1
         else:
             server.counters.connections_broken += 1
+    while connection.streams != NULL:
+        stream_closed(server, connection.streams, False)
+    if connection.http2.lost:
         connection_doom(connection)
+
+
+cdef size_t connection_take(Server* server, Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
+    """Reads frames and acts on them; returns the bytes used."""
+    cdef Http2* http2 = &connection.http2
+    cdef Http2Event event
+    cdef size_t used = 0
+    while used < size:
+        used += http2_read(http2, data + used, size - used, &event)
+        if event.what == HTTP2_BODY:
+            if event.size > 0:
+                stream_body(server, <Stream*>event.stream, event.data, event.size)
+            if event.end:
+                stream_complete(server, <Stream*>event.stream)
+        elif event.what == HTTP2_REQUEST:
+            connection_request(server, connection, &event)
+        elif event.what == HTTP2_GONE:
+            stream_closed(server, <Stream*>event.stream, event.code == HTTP2_NO_ERROR)
+        elif event.what == HTTP2_PONG:
+            if connection.leaving == 1:
+                connection_leave(connection)
+        else:
+            break
+    return used
+
+
+cdef void connection_read(Server* server, Connection* connection) noexcept nogil:
+    cdef uint8_t* data = server.input + CARRY_BYTES
+    cdef size_t size, used
+    cdef ssize_t received = connection_receive(connection, data, INPUT_BYTES)
+    if received <= 0:
+        if received == 0 or (errno != EAGAIN and errno != EINTR):
+            connection_doom(connection)
         return
-    if not connection.useful:   # nghttp2 reports neither frames of unknown types nor DATA of calls that are over: their bytes count
-        connection.control_tokens -= size / USELESS_BYTES_PER_TOKEN
-        if connection.control_tokens < 0:
-            connection_abused(connection)
+    server.counters.bytes_received += <uint64_t>received
+    if connection.lingering or connection.over:
+        return
+    server.now_us = monotonic_us()
+    size = <size_t>received
+    if connection.carry_size > 0:
+        data -= connection.carry_size
+        size += connection.carry_size
+        memcpy(data, connection.carry, connection.carry_size)
+    used = connection_take(server, connection, data, size)
     connection_mark(connection)
+    if connection.http2.failed:
+        connection_failed(server, connection)
+        return
+    connection.carry_size = <uint32_t>(size - used)
+    if used < size:
+        memcpy(connection.carry, data + used, size - used)
 
 
 cdef bint connection_push(Server* server, Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
     """Sends; what the socket does not take is kept and waited for. False: it is kept, or the connection is lost."""
+    cdef Http2* http2 = &connection.http2
     cdef ssize_t sent = connection_send(connection, data, size)
     if sent < 0:
         if errno != EAGAIN and errno != EINTR:
@@ -1017,48 +823,55 @@ cdef bint connection_push(Server* server, Connection* connection, const uint8_t*
             return False
         sent = 0
     server.counters.bytes_sent += <uint64_t>sent
-    if <size_t>sent == size:
-        return True
-    if data != connection.pending + connection.pending_offset:
-        memcpy(connection.pending, data + sent, size - <size_t>sent)
-        connection.pending_offset = 0
-        connection.pending_size = <uint32_t>(size - <size_t>sent)
-        connection.blocked_us = server.now_us
-    else:
-        connection.pending_offset += <uint32_t>sent
-        connection.pending_size -= <uint32_t>sent
-    connection_watch(connection, connection.events | EPOLLOUT)
-    return False
+    if data == http2.out + http2.out_offset:
+        http2.out_offset += <uint32_t>sent
+        http2.out_size -= <uint32_t>sent
+    elif <size_t>sent < size:       # gathered in server.output, `out` is empty
+        http2.out_offset = 0
+        http2.out_size = <uint32_t>(size - <size_t>sent)
+        memcpy(http2.out, data + sent, size - <size_t>sent)
+    if <size_t>sent < size:
+        if connection.blocked_us == 0:
+            connection.blocked_us = server.now_us
+        connection_watch(connection, connection.events | EPOLLOUT)
+        return False
+    if connection.blocked_us != 0:
+        connection.blocked_us = 0
+        connection_watch(connection, connection.events & ~<uint32_t>EPOLLOUT)
+    return True
 
 
 cdef void connection_flush(Server* server, Connection* connection) noexcept nogil:
-    """Writes what nghttp2 has to say: everything in one send, as long as it fits."""
+    """Writes what there is to say: everything in one send, as long as it fits."""
+    cdef Http2* http2 = &connection.http2
+    cdef Http2Stream* done
     cdef size_t size = 0
-    cdef ssize_t frame_size
-    cdef const uint8_t* data
     if connection.lingering:
         return
     server.now_us = monotonic_us()
-    if connection.pending_size > 0:
-        if not connection_push(server, connection, connection.pending + connection.pending_offset, connection.pending_size):
+    if http2.failed:
+        connection_failed(server, connection)
+        if connection.doomed:
             return
-        connection.pending_size = 0
-        connection.blocked_us = 0
-        connection_watch(connection, connection.events & ~<uint32_t>EPOLLOUT)
-    while size <= OUTPUT_BYTES - FRAME_BYTES:
-        frame_size = nghttp2_session_mem_send(connection.session, &data)
-        if frame_size == 0:
-            break
-        if frame_size < 0 or <size_t>frame_size > OUTPUT_BYTES - size:
-            connection_doom(connection)
+    if connection.blocked_us != 0 or http2.out_size > HTTP2_OUT_BYTES_MIN:
+        if http2.out_size > 0 and not connection_push(server, connection, http2.out + http2.out_offset, http2.out_size):
             return
-        memcpy(server.output + size, data, <size_t>frame_size)
-        size += <size_t>frame_size
+    else:
+        size = http2.out_size
+        memcpy(server.output, http2.out + http2.out_offset, size)
+    http2.out_size = 0
+    http2.out_offset = 0
+    if not http2.failed:
+        while True:
+            size += http2_write(http2, server.output + size, OUTPUT_BYTES - size, &done)
+            if done == NULL:
+                break
+            stream_closed(server, <Stream*>done, True)
     if size > 0 and not connection_push(server, connection, server.output, size):
         return
-    if size > OUTPUT_BYTES - FRAME_BYTES:
-        connection_mark(connection)     # there may be more: next turn, after the others
-    elif not nghttp2_session_want_read(connection.session) and not nghttp2_session_want_write(connection.session):
+    if http2.queue.first != NULL:
+        connection_mark(connection)     # there is more: next turn, after the others
+    elif http2.failed or (connection.stream_count == 0 and (connection.leaving == 2 or http2.peer_leaving)):
         # All is said. Closing now could throw away what the peer has not read yet, so shut our side and wait for theirs.
         connection.lingering = 1
         connection.closing_us = server.now_us
@@ -1095,7 +908,7 @@ cdef inline bint server_must_pause(Server* server) noexcept nogil:
 cdef void server_resume(Server* server) noexcept nogil:
     cdef uint32_t i
     for i in range(server.connections_used):
-        if server.connections[i].session != NULL and server.connections[i].paused and not server.connections[i].doomed:
+        if server.connections[i].used and server.connections[i].paused and not server.connections[i].doomed:
             server.connections[i].paused = 0
             server.paused_count -= 1
             connection_watch(&server.connections[i], server.connections[i].events | EPOLLIN)
@@ -1111,7 +924,7 @@ cdef void server_event(Server* server, epoll_event* event) noexcept nogil:
             server_accept(server, server.listeners[what - EVENT_LISTENER])
         return
     connection = &server.connections[what - EVENT_CONNECTION]
-    if connection.session == NULL or connection.doomed:
+    if not connection.used or connection.doomed:
         return
     if event.events & EPOLLOUT:
         connection_mark(connection)
@@ -1201,7 +1014,7 @@ cdef void server_release(Server* server) noexcept nogil:
 
 cdef bint control_put(Server* server, ControlAnswer* waiting) noexcept nogil:
     """Hands an answer to the control port and counts it; False: the outbox is full."""
-    cdef const uint8_t* data = <const uint8_t*>(waiting.large if waiting.large != NULL else waiting.own)
+    cdef uint8_t* data = waiting.large if waiting.large != NULL else waiting.own
     cdef bint well = waiting.grpc_code == 0
     if not engine_outbox_put(server.engine, waiting.token, waiting.grpc_code, data if well else NULL, waiting.size if well else 0,
                              NULL if well else data, 0 if well else waiting.size, waiting.message, waiting.message_size):
@@ -1226,7 +1039,7 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
         count += 1
         server.now_us = monotonic_us()
         answer.wait_sequence = 0
-        if taken.method == METHOD_NONE or taken.method >= METHOD_HEALTH_CHECK:
+        if taken.method == METHOD_NONE or taken.method == METHOD_HEALTH_CHECK or taken.method >= METHOD_COUNT:
             taken.method = METHOD_NONE
             call_refuse(server.caller, STATUS_METHOD_UNKNOWN, 0, 0, answer)
         elif taken.deadline_us != 0 and server.now_us >= taken.deadline_us:
@@ -1339,54 +1152,50 @@ cdef void server_reap(Server* server) noexcept nogil:
 
 
 cdef void server_expire(Server* server, Stream* stream) noexcept nogil:
-    """Resets a stream whose peer is too slow; nghttp2 closes it when the reset is written."""
-    stream.expired = 1
+    """Resets a stream whose peer is too slow."""
     server.counters.streams_timed_out += 1
-    if nghttp2_submit_rst_stream(stream.connection.session, NGHTTP2_FLAG_NONE, stream.id, NGHTTP2_CANCEL) != 0:
-        connection_doom(stream.connection)
+    http2_reset(&stream.connection.http2, &stream.wire, HTTP2_CANCEL)
     connection_mark(stream.connection)
+    stream_closed(server, stream, False)
 
 
 cdef void connection_look(Server* server, Connection* connection, int64_t elapsed_us) noexcept nogil:
     cdef int64_t now = server.now_us
-    connection.reset_tokens += RESETS_PER_S_MAX * elapsed_us / 1_000_000
-    if connection.reset_tokens > RESETS_BURST_MAX:
-        connection.reset_tokens = RESETS_BURST_MAX
-    connection.control_tokens += CONTROL_FRAMES_PER_S_MAX * elapsed_us / 1_000_000
-    if connection.control_tokens > CONTROL_FRAMES_BURST_MAX:
-        connection.control_tokens = CONTROL_FRAMES_BURST_MAX
+    cdef Http2* http2 = &connection.http2
+    http2.reset_tokens += RESETS_PER_S_MAX * elapsed_us / 1_000_000
+    if http2.reset_tokens > RESETS_BURST_MAX:
+        http2.reset_tokens = RESETS_BURST_MAX
+    http2.control_tokens += CONTROL_FRAMES_PER_S_MAX * elapsed_us / 1_000_000
+    if http2.control_tokens > CONTROL_FRAMES_BURST_MAX:
+        http2.control_tokens = CONTROL_FRAMES_BURST_MAX
     if connection.lingering:
         if now - connection.closing_us > LINGER_US:
             connection_doom(connection)
     elif connection.blocked_us != 0 and now - connection.blocked_us > server.slow_us:
         server.counters.connections_timed_out += 1
         connection_doom(connection)
-    elif not connection.greeted:
+    elif not http2.greeted:
         if now - connection.opened_us > server.slow_us:
             server.counters.connections_timed_out += 1
             connection_doom(connection)
     elif connection.leaving == 1 and now - connection.closing_us > NOTICE_US:
         connection_leave(connection)
-    elif connection.stream_count == 0 and now - connection.last_call_us > server.idle_us and not connection.terminated:
+    elif connection.stream_count == 0 and now - connection.last_call_us > server.idle_us and not connection.over:
         server.counters.connections_timed_out += 1
-        connection_terminate(connection, NGHTTP2_NO_ERROR)
+        connection.over = 1
+        http2_fail(http2, HTTP2_NO_ERROR)
+        connection_mark(connection)
 
 
 cdef void server_look(Server* server, int64_t elapsed_us) noexcept nogil:
-    """About once a second: time-outs, and tokens for the meters of on_begin_frame."""
-    cdef Stream* stream = server.receiving.first
+    """About once a second: time-outs, and tokens for the meters of server/_http2."""
     cdef uint32_t i
-    while stream != NULL and server.now_us - stream.headers_us > server.slow_us:
-        if not stream.expired:
-            server_expire(server, stream)
-        stream = stream.next
-    stream = server.answered.first
-    while stream != NULL and server.now_us - stream.answered_us > server.slow_us:
-        if not stream.expired:
-            server_expire(server, stream)
-        stream = stream.next
+    while server.receiving.first != NULL and server.now_us - server.receiving.first.headers_us > server.slow_us:
+        server_expire(server, server.receiving.first)
+    while server.answered.first != NULL and server.now_us - server.answered.first.answered_us > server.slow_us:
+        server_expire(server, server.answered.first)
     for i in range(server.connections_used):
-        if server.connections[i].session != NULL and not server.connections[i].doomed:
+        if server.connections[i].used and not server.connections[i].doomed:
             connection_look(server, &server.connections[i], elapsed_us)
 
 
@@ -1399,7 +1208,7 @@ cdef void server_begin_stop(Server* server) noexcept nogil:
         close(server.listeners[i])
     server.listener_count = 0
     for i in range(server.connections_used):
-        if server.connections[i].session != NULL and not server.connections[i].doomed and not server.connections[i].lingering:
+        if server.connections[i].used and not server.connections[i].doomed and not server.connections[i].lingering:
             connection_notice(server, &server.connections[i])
 
 
@@ -1492,7 +1301,7 @@ cdef void server_close(Server* server) noexcept:
     """Closes every socket and frees all memory."""
     cdef uint32_t i
     for i in range(server.connections_used):
-        if server.connections[i].session != NULL:
+        if server.connections[i].used:
             connection_close(server, &server.connections[i])
     for i in range(server.listener_count):
         close(server.listeners[i])
@@ -1500,15 +1309,13 @@ cdef void server_close(Server* server) noexcept:
         close(server.epoll)
     if server.spare_fd >= 0:
         close(server.spare_fd)
-    nghttp2_session_callbacks_del(server.callbacks)
-    nghttp2_option_del(server.option)
     _unmap(server.connections, CONNECTIONS_MAX * sizeof(Connection))
     _unmap(server.streams, STREAMS_MAX * sizeof(Stream))
     _unmap(server.large, <size_t>LARGE_BUFFERS_MAX * LARGE_BYTES)
-    _unmap(server.pending, <size_t>CONNECTIONS_MAX * OUTPUT_BYTES)
+    _unmap(server.carry, <size_t>CONNECTIONS_MAX * CARRY_BYTES)
+    _unmap(server.out, <size_t>CONNECTIONS_MAX * HTTP2_QUEUE_BYTES)
     _unmap(server.held, STREAMS_MAX * sizeof(Held))
     _unmap(server.control, INBOX_CALLS_MAX * sizeof(ControlAnswer))
-    pool_close(&server.pool)
     free(server.free_large)
     free(server.caller)
     free(server)
@@ -1525,13 +1332,14 @@ cdef int server_reserve(Server* server) except -1:
     server.connections = <Connection*>transport_reserve(CONNECTIONS_MAX * sizeof(Connection))
     server.streams = <Stream*>transport_reserve(STREAMS_MAX * sizeof(Stream))
     server.large = <uint8_t*>transport_reserve(<size_t>LARGE_BUFFERS_MAX * LARGE_BYTES)
-    server.pending = <uint8_t*>transport_reserve(<size_t>CONNECTIONS_MAX * OUTPUT_BYTES)
+    server.carry = <uint8_t*>transport_reserve(<size_t>CONNECTIONS_MAX * CARRY_BYTES)
+    server.out = <uint8_t*>transport_reserve(<size_t>CONNECTIONS_MAX * HTTP2_QUEUE_BYTES)
     server.held = <Held*>transport_reserve(STREAMS_MAX * sizeof(Held))
     server.control = <ControlAnswer*>transport_reserve(INBOX_CALLS_MAX * sizeof(ControlAnswer))
     server.free_large = <uint8_t**>calloc(LARGE_BUFFERS_MAX, sizeof(uint8_t*))
     server.caller = <Caller*>calloc(1, sizeof(Caller))
-    if (server.connections == NULL or server.streams == NULL or server.large == NULL or server.pending == NULL or server.held == NULL
-            or server.control == NULL or server.free_large == NULL or server.caller == NULL):
+    if (server.connections == NULL or server.streams == NULL or server.large == NULL or server.carry == NULL or server.out == NULL
+            or server.held == NULL or server.control == NULL or server.free_large == NULL or server.caller == NULL):
         raise MemoryError("the checkout port finds no memory for its buffers")
     for i in range(LARGE_BUFFERS_MAX):
         server.free_large[i] = server.large + <size_t>i * LARGE_BYTES
@@ -1540,26 +1348,6 @@ cdef int server_reserve(Server* server) except -1:
         server.control[INBOX_CALLS_MAX - 1 - i].next = server.free_control
         server.free_control = &server.control[INBOX_CALLS_MAX - 1 - i]
     server.answer.data = server.answer_data
-    server.memory.mem_user_data = &server.pool
-    server.memory.malloc = memory_take
-    server.memory.free = memory_give
-    server.memory.calloc = memory_take_zeroed
-    server.memory.realloc = memory_change
-    if nghttp2_session_callbacks_new(&server.callbacks) != 0 or nghttp2_option_new(&server.option) != 0:
-        raise MemoryError("nghttp2 finds no memory")
-    nghttp2_session_callbacks_set_on_begin_frame_callback(server.callbacks, on_begin_frame)
-    nghttp2_session_callbacks_set_on_begin_headers_callback(server.callbacks, on_begin_headers)
-    nghttp2_session_callbacks_set_on_header_callback(server.callbacks, on_header)
-    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(server.callbacks, on_data)
-    nghttp2_session_callbacks_set_on_frame_recv_callback(server.callbacks, on_frame_recv)
-    nghttp2_session_callbacks_set_on_stream_close_callback(server.callbacks, on_stream_close)
-    nghttp2_session_callbacks_set_on_frame_send_callback(server.callbacks, on_frame_send)
-    nghttp2_option_set_no_closed_streams(server.option, 1)
-    nghttp2_option_set_max_settings(server.option, SETTINGS_MAX)
-    nghttp2_option_set_max_outbound_ack(server.option, ACKS_MAX)
-    nghttp2_option_set_max_continuations(server.option, CONTINUATIONS_MAX)
-    # Ours (on_begin_frame) is the limit that counts: it also sees the resets that a peer makes us send.
-    nghttp2_option_set_stream_reset_rate_limit(server.option, RESETS_BURST_MAX * 2, RESETS_PER_S_MAX * 2)
     return 0
 
 
@@ -1701,8 +1489,8 @@ cdef class CheckoutServer:
             "http_refused": counters.http_refused,
             "calls_cancelled": counters.calls_cancelled,
             "answers_dropped": counters.answers_dropped,
-            "resets_received": counters.resets_received,
-            "resets_sent": counters.resets_sent,
+            "resets_received": counters.http2.resets_received,
+            "resets_sent": counters.http2.resets_sent,
             "connections_abused": counters.connections_abused,
             "connections_broken": counters.connections_broken,
             "connections_timed_out": counters.connections_timed_out,
@@ -1720,7 +1508,7 @@ cdef void server_hang_up(Server* server) noexcept nogil:
         close(server.listeners[i])
     server.listener_count = 0
     for i in range(server.connections_used):
-        if server.connections[i].session != NULL:
+        if server.connections[i].used:
             connection_close(server, &server.connections[i])
 
 

@@ -1,4 +1,4 @@
-# protobuf codec of the checkout messages; what it promises stands in _wire.pyx.
+# protobuf codec of the checkout messages and of those by hand; what it promises stands in _wire.pyx.
 # cimported by server/_call.pyx, server/_entries.pyx and the fuzz harness.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

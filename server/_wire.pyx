@@ -1,6 +1,6 @@
-# The protobuf codec of the checkout messages: request bytes to Command, Outcome to answer bytes. Nothing is allocated.
+# The protobuf codec of the checkout messages and of those by hand: request bytes to Command, Outcome to answer bytes. Nothing is allocated.
 # Not for deciding: ranges, required parts and meaning are the core's (ledger/_core.pyx). Here are structure, UTF-8, text lengths,
-# counts and the form of timestamps. Called by server/_call.pyx and server/_local.pyx; messages in proto/loyalty/ledger/v1/ledger.proto.
+# counts and the form of timestamps. Called by server/_call.pyx and server/_local.pyx; messages in proto/loyalty/ledger/v1/{ledger,admin}.proto.
 #
 # Promises, each held by tests/server/test_wire.py against google.protobuf:
 # - a request is MESSAGE_MALFORMED exactly when google.protobuf cannot parse it, but for text that is not UTF-8: that is FIELD_INVALID;
@@ -16,19 +16,20 @@ from ledger._entry cimport (
     Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint,
 )
 from ledger._layout cimport (
-    ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY,
+    ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY,
     GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
-    MEMBER_NONE, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE, METHOD_GET_OPERATION,
-    METHOD_RELEASE, METHOD_RESERVE, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS,
-    SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION, Slice, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
+    MEMBER_NONE, METHOD_ADJUST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
+    METHOD_GET_OPERATION, METHOD_LINK, METHOD_RELEASE, METHOD_RESERVE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE,
+    PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_IDENTIFIERS, SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION, Slice, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
 )
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, CATEGORY_BYTES_MAX, EMAIL_BYTES_MAX, IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
-    RECEIPT_NUMBER_BYTES_MAX, REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, SKU_BYTES_MAX, STORE_BYTES_MAX, TILL_BYTES_MAX,
+    OPERATOR_BYTES_MAX, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX, REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, SKU_BYTES_MAX, STORE_BYTES_MAX, TILL_BYTES_MAX,
     WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._status cimport (
-    ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CAPTURE_POINTS, FIELD_COUNT, FIELD_IDENTIFIERS, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
+    ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CAPTURE_POINTS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS, FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
+    FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
     FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL, FIELD_MEMBER_PHONE,
     FIELD_POINTS, FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
     FIELD_RECEIPT_STORE, FIELD_RECEIPT_TILL, FIELD_REQUEST_ID, FIELD_RESERVATION_ID, FIELD_ROWS, FIELD_SENT_TIME, FIELD_TTL, FIELD_WALLET, FieldRow,
@@ -379,7 +380,8 @@ cdef void read_stamp(Reader* reader, Stamp* stamp) noexcept nogil:
     leave(reader, outer)
 
 
-cdef void read_member(Reader* reader, MemberRef* member, int32_t index) noexcept nogil:
+cdef void read_member(Reader* reader, MemberRef* member, bint alone, int32_t index) noexcept nogil:
+    # alone: it is the `identifier` of LinkIdentifier or UnlinkIdentifier.
     cdef const uint8_t* at
     cdef const uint8_t* outer = enter(reader)
     cdef uint32_t tag
@@ -390,16 +392,16 @@ cdef void read_member(Reader* reader, MemberRef* member, int32_t index) noexcept
             member.member_id = <int64_t>read_varint(reader)
             member.kind = MEMBER_BY_ID
         elif tag == 18:
-            read_text(reader, &member.text, FIELD_MEMBER_CARD, index)
+            read_text(reader, &member.text, FIELD_IDENTIFIER_CARD if alone else FIELD_MEMBER_CARD, index)
             member.kind = MEMBER_BY_CARD
         elif tag == 26:
-            read_text(reader, &member.text, FIELD_MEMBER_PHONE, index)
+            read_text(reader, &member.text, FIELD_IDENTIFIER_PHONE if alone else FIELD_MEMBER_PHONE, index)
             member.kind = MEMBER_BY_PHONE
         elif tag == 34:
-            read_text(reader, &member.text, FIELD_MEMBER_EMAIL, index)
+            read_text(reader, &member.text, FIELD_IDENTIFIER_EMAIL if alone else FIELD_MEMBER_EMAIL, index)
             member.kind = MEMBER_BY_EMAIL
         elif tag == 42:
-            read_text(reader, &member.text, FIELD_MEMBER_APP, index)
+            read_text(reader, &member.text, FIELD_IDENTIFIER_APP if alone else FIELD_MEMBER_APP, index)
             member.kind = MEMBER_BY_APP
         else:
             skip(reader, tag, at)
@@ -413,7 +415,7 @@ cdef void read_identifier(Reader* reader, Command* command) noexcept nogil:
         member = &command.identifiers[reader.identifier_total]
         command.identifier_count = reader.identifier_total + 1
     memset(member, 0, sizeof(MemberRef))
-    read_member(reader, member, <int32_t>reader.identifier_total)
+    read_member(reader, member, False, <int32_t>reader.identifier_total)
     reader.identifier_total += 1
 
 
@@ -524,6 +526,10 @@ cdef void read_payment(Reader* reader, Command* command, uint8_t payment) noexce
     leave(reader, outer)
 
 
+cdef inline bint by_hand(uint8_t method) noexcept nogil:
+    return METHOD_ADJUST <= method <= METHOD_UNLINK
+
+
 cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
     # The three fields that every write begins with. False: the tag is none of them.
     if tag == 10:
@@ -531,8 +537,28 @@ cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nog
     elif tag == 18:
         read_stamp(reader, &reader.sent)
         command.given |= GIVEN_SENT_TIME
-    elif tag == 26 and command.method != METHOD_ENROLL:
-        read_member(reader, &command.member, -1)
+    elif tag == 26 and command.method != METHOD_ENROLL and command.method != METHOD_UNLINK:
+        read_member(reader, &command.member, False, -1)
+    else:
+        return False
+    return True
+
+
+cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
+    # Behind the head: AdjustPoints, LinkIdentifier, UnlinkIdentifier. The operator's field number, times 8; the reason is the next. False: unknown.
+    cdef uint32_t operator_tag = 56 if command.method == METHOD_ADJUST else 40 if command.method == METHOD_LINK else 32
+    if tag == operator_tag + 2:
+        read_text(reader, &command.operator_name, FIELD_OPERATOR, -1)
+    elif tag == operator_tag + 10:
+        read_text(reader, &command.reason, FIELD_REASON, -1)
+    elif command.method == METHOD_ADJUST and tag == 34:
+        read_text(reader, &command.wallet, FIELD_WALLET, -1)
+    elif command.method == METHOD_ADJUST and tag == 40:
+        command.points = <int64_t>read_varint(reader)
+    elif command.method == METHOD_ADJUST and tag == 48:
+        command.expiry_day = <int32_t>read_varint(reader)
+    elif (command.method == METHOD_LINK and tag == 34) or (command.method == METHOD_UNLINK and tag == 26):
+        read_member(reader, &command.identifiers[0], True, -1)
     else:
         return False
     return True
@@ -576,6 +602,8 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
             return False
     elif method == METHOD_ENROLL and tag == 26:
         read_identifier(reader, command)
+    elif by_hand(method):
+        return read_by_hand(reader, command, tag)
     else:
         return False
     return True
@@ -585,7 +613,7 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
     # GetBalance and GetOperation. False: unknown.
     if command.method == METHOD_GET_BALANCE:
         if tag == 10:
-            read_member(reader, &command.member, -1)
+            read_member(reader, &command.member, False, -1)
         elif tag == 18:
             read_text(reader, &command.wallet, FIELD_WALLET, -1)
         elif tag == 26:
@@ -641,19 +669,20 @@ cdef bint check_stamp(const Stamp* stamp, int64_t* time_us, uint16_t field, Outc
     return True
 
 
-cdef bint check_member(const Reader* reader, const MemberRef* member, int32_t index, Outcome* outcome) noexcept nogil:
+cdef bint check_member(const Reader* reader, const MemberRef* member, bint alone, int32_t index, Outcome* outcome) noexcept nogil:
+    # alone: as read_member has it.
     if member.kind == MEMBER_BY_CARD:
         if not fits(reader, member.text, 1, IDENTIFIER_BYTES_MAX):
-            return refuse_text(outcome, FIELD_MEMBER_CARD, index, member.text)
+            return refuse_text(outcome, FIELD_IDENTIFIER_CARD if alone else FIELD_MEMBER_CARD, index, member.text)
     elif member.kind == MEMBER_BY_PHONE:
         if not fits(reader, member.text, 1, IDENTIFIER_BYTES_MAX):
-            return refuse_text(outcome, FIELD_MEMBER_PHONE, index, member.text)
+            return refuse_text(outcome, FIELD_IDENTIFIER_PHONE if alone else FIELD_MEMBER_PHONE, index, member.text)
     elif member.kind == MEMBER_BY_EMAIL:
         if not fits(reader, member.text, 3, EMAIL_BYTES_MAX):
-            return refuse_text(outcome, FIELD_MEMBER_EMAIL, index, member.text)
+            return refuse_text(outcome, FIELD_IDENTIFIER_EMAIL if alone else FIELD_MEMBER_EMAIL, index, member.text)
     elif member.kind == MEMBER_BY_APP:
         if not fits(reader, member.text, 1, IDENTIFIER_BYTES_MAX):
-            return refuse_text(outcome, FIELD_MEMBER_APP, index, member.text)
+            return refuse_text(outcome, FIELD_IDENTIFIER_APP if alone else FIELD_MEMBER_APP, index, member.text)
     return True
 
 
@@ -686,13 +715,16 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
             return refuse_text(outcome, FIELD_REQUEST_ID, -1, command.request_id)
     if command.given & GIVEN_SENT_TIME and not check_stamp(&reader.sent, &command.sent_time_us, FIELD_SENT_TIME, outcome):
         return False
-    if not check_member(reader, &command.member, -1, outcome):
+    if not check_member(reader, &command.member, False, -1, outcome):
         return False
+    if command.method == METHOD_LINK or command.method == METHOD_UNLINK:
+        if not check_member(reader, &command.identifiers[0], True, -1, outcome):
+            return False
     if command.method == METHOD_ENROLL:
         if reader.identifier_total < 1 or reader.identifier_total > IDENTIFIERS_PER_REQUEST_MAX:
             return refuse_number(outcome, FIELD_IDENTIFIERS, VALUE_NUMBER, reader.identifier_total)
         for i in range(command.identifier_count):
-            if not check_member(reader, &command.identifiers[i], <int32_t>i, outcome):
+            if not check_member(reader, &command.identifiers[i], False, <int32_t>i, outcome):
                 return False
     if command.method != METHOD_COMMIT and not check_wallet(reader, command, outcome):
         return False
@@ -701,6 +733,9 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
         if not check_stamp(&reader.past, &past_us, FIELD_AS_OF_TIME, outcome):
             return False
         return refuse_number(outcome, FIELD_AS_OF_TIME, VALUE_NUMBER, past_us)
+    if by_hand(command.method):
+        return (check_text(reader, command.operator_name, 1, OPERATOR_BYTES_MAX, FIELD_OPERATOR, outcome)
+                and check_text(reader, command.reason, 1, REASON_BYTES_MAX, FIELD_REASON, outcome))
     if command.given & GIVEN_RECEIPT_KEY and not check_receipt_key(reader, command, outcome):
         return False
     if command.given & GIVEN_TTL and not check_stamp(&reader.ttl, &command.ttl_us, FIELD_TTL, outcome):
@@ -729,10 +764,13 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
     # Identifiers and lines (48 KB) are cleared one by one as they come.
     memset(command, 0, <uint8_t*>&command.identifiers[0] - <uint8_t*>command)
     command.method = method
-    if not query and (method < METHOD_EARN or method > METHOD_ENROLL):
+    if not query and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
         outcome_forget(outcome)
         outcome.status = STATUS_METHOD_UNKNOWN
         return False
+    if method == METHOD_LINK or method == METHOD_UNLINK:
+        memset(&command.identifiers[0], 0, sizeof(MemberRef))
+        command.identifier_count = 1
     while reader.at < reader.end:
         at = reader.at
         tag = read_tag(&reader)
@@ -780,6 +818,7 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
     cdef int64_t earned = 0
     cdef int64_t burned = 0
     cdef int64_t expired = 0
+    cdef int64_t adjusted = 0
     cdef int64_t points
     cdef uint8_t account
     cdef uint64_t line, rule
@@ -797,6 +836,8 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
             burned += points
         elif account == ACCOUNT_EXPIRED:
             expired += points
+        elif account == ACCOUNT_ADJUSTED:
+            adjusted -= points
     out_int(out, 8, <int64_t>sequence)
     out_time(out, 18, view.header.time_us)
     out_int(out, 24, view.header.kind)
@@ -817,6 +858,7 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
         out_int(out, 16, <int64_t>rule)
         out_int(out, 24, points)
         out_close(out, inner)
+    out_int(out, 80, adjusted)
     out_close(out, body)
 
 
@@ -909,9 +951,12 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
         out_operation(&writer, program, &view, outcome, room_end)
         return <uint32_t>(writer.at - out)
     out_entry(&writer, 10, &view, outcome.sequence, room_end)
-    if method == METHOD_ENROLL:
+    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK:
         out_int(&writer, 16, outcome.replayed != 0)
-        out_int(&writer, 24, view.header.flags & FLAG_OPENED != 0)
+        if method == METHOD_ENROLL:
+            out_int(&writer, 24, view.header.flags & FLAG_OPENED != 0)
+        elif method == METHOD_LINK:
+            out_int(&writer, 24, view.sections[SECTION_IDENTIFIERS].data != NULL)
         return <uint32_t>(writer.at - out)
     out_after(&writer, 18, program, &view)
     out_int(&writer, 24, outcome.replayed != 0)
@@ -1056,7 +1101,7 @@ cdef void add_value_text(Parts* parts, Slice sent) noexcept nogil:
 
 cdef bint is_personal(uint16_t field) noexcept nogil:
     # Cards, phones, e-mail addresses and app identifiers appear nowhere: not in an answer that a till may log either.
-    return field == FIELD_MEMBER or FIELD_MEMBER_CARD <= field <= FIELD_MEMBER_APP or field == FIELD_IDENTIFIERS
+    return field == FIELD_MEMBER or FIELD_MEMBER_CARD <= field <= FIELD_MEMBER_APP or field == FIELD_IDENTIFIERS or FIELD_IDENTIFIER <= field <= FIELD_IDENTIFIER_APP
 
 
 cdef void add_field(Text* text, uint16_t field, int32_t index) noexcept nogil:

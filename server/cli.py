@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ledger import limits
 from server import cli_export, cli_follow, cli_index
+from server.cli_admin import adjust, link, unlink
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
@@ -171,7 +172,7 @@ def _report_table(report: Any) -> Table:
 
 def _wallet_table(report: Any) -> Table:
     table = Table("wallet", title="points", title_justify="left")
-    columns = ("issued", "redeemed", "expired", "outstanding", "reserved")
+    columns = ("issued", "adjusted", "redeemed", "expired", "outstanding", "reserved")
     for name in columns:
         table.add_column(name, justify="right")
     for wallet, points in report.totals["wallets"].items():
@@ -203,6 +204,10 @@ def compile_program(
 app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(cli_follow.follow)
 app.command(epilog="Example: `daybook index data --rebuild`", rich_help_panel="Journal")(cli_index.index)
 app.command(epilog="Example: `daybook export data --to parquet --out days`", rich_help_panel="Journal")(cli_export.export)
+app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --operator anna --reason 'ticket 4711'`",
+            rich_help_panel="By hand")(adjust)
+app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`", rich_help_panel="By hand")(link)
+app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`", rich_help_panel="By hand")(unlink)
 
 
 def _add_commands() -> None:

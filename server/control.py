@@ -1,4 +1,4 @@
-"""The control port: a stock grpc.aio server with the checkout calls as raw bytes, health and reflection.
+"""The control port: a stock grpc.aio server with the checkout calls and those by hand as raw bytes, health and reflection.
 
 The calls go through the engine's inbox to the same codec and core as the tills' own, so there is one meaning. Not for deciding and
 not for messages (nothing is parsed here). Made and stopped by server/service.py; all objects stay on its asyncio loop.
@@ -21,12 +21,13 @@ from grpc_reflection.v1alpha import reflection
 
 from ledger import errors, limits
 from ledger._engine import EngineHandle
-from server._pb.loyalty.ledger.v1 import ledger_pb2
-from server.config import METHODS, SERVICE, Address, RefusedToStart
+from server._pb.loyalty.ledger.v1 import admin_pb2, ledger_pb2
+from server.config import ADMIN_METHODS, ADMIN_SERVICE, METHODS, SERVICE, Address, RefusedToStart
 
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_DELAY_US = 100_000  # a tenth of a second: the inbox turns over within milliseconds, a full disk does not
 RECEIVE_BYTES_MAX = limits.REQUEST_BYTES_MAX + 65_536  # a little above ours, so that MESSAGE_TOO_LARGE says it with its details
+SERVICES = {SERVICE: METHODS, ADMIN_SERVICE: ADMIN_METHODS}
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 Answer = tuple[int, bytes, bytes]  # gRPC code, response or google.rpc.Status, message
 
@@ -111,11 +112,11 @@ class ControlServer:
             ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
             ("grpc.max_send_message_length", limits.ANSWER_BYTES_MAX + 65_536),
         ])
-        calls = {name: grpc.unary_unary_rpc_method_handler(self._call(number)) for name, number in METHODS.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls),))
+        for service, methods in SERVICES.items():
+            calls = {name: grpc.unary_unary_rpc_method_handler(self._call(number)) for name, number in methods.items()}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, calls),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        assert SERVICE in {service.full_name for service in ledger_pb2.DESCRIPTOR.services_by_name.values()}
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     def _call(self, method: int) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Any]:
         async def run(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
@@ -144,7 +145,7 @@ class ControlServer:
         finally:
             logger.setLevel(level)
         await self._server.start()
-        for service in ("", SERVICE):
+        for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop_taking(self, grace_s: float) -> None:
@@ -159,5 +160,6 @@ class ControlServer:
         await self._server.stop(0.5)  # the answers just set still leave; health watchers are cut
 
 
-assert set(METHODS) == {method.name for method in ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].methods}
+for _service in (ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"], admin_pb2.DESCRIPTOR.services_by_name["AdminService"]):
+    assert set(SERVICES[_service.full_name]) == {method.name for method in _service.methods}
 assert code_pb2.UNAVAILABLE == errors.UNAVAILABLE

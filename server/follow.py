@@ -148,6 +148,7 @@ class ReadPort:
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=[
             ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared port
+            ("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000),  # a reader of the feed that is gone is noticed
             ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
             ("grpc.max_send_message_length", 4 * limits.PAGE_BYTES_MAX),
         ])

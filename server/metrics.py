@@ -45,7 +45,7 @@ TRANSPORT = (
     Row("connections_total", "ledger_connections_opened", "counter", "Connections accepted."),
     Row("connections_refused", "ledger_connections_refused", "counter", "Connections refused: too many, or out of file descriptors."),
     Row("connections_abused", "ledger_connections_abused", "counter", "Connections closed for a flood of frames or resets."),
-    Row("connections_broken", "ledger_connections_broken", "counter", "Connections closed for bytes that are not HTTP/2."),
+    Row("connections_broken", "ledger_connections_broken", "counter", "Connections closed for breaking HTTP/2, or not speaking it."),
     Row("connections_timed_out", "ledger_connections_timed_out", "counter", "Connections closed because they were idle or too slow."),
     Row("streams_refused", "ledger_calls_refused", "counter", "Calls refused with REFUSED_STREAM: too many are open."),
     Row("streams_timed_out", "ledger_calls_timed_out", "counter", "Calls cut: request not completed, or answer not read in time."),

@@ -393,10 +393,10 @@ class JournalService:
         if not programs:
             raise not_found
         past = Past(programs[-1])
-        entries = self._index.find(by_member(member), reach + 1, 1 << 62, reach=reach)
-        for sequence, entry in reversed(entries):
-            if _entry_time_us(entry) <= at_us:
-                past.add(sequence, entry)
+        for sequence, entry in self._index.walk(by_member(member), reach + 1, reach=reach):
+            if _entry_time_us(entry) > at_us:
+                break
+            past.add(sequence, entry)
         if past.sequence == 0:
             raise not_found
         answer = ledger_pb2.GetBalanceResponse(member_id=member, sequence=past.sequence, read_time=_timestamp(at_us))

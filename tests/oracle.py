@@ -1,4 +1,4 @@
-"""The slow, obvious ledger: what every checkout call must answer, in plain Python.
+"""The slow, obvious ledger: what every checkout call and every call by hand must answer, in plain Python.
 
 Written from design and contract (docs/journal-format.md, the proto), not from the core; no table, no cache, no bytes. It takes
 and gives the protobuf messages of the checkout contract. Used by tests/test_state_machine.py. Rules come from the reference
@@ -16,11 +16,14 @@ from ledger._probe import fact_hash_, siphash_
 from ledger import errors, limits
 from ledger.rules import reference
 from ledger.rules.model import Program
+from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 
 SECOND = 1_000_000
 METHODS = ("", "EarnPoints", "BurnPoints", "ReservePoints", "CaptureReservation", "ReleaseReservation", "CommitReceipt", "EnrollMember",
-           "GetBalance", "GetOperation")
+           "GetBalance", "GetOperation", "", "AdjustPoints", "LinkIdentifier", "UnlinkIdentifier")
+ADJUST, LINK, UNLINK = BY_HAND = 11, 12, 13
+ENTRY_KINDS = {ADJUST: 10, LINK: 11, UNLINK: 12}  # the others have the number of their method
 IDENTIFIER_KINDS = ("", "member_id", "card", "phone", "email", "app")
 ACTIVE, CAPTURED, RELEASED, EXPIRED = 1, 2, 3, 4
 
@@ -36,6 +39,11 @@ class Refused(Exception):
         """gRPC code, reason, and the metadata that the ErrorInfo must have."""
         pairs = {self.row.a: str(self.a), self.row.b: str(self.b), "field": self.field, "replayed": "true" if self.replayed else ""}
         return self.row.grpc_code, self.row.name, {key: value for key, value in pairs.items() if key and value}
+
+
+def answer_type(method: int) -> Any:
+    """The response's message type."""
+    return getattr(admin if method in BY_HAND else pb, METHODS[method] + "Response")
 
 
 class LotKey(NamedTuple):
@@ -151,7 +159,8 @@ class Oracle:
             if not good:
                 raise Refused("FIELD_INVALID", where)
         try:
-            number, answer = self.enroll(request, now_us) if method == 7 else self.post(method, request, now_us)
+            write = {7: self.enroll, LINK: self.link_by_hand, UNLINK: self.unlink}.get(method)
+            number, answer = write(request, now_us) if write is not None else self.post(method, request, now_us)
         except Refused as refusal:
             if not refusal.row.remembered:
                 raise
@@ -233,6 +242,9 @@ class Oracle:
     def field_checks(self, method: int, request: Any) -> Any:
         yield good_id(request.request_id), "request_id"
         yield good_stamp(request.sent_time) and us(request.sent_time) >= 946_684_800 * SECOND, "sent_time"
+        if method == UNLINK:
+            yield from self.by_hand_checks(request)
+            return
         if method == 7:
             yield 1 <= len(request.identifiers) <= limits.IDENTIFIERS_PER_REQUEST_MAX, "identifiers"
             for i, one in enumerate(request.identifiers):
@@ -260,6 +272,13 @@ class Oracle:
         elif paying is not None:
             yield paying.reservation_id >= 1, where + "reservation_id"
             yield method == 5 or 0 <= paying.points <= limits.POINTS_MAX, where + "points"
+        if method == ADJUST:
+            yield good_text(request.wallet, 0, limits.WALLET_NAME_BYTES_MAX), "wallet"
+            yield 1 <= abs(request.points) <= limits.POINTS_MAX, "points"
+            expiry = request.expiry_day
+            yield expiry == 0 or (request.points > 0 and reference.day_number(expiry) >= 0), "expiry_day"
+        if method in BY_HAND:
+            yield from self.by_hand_checks(request)
         if method == 3 and request.HasField("ttl"):
             yield good_stamp(request.ttl) and limits.TTL_S_MIN * SECOND <= us(request.ttl) <= limits.TTL_S_MAX * SECOND, "ttl"
         if method in (2, 4) and request.HasField("receipt_key"):
@@ -267,6 +286,14 @@ class Oracle:
         if method in (1, 2, 3, 6):
             holder, where = (request.receipt, "receipt.purchase_time") if method in (1, 6) else (request, "purchase_time")
             yield good_stamp(holder.purchase_time), where
+
+    def by_hand_checks(self, request: Any) -> Any:
+        if hasattr(request, "identifier"):
+            kind = request.identifier.WhichOneof("ref")
+            yield kind not in (None, "member_id"), "identifier"
+            yield self.identity(request.identifier) is not None, f"identifier.{kind}"
+        yield good_text(request.operator, 1, limits.OPERATOR_BYTES_MAX), "operator"
+        yield good_text(request.reason, 1, limits.REASON_BYTES_MAX), "reason"
 
     def world_checks(self, method: int, request: Any, now_us: int) -> Any:
         ahead, max_age = now_us + limits.CLOCK_AHEAD_S_MAX * SECOND, self.program.max_age_days * 86400 * SECOND
@@ -279,6 +306,8 @@ class Oracle:
             yield self.day(now_us - max_age) - 1 <= day <= self.day(now_us) + 1, where + "business_day"
         if method in (1, 6):
             yield request.receipt.currency_code == self.program.currency, "receipt.currency_code"
+        if method == ADJUST:
+            yield request.expiry_day == 0 or reference.day_number(request.expiry_day) > self.day(now_us), "expiry_day"
 
     def member_field(self, ref: Any) -> str:
         kind = ref.WhichOneof("ref")
@@ -343,7 +372,15 @@ class Oracle:
         out: dict[str, Any] = {"method": method, "sent_time": us(request.sent_time)}
         if method == 7:
             return {**out, "identifiers": [self.identity(one) for one in request.identifiers]}
-        out["member"] = self.identity(request.member)
+        if method != UNLINK:
+            out["member"] = self.identity(request.member)
+        if method in BY_HAND:
+            if method == ADJUST:
+                out["wallet"] = request.wallet or self.program.wallets[0].name
+                out |= {"points": request.points, "expiry_day": request.expiry_day}
+            else:
+                out["identifier"] = self.identity(request.identifier)
+            return {**out, "operator": request.operator, "reason": request.reason}
         paying, at = self.payment(method, request)
         pays = {}
         if hasattr(paying, "wallet"):
@@ -384,11 +421,36 @@ class Oracle:
         entry, _ = self.write(7, member, [], now_us)
         return member.number, pb.EnrollMemberResponse(entry=entry, opened=not number)
 
+    def link_by_hand(self, request: Any, now_us: int) -> tuple[int, Any]:
+        number, identity = self.find(request.member), self.identity(request.identifier)
+        if not number:
+            raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))
+        member, owner = self.members[number - 1], self.owner(identity)
+        if owner not in (0, number):
+            raise Refused("IDENTIFIER_TAKEN", f"identifier.{request.identifier.WhichOneof('ref')}")
+        if not owner and member.identifiers == limits.IDENTIFIERS_PER_MEMBER_MAX:
+            raise Refused("IDENTIFIERS_LIMIT", a=member.identifiers + 1, b=limits.IDENTIFIERS_PER_MEMBER_MAX)
+        if not owner and len(self.owners) == 3 * self.members_max:
+            raise Refused("MEMBERS_LIMIT", a=self.members_max)
+        self.link(member, [] if owner else [identity])
+        entry, _ = self.write(ENTRY_KINDS[LINK], member, [], now_us)
+        return number, admin.LinkIdentifierResponse(entry=entry, linked=not owner)
+
+    def unlink(self, request: Any, now_us: int) -> tuple[int, Any]:
+        identity = self.identity(request.identifier)
+        number = self.owners.pop(identity, 0)
+        if not number:
+            raise Refused("IDENTIFIER_NOT_FOUND", f"identifier.{request.identifier.WhichOneof('ref')}")
+        self.members[number - 1].identifiers -= 1
+        entry, _ = self.write(ENTRY_KINDS[UNLINK], self.members[number - 1], [], now_us)
+        return number, admin.UnlinkIdentifierResponse(entry=entry)
+
     def post(self, method: int, request: Any, now_us: int) -> tuple[int, Any]:
-        """Every write but EnrollMember."""
+        """Every write that may move points."""
         earns, (paying, at) = method in (1, 6), self.payment(method, request)
         takes = paying is not None and method not in (3, 5)
         wallet = self.wallet(paying.wallet, at) if hasattr(paying, "wallet") else 0
+        wallet = self.wallet(request.wallet) if method == ADJUST else wallet
         number = self.find(request.member)
         if not number and not (earns and not takes and self.program.anonymous_accounts and request.member.WhichOneof("ref") != "member_id"):
             raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))
@@ -411,11 +473,19 @@ class Oracle:
         today, business_day = self.day(now_us), self.day(now_us if bought is None else bought)
         member = self.members[number - 1] if number else Member(0)
         changes: list[Change] = []
-        burned, expired, reservation, captured = 0, 0, None, 0
-        if method == 3 or hasattr(paying, "wallet"):
+        burned, expired, reservation, captured, adjusted = 0, 0, None, 0, 0
+        if method == ADJUST:
+            adjusted = request.points
+        if adjusted > 0:
+            expiry = reference.day_number(request.expiry_day) if request.expiry_day else reference.DAY_NEVER
+            lot_key = LotKey(wallet, expiry, today, 0)
+            self.check_room(member, {lot_key: adjusted}, today)
+            changes.append((lot_key, adjusted, 0))
+        elif adjusted < 0 or method == 3 or hasattr(paying, "wallet"):
             if method == 3 and len(self.active(number)) == limits.RESERVATIONS_PER_MEMBER_MAX:
                 raise Refused("RESERVATIONS_LIMIT", a=len(self.active(number)), b=limits.RESERVATIONS_PER_MEMBER_MAX)
-            left = paying.points
+            asked = -adjusted or paying.points
+            left = asked
             for lot_key in sorted(member.lots):
                 lot = member.lots[lot_key]
                 counts = lot_key.expiry > max(today, business_day) and lot_key.available <= min(today, business_day)
@@ -424,10 +494,10 @@ class Oracle:
                 if taken:
                     changes.append((lot_key, 0, taken) if method == 3 else (lot_key, -taken, 0))
             if left:
-                raise Refused("INSUFFICIENT_POINTS", a=paying.points - left, b=paying.points)
+                raise Refused("INSUFFICIENT_POINTS", a=asked - left, b=asked)
             if method == 3 and sum(r.state == ACTIVE for r in self.reservations.values()) == self.reservations_max:
                 raise Refused("TABLE_FULL")
-            burned = 0 if method == 3 else paying.points
+            burned = paying.points if takes else 0
         elif paying is not None:
             reservation = self.reservations.get(paying.reservation_id)
             if reservation is None:
@@ -457,7 +527,8 @@ class Oracle:
             self.link(member, [self.identity(request.member)])
         if reservation is not None:
             self.end(reservation, RELEASED if method == 5 else CAPTURED, captured)
-        entry, wallets = self.write(method, member, changes, now_us, burned=burned, expired=expired, awards=awards)
+        entry, wallets = self.write(ENTRY_KINDS.get(method, method), member, changes, now_us, burned=burned, expired=expired, awards=awards,
+                                    adjusted=adjusted)
         if method == 3:
             ttl = us(request.ttl) if request.HasField("ttl") else limits.TTL_S_DEFAULT * SECOND
             reservation = self.hold(member, wallet, [(lot, held) for lot, _, held in changes], now_us + ttl)
@@ -467,7 +538,7 @@ class Oracle:
                 self.receipts.add(receipt, key.business_day, seen)
             seen |= {"earn": self.sequence} if earns else {}
             seen |= {"pay": self.sequence} if takes else {}
-        answer = getattr(pb, METHODS[method] + "Response")(entry=entry, wallets=wallets)
+        answer = answer_type(method)(entry=entry, wallets=wallets)
         if reservation is not None:
             answer.reservation.CopyFrom(self.reservation(reservation))
         return member.number, answer
@@ -482,6 +553,11 @@ class Oracle:
         for award in awards:
             key = LotKey(award.wallet, award.expiry_day, award.available_day, award.funder)
             lots[key] = lots.get(key, 0) + award.points
+        self.check_room(member, lots, today)
+        return awards, [(key, points, 0) for key, points in lots.items()]
+
+    def check_room(self, member: Member, lots: dict[LotKey, int], today: int) -> None:
+        """Whether these points may be added to these lots. Refused: not."""
         for wallet in sorted({key.wallet for key in lots}):
             counting = {key for key, lot in member.lots.items() if key.wallet == wallet and (key.expiry > today or lot.held)}
             posted = self.balance(member, wallet, today).posted_points
@@ -489,7 +565,6 @@ class Oracle:
                 raise Refused("POINTS_OVERFLOW", a=posted)
             if len(counting | {key for key in lots if key.wallet == wallet}) > limits.LOTS_PER_WALLET_MAX:
                 raise Refused("LOTS_LIMIT", a=len(counting), b=limits.LOTS_PER_WALLET_MAX)
-        return awards, [(key, points, 0) for key, points in lots.items()]
 
     def open(self) -> Member:
         self.members.append(Member(len(self.members) + 1))
@@ -501,7 +576,7 @@ class Oracle:
             member.identifiers += 1
 
     def write(self, kind: int, member: Member, changes: list[Change], now_us: int,
-              burned: int = 0, expired: int = 0, awards: Any = ()) -> tuple[Any, list[Any]]:
+              burned: int = 0, expired: int = 0, awards: Any = (), adjusted: int = 0) -> tuple[Any, list[Any]]:
         """Applies the changes of one entry; the entry and the touched wallets after it."""
         self.sequence, self.time_us = self.sequence + 1, now_us
         for key, points, held in changes:
@@ -512,7 +587,7 @@ class Oracle:
                 del member.lots[key]
         member.sequence = self.sequence
         entry = pb.Entry(sequence=self.sequence, kind=kind, member_id=member.number, earned_points=sum(award.points for award in awards),
-                         burned_points=burned, expired_points=expired, program_version=1)
+                         burned_points=burned, expired_points=expired, adjusted_points=adjusted, program_version=1)
         set_us(entry.create_time, now_us)
         entry.awards.extend(pb.Award(line=award.line, rule=award.rule, points=award.points) for award in awards)
         touched = sorted({key.wallet for key, _, _ in changes})

@@ -182,6 +182,13 @@ class RunningServer:
         """LedgerService on the control port."""
         return self._stub(self.control_channel)
 
+    @property
+    def admin_stub(self) -> Any:
+        """AdminService on the control port."""
+        from server._pb.loyalty.ledger.v1 import admin_pb2_grpc
+
+        return admin_pb2_grpc.AdminServiceStub(self.control_channel)
+
     @staticmethod
     def _stub(channel: grpc.Channel) -> Any:
         from server._pb.loyalty.ledger.v1 import ledger_pb2_grpc

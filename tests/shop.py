@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from server._pb.loyalty.ledger.v1 import ledger_pb2
+from server._pb.loyalty.ledger.v1 import admin_pb2, admin_pb2_grpc, ledger_pb2
 from tests import till
 from tests.running import RunningServer
 
@@ -117,16 +117,29 @@ class Shop:
     def every_kind(self) -> None:
         """At least one entry of every kind, and a refusal; needs the clock that the test moves, and PROGRAM."""
         stub, card, at = self.server.stub, "every-kind", self.clock
-        stub.EnrollMember(till.request("EnrollMember", at=at, identifiers=[ledger_pb2.MemberRef(card=card), ledger_pb2.MemberRef(app="app-1")]))
-        stub.EarnPoints(till.earn(card, 100_000, at=at, lines=3))
-        stub.BurnPoints(till.request("BurnPoints", at=at, card=card, points=10))
-        held = [stub.ReservePoints(till.request("ReservePoints", at=at, card=card, points=20, ttl={"seconds": ttl})).reservation.reservation_id
-                for ttl in (600, 600, 5)]
-        stub.CaptureReservation(till.request("CaptureReservation", at=at, card=card, reservation_id=held[0], points=5))
-        stub.ReleaseReservation(till.request("ReleaseReservation", at=at, card=card, reservation_id=held[1]))
-        stub.CommitReceipt(till.request("CommitReceipt", at=at, card=card, receipt=till.receipt(2500, at=at), burn=ledger_pb2.Burn(points=7)))
+
+        def call(kind: str, **fields: Any) -> Any:
+            return getattr(stub, kind)(till.request(kind, at=at, card=card, **fields))
+
+        stub.EnrollMember(till.request("EnrollMember", at=at, identifiers=[{"card": card}, {"app": "app-1"}]))
+        call("EarnPoints", receipt=till.receipt(100_000, at=at, lines=3))
+        call("BurnPoints", points=10)
+        held = [call("ReservePoints", points=20, ttl={"seconds": ttl}).reservation.reservation_id for ttl in (600, 600, 5)]
+        call("CaptureReservation", reservation_id=held[0], points=5)
+        call("ReleaseReservation", reservation_id=held[1])
+        call("CommitReceipt", receipt=till.receipt(2500, at=at), burn=ledger_pb2.Burn(points=7))
+        office = admin_pb2_grpc.AdminServiceStub(self.server.control_channel)
+
+        def by_hand(name: str) -> dict[str, Any]:
+            return {"request_id": f"by-hand-{name}-{at}", "sent_time": till.timestamp(at), "operator": "anna", "reason": "ticket 4711"}
+
+        for points in (40, -9):
+            office.AdjustPoints(admin_pb2.AdjustPointsRequest(member={"card": card}, points=points, **by_hand(f"adjust{points}")))
+        email = {"email": "a@example.org"}
+        office.LinkIdentifier(admin_pb2.LinkIdentifierRequest(member={"card": card}, identifier=email, **by_hand("link")))
+        office.UnlinkIdentifier(admin_pb2.UnlinkIdentifierRequest(identifier={"app": "app-1"}, **by_hand("unlink")))
         try:
-            stub.BurnPoints(till.request("BurnPoints", at=at, card=card, points=1_000_000))
+            call("BurnPoints", points=1_000_000)
         except grpc.RpcError as error:
             assert till.reason_of(error)[0] == "INSUFFICIENT_POINTS"
         before = self.server.metrics()

@@ -20,12 +20,23 @@ import grpc
 import pytest
 
 from ledger import journal
+from server._pb.loyalty.ledger.v1 import admin_pb2_grpc
 from tests import till
 from tests.running import ROOT, RunningServer
 
 CLIENTS = 4
 CARDS = 30
 REMEMBERED = {"INSUFFICIENT_POINTS", "RESERVATION_NOT_ACTIVE", "RESERVATION_FOREIGN", "CAPTURE_ABOVE_RESERVED"}
+
+
+class Stubs:
+    """The calls of both services by name; those by hand go to the control port."""
+
+    def __init__(self, channel: grpc.Channel, control: grpc.Channel) -> None:
+        self.ledger, self.admin = RunningServer._stub(channel), admin_pb2_grpc.AdminServiceStub(control)
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self.admin if method in till.BY_HAND else self.ledger, method)
 
 
 @dataclass
@@ -58,6 +69,8 @@ class Client(threading.Thread):
     def next_request(self) -> tuple[str, Any]:
         roll = self.random.random()
         card = f"card-{self.random.randrange(CARDS)}"
+        if self.port == "control" and roll < 0.3:
+            return self.by_hand(card)
         if roll < 0.45:
             return "EarnPoints", till.earn(card, self.random.randrange(0, 5000), lines=self.random.randrange(1, 7))
         if roll < 0.60:
@@ -78,9 +91,17 @@ class Client(threading.Thread):
         message.identifiers.add(card=f"new-{self.random.getrandbits(40)}")
         return "EnrollMember", message
 
+    def by_hand(self, card: str) -> tuple[str, Any]:
+        """Cards come and go under the tills' hands: a repeat must not mind."""
+        other = f"card-{self.random.randrange(CARDS + 10)}"
+        method = self.random.choice(("AdjustPoints", "AdjustPoints", "LinkIdentifier", "UnlinkIdentifier"))
+        if method == "AdjustPoints":
+            return method, till.by_hand(method, card=card, points=self.random.choice((-300, -7, 1, 50)))
+        return method, till.by_hand(method, identifier=other, **({"card": card} if method == "LinkIdentifier" else {}))
+
     def run(self) -> None:
         with grpc.insecure_channel(self.server.address(self.port), options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            stub = RunningServer._stub(channel)
+            stub = Stubs(channel, channel)
             while True:
                 method, message = self.next_request()
                 told = Told(method, message)
@@ -110,7 +131,7 @@ def without_replayed(answer: Any) -> Any:
 
 def check_after_restart(server: RunningServer, told: list[Told], chosen: random.Random) -> None:
     """What was told before the kill holds after it."""
-    stub = server.stub
+    stub = Stubs(server.channel, server.control_channel)
     for one in told:
         if one.answer is None and one.refusal is None:
             assert ask(stub, one), f"asking again must give a definite outcome: {one}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import weakref
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ from ledger._probe import entry_sections, section_read
 from ledger import limits
 from ledger.rules import compile_source
 from server._local import LocalLedger
+from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
-from tests.oracle import METHODS, Oracle, Refused, set_us
+from tests.oracle import METHODS, Oracle, Refused, answer_type, set_us
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 IDENTITY_KEY = bytes(range(16))
 START = int(datetime(2026, 3, 20, 22, 30, tzinfo=UTC).timestamp()) * SECOND
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, BALANCE, OPERATION = range(1, 10)
+ADJUST, LINK, UNLINK = 11, 12, 13
 
 COMPACTED = ("bytes_lots", "bytes_reservations")  # loading a snapshot leaves no slack: these may become smaller
 
@@ -197,7 +199,7 @@ class Pair:
         if code != 0:
             why = status_pb2.Status.FromString(data).message
             raise AssertionError(f"{METHODS[method]} was refused: {why}\n{request}\nmust be {expected}")
-        answer = getattr(pb, METHODS[method] + "Response").FromString(data)
+        answer = answer_type(method).FromString(data)
         if isinstance(expected, Refused):  # GetOperation of a remembered refusal
             assert error_of(answer.error) == expected.answer()
             return expected
@@ -451,6 +453,33 @@ class Ledgers(Pair, RuleBasedStateMachine):
         refs = [self.member(data)] + [pb.MemberRef(card=f"card{self.requests}-{i}") for i in range(count)]
         self.send(data, ENROLL, pb.EnrollMemberRequest(identifiers=refs))
 
+    # --- what people do by hand
+
+    def by_hand(self, data: Any) -> dict[str, str]:
+        return {"operator": self.pick(data, ["anna"], ["ben", "\u017b" * 32], "operator"),
+                "reason": self.pick(data, ["ticket 7"], ["ticket 8", "x" * 128], "reason")}
+
+    def identifier(self, data: Any) -> Any:
+        return pb.MemberRef(**data.draw(st.sampled_from(REFS), label="identifier"))
+
+    @rule(data=st.data())
+    def adjust(self, data: Any) -> None:
+        sign = data.draw(st.sampled_from([1, -1]), label="sign")
+        request = admin.AdjustPointsRequest(member=self.member(data), wallet=self.wallet(data), points=sign * self.points(data),
+                                            **self.by_hand(data))
+        days = self.pick(data, [None, 1, 3, 30], [0, -1], "days to live") if sign > 0 else None
+        if days is not None:
+            request.expiry_day = int((date(1970, 1, 1) + timedelta(days=self.oracle.day(self.now) + days)).strftime("%Y%m%d"))
+        self.send(data, ADJUST, request)
+
+    @rule(data=st.data())
+    def link_by_hand(self, data: Any) -> None:
+        self.send(data, LINK, admin.LinkIdentifierRequest(member=self.member(data), identifier=self.identifier(data), **self.by_hand(data)))
+
+    @rule(data=st.data())
+    def unlink(self, data: Any) -> None:
+        self.send(data, UNLINK, admin.UnlinkIdentifierRequest(identifier=self.identifier(data), **self.by_hand(data)))
+
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def repeat(self, data: Any) -> None:
@@ -470,9 +499,13 @@ class Ledgers(Pair, RuleBasedStateMachine):
     @rule(data=st.data())
     def repeat_by_another_call(self, data: Any) -> None:
         _, request = data.draw(st.sampled_from(self.sent[-30:]), label="repeated")
-        other = pb.BurnPointsRequest(request_id=request.request_id, member=self.ref(data), points=1)
+        if data.draw(st.booleans()):
+            method, other = BURN, pb.BurnPointsRequest(member=self.ref(data), points=1)
+        else:
+            method, other = UNLINK, admin.UnlinkIdentifierRequest(identifier=self.identifier(data), operator="anna", reason="ticket 7")
+        other.request_id = request.request_id
         other.sent_time.CopyFrom(request.sent_time)
-        self.call(BURN, other)
+        self.call(method, other)
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
@@ -700,6 +733,195 @@ def test_an_account_has_only_so_many_identifiers(pair):
     assert refused_with(answer) == ("IDENTIFIERS_LIMIT", 36, 32)
     assert pair.call(ENROLL, request).replayed
     pair.check()
+
+
+# --- by hand
+
+HAND = {"operator": "anna", "reason": "ticket 7"}
+BOB = pb.MemberRef(card=CARDS[1])
+
+
+def by_hand(pair: Pair, kind: Any, **fields: Any) -> Any:
+    return write(pair, {"Adjust": ADJUST, "Link": LINK, "Unlink": UNLINK}[kind],
+                 {"Adjust": admin.AdjustPointsRequest, "Link": admin.LinkIdentifierRequest, "Unlink": admin.UnlinkIdentifierRequest}[kind](
+                     **(HAND | fields)))
+
+
+def points_of(pair: Pair, ref: Any) -> list[int]:
+    return [wallet.available_points for wallet in pair.call(BALANCE, pb.GetBalanceRequest(member=ref)).wallets]
+
+
+def test_points_given_by_hand_are_there_at_once_and_live_as_long_as_was_said(pair):
+    earn(pair, 1000, ANN)  # 50 for 2 months and 5 for 3 days
+    today = pair.oracle.day(pair.now)
+    tomorrow = int((date(1970, 1, 1) + timedelta(days=today + 1)).strftime("%Y%m%d"))
+    given = by_hand(pair, "Adjust", member=ANN, points=100, expiry_day=tomorrow)
+    assert (given.entry.kind, given.entry.adjusted_points, given.entry.earned_points) == (10, 100, 0)
+    assert given.wallets[0].available_points == 155
+    by_hand(pair, "Adjust", member=ANN, points=7, wallet="stamps")
+    assert points_of(pair, ANN) == [155, 0, 12]
+    pair.now = pair.oracle.midnight(today + 1) - 1
+    assert points_of(pair, ANN)[0] == 155
+    pair.now += 1
+    assert points_of(pair, ANN)[0] == 55
+    pair.now += 100 * DAY
+    pair.post_ticks()
+    assert points_of(pair, ANN) == [0, 0, 12], "what has no expiry day never expires"
+    assert pair.core.stats()["adjusted_points"] == [100, 0, 7]
+    pair.check()
+    pair.replay()
+
+
+def test_points_taken_by_hand_are_the_soonest_to_expire_and_never_more_than_are_available(pair):
+    earn(pair, 1000, ANN)
+    reserve(pair, 3, ANN)  # of the 5 that expire first
+    request = admin.AdjustPointsRequest(member=ANN, points=-53, **HAND)
+    assert refused_with(write(pair, ADJUST, request)) == ("INSUFFICIENT_POINTS", 52, 53)
+    given = by_hand(pair, "Adjust", member=ANN, points=10)
+    again = pair.call(ADJUST, request)
+    assert refused_with(again) == ("INSUFFICIENT_POINTS", 52, 53) and again.replayed, "remembered, also when there is enough"
+    taken = by_hand(pair, "Adjust", member=ANN, points=-4)
+    assert (taken.entry.adjusted_points, taken.entry.burned_points, taken.wallets[0].available_points) == (-4, 0, 58)
+    assert sorted(lot.points for key, lot in pair.oracle.members[0].lots.items() if key.wallet == 0) == [3, 10, 48]
+    assert given.entry.sequence < taken.entry.sequence
+    pair.check()
+    pair.replay()
+
+
+def test_a_wallet_takes_only_so_many_points_by_hand(pair):
+    earn(pair, 0, ANN)
+    for _ in range(limits.WALLET_POINTS_MAX // limits.POINTS_MAX):
+        by_hand(pair, "Adjust", member=ANN, points=limits.POINTS_MAX)
+    assert refused_with(by_hand(pair, "Adjust", member=ANN, points=1)) == ("POINTS_OVERFLOW", limits.WALLET_POINTS_MAX, 0)
+    assert len(pair.oracle.members[0].lots) == 1, "gifts of one day with one expiry are one lot"
+    pair.check()
+
+
+def test_a_wallet_takes_only_so_many_lots_by_hand(pair):
+    earn(pair, 0, ANN)
+    for day in range(1, limits.LOTS_PER_WALLET_MAX + 1):
+        expiry = int((date(1970, 1, 1) + timedelta(days=pair.oracle.day(pair.now) + day)).strftime("%Y%m%d"))
+        by_hand(pair, "Adjust", member=ANN, points=1, expiry_day=expiry)
+    assert refused_with(by_hand(pair, "Adjust", member=ANN, points=1)) == ("LOTS_LIMIT", 400, 400)
+    assert by_hand(pair, "Adjust", member=ANN, points=1, expiry_day=expiry).wallets[0].posted_points == 401
+    pair.check()
+    pair.replay()
+
+
+def test_an_unlinked_card_is_as_if_never_seen_and_the_account_keeps_its_points(pair):
+    earn(pair, 1000, ANN)
+    gone = by_hand(pair, "Unlink", identifier=ANN)
+    assert (gone.entry.kind, gone.entry.member_id) == (12, 1)
+    assert refused_with(pair.call(BALANCE, pb.GetBalanceRequest(member=ANN)))[0] == "MEMBER_NOT_FOUND"
+    assert points_of(pair, pb.MemberRef(member_id=1)) == [55, 0, 5]
+    assert pair.oracle.members[0].identifiers == 0
+    assert refused_with(by_hand(pair, "Unlink", identifier=ANN))[0] == "IDENTIFIER_NOT_FOUND"
+    assert earn(pair, 100, ANN).entry.member_id == 2, "an anonymous earn opens a new account"
+    by_hand(pair, "Unlink", identifier=ANN)
+    assert by_hand(pair, "Link", member=pb.MemberRef(member_id=1), identifier=ANN).linked
+    assert points_of(pair, ANN) == [55, 0, 5]
+    pair.check()
+    pair.replay()
+    pair.check()
+
+
+def test_a_request_of_a_card_that_was_unlinked_since_is_told_its_first_outcome(pair):
+    """Whoever the card names now: the request was decided for the account that it named then."""
+    request = pb.EarnPointsRequest(member=ANN, receipt=pb.Receipt(
+        key=pb.ReceiptKey(store="S1", till="1", business_day=20260320, number="first"), currency_code="EUR", total_minor=1000))
+    first = write(pair, EARN, request)
+    later = pb.BurnPointsRequest(member=ANN, points=5)
+    write(pair, BURN, later)
+    refused = pb.BurnPointsRequest(member=ANN, points=500)
+    write(pair, BURN, refused)
+    enrolled = pb.EnrollMemberRequest(identifiers=[ANN, pb.MemberRef(app="new"), pb.MemberRef(member_id=1)][:2])
+    write(pair, ENROLL, enrolled)
+    adjusted = admin.AdjustPointsRequest(member=ANN, points=5, **HAND)
+    write(pair, ADJUST, adjusted)
+    asked = [(EARN, request), (BURN, later), (BURN, refused), (ENROLL, enrolled), (ADJUST, adjusted)]
+    unlinked = admin.UnlinkIdentifierRequest(identifier=ANN, **HAND)
+    write(pair, UNLINK, unlinked)
+    for step in ("unlinked", "another member's", "replayed"):
+        if step == "another member's":
+            assert earn(pair, 100, ANN).entry.member_id == 2
+        elif step == "replayed":
+            pair.replay()
+        for method, again in [*asked, (UNLINK, unlinked)]:
+            assert pair.call(method, again).replayed, f"{METHODS[method]} when the card is {step}"
+    later.member.CopyFrom(BOB)
+    assert refused_with(pair.call(BURN, later)) == ("REQUEST_ID_REUSED", first.entry.sequence + 1, 0), "another card is another request"
+    pair.check()
+
+
+def test_linking_what_is_linked_already_is_an_entry_that_links_nothing(pair):
+    earn(pair, 1000, ANN)
+    earn(pair, 1000, BOB)
+    phone = pb.MemberRef(phone="+48600700801")
+    request = admin.LinkIdentifierRequest(member=ANN, identifier=phone, **HAND)
+    assert write(pair, LINK, request).linked
+    again = by_hand(pair, "Link", member=pb.MemberRef(member_id=1), identifier=phone)
+    assert (again.linked, again.entry.kind, pair.oracle.members[0].identifiers) == (False, 11, 2)
+    assert refused_with(by_hand(pair, "Link", member=BOB, identifier=phone))[0] == "IDENTIFIER_TAKEN"
+    assert refused_with(by_hand(pair, "Link", member=pb.MemberRef(card="29"), identifier=phone))[0] == "MEMBER_NOT_FOUND"
+    by_hand(pair, "Unlink", identifier=phone)
+    repeated = pair.call(LINK, request)
+    assert repeated.linked and repeated.replayed, "a function of its entry, not of what is linked now"
+    request.member.CopyFrom(phone)
+    answer = pair.call(LINK, request)
+    assert refused_with(answer)[0] == "REQUEST_ID_REUSED" and answer.field == "member", "the linked one is not who was named"
+    pair.check()
+    pair.replay()
+
+
+def test_an_account_takes_only_so_many_identifiers_by_hand(pair):
+    earn(pair, 0, ANN)
+    for i in range(1, limits.IDENTIFIERS_PER_MEMBER_MAX):
+        by_hand(pair, "Link", member=ANN, identifier=pb.MemberRef(app=f"app{i}"))
+    request = admin.LinkIdentifierRequest(member=ANN, identifier=pb.MemberRef(app="one more"), **HAND)
+    assert refused_with(write(pair, LINK, request)) == ("IDENTIFIERS_LIMIT", 33, 32)
+    by_hand(pair, "Unlink", identifier=pb.MemberRef(app="app1"))
+    again = pair.call(LINK, request)
+    assert refused_with(again) == ("IDENTIFIERS_LIMIT", 33, 32) and again.replayed
+    assert by_hand(pair, "Link", member=ANN, identifier=pb.MemberRef(app="one more")).linked
+    pair.check()
+    pair.replay()
+
+
+def test_who_and_why_are_part_of_a_request(pair):
+    earn(pair, 1000, ANN)
+    card = pb.MemberRef(card=CARDS[2])
+    for method, request in ((ADJUST, admin.AdjustPointsRequest(member=ANN, points=5, expiry_day=20300101, **HAND)),
+                            (LINK, admin.LinkIdentifierRequest(member=ANN, identifier=card, **HAND)),
+                            (UNLINK, admin.UnlinkIdentifierRequest(identifier=card, **HAND))):
+        first = write(pair, method, request)
+        for name in [field.name for field in request.DESCRIPTOR.fields if field.name in ("operator", "reason", "points", "expiry_day")]:
+            changed = type(request)()
+            changed.CopyFrom(request)
+            setattr(changed, name, "somebody" if isinstance(getattr(changed, name), str) else getattr(changed, name) + 1)
+            answer = pair.call(method, changed)
+            assert refused_with(answer)[:2] == ("REQUEST_ID_REUSED", first.entry.sequence) and answer.field == name
+        if hasattr(request, "identifier"):
+            changed.CopyFrom(request)
+            changed.identifier.card = "2900"
+            assert pair.call(method, changed).field == "identifier"
+    pair.check()
+
+
+def test_an_answer_that_a_card_names_nobody_waits_for_the_unlink(pair):
+    """Otherwise a crash could take back what somebody was told."""
+    earn(pair, 1000, ANN)
+    gone = by_hand(pair, "Unlink", identifier=ANN).entry.sequence
+    earn(pair, 1000, BOB)
+    for method, request in ((BALANCE, pb.GetBalanceRequest(member=ANN)), (BURN, pb.BurnPointsRequest(member=ANN, points=1)),
+                            (UNLINK, admin.UnlinkIdentifierRequest(identifier=ANN, **HAND)),
+                            (LINK, admin.LinkIdentifierRequest(member=ANN, identifier=BOB, **HAND))):
+        if method == BALANCE:
+            pair.call(method, request)
+        else:
+            write(pair, method, request)
+        assert pair.core.outcome()["wait_sequence"] == gone
+    pair.call(BALANCE, pb.GetBalanceRequest(member=BOB))
+    assert pair.core.outcome()["wait_sequence"] == gone + 1
 
 
 def test_reservations_of_all_members_fill_the_table():

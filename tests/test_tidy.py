@@ -58,14 +58,16 @@ ARROWS: dict[str, set[str]] = {
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
+    "server._frames": set(),
     "server._nghttp2": set(),
-    "server._pool": set(),
+    "server._hpack": set(),
     "server._grpc": LEAVES,
     "server._encode": LEAVES,
     "server._wire": LEAVES | {"server._encode"},
     "server._entries": LEAVES | {"server._encode", "server._wire"},
     "server._call": LEAVES | {"ledger._engine", "server._wire"},
-    "server._transport": LEAVES | {"ledger._engine", "server._call", "server._grpc", "server._nghttp2", "server._pool"},
+    "server._http2": LEAVES | {"server._frames", "server._grpc", "server._hpack", "server._nghttp2"},
+    "server._transport": LEAVES | {"ledger._engine", "server._call", "server._frames", "server._grpc", "server._http2"},
     "server._local": LEAVES | {"ledger._core", "ledger._snapshot", "server._call", "server._wire"},
     "server._reader": LEAVES | {"ledger._core", "ledger._follower", "server._call"},
     "server.config": {"ledger.limits"},
@@ -83,34 +85,39 @@ ARROWS: dict[str, set[str]] = {
     "server.cli_index": {"ledger.follower", "ledger.index", "ledger.journal", "server.console"},
     "server.cli_export": {"ledger.export", "ledger.journal", "server.console"},
     "server.cli_follow": {"ledger.limits", "server.config", "server.console", "server.follow"},
+    "server.cli_admin": {"server.console", "server.control"},
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
-                   "server.cli_export", "server.cli_follow", "server.cli_index", "server.config", "server.console", "server.service"},
+                   "server.cli_admin", "server.cli_export", "server.cli_follow", "server.cli_index", "server.config", "server.console",
+                   "server.service"},
     "server.__main__": {"server.cli"},
 }
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
     "lmdb": {"ledger/journal.py"},
-    "grpc": {"server/control.py", "server/follow.py", "server/reading.py", "server/service.py"},
+    "grpc": {"server/cli_admin.py", "server/control.py", "server/follow.py", "server/reading.py",
+             "server/service.py"},
     "grpc_health": {"server/control.py", "server/follow.py"},
     "grpc_reflection": {"server/control.py", "server/follow.py"},
     "grpc_status": {"server/control.py"},
-    "google": {"server/control.py", "server/reading.py"},
+    "google": {"server/cli_admin.py", "server/control.py", "server/reading.py"},
     "prometheus_client": {"server/metrics.py"},
     "ruamel": {"ledger/rules/syntax.py", "ledger/rules/check.py"},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/export.py", "ledger/index.py", "ledger/rules/lower.py", "server/_local.pyi"},
     "pyarrow": {"ledger/export.py"},
-    "typer": {"server/cli.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py", "server/console.py"},
-    "rich": {"server/cli.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py", "server/console.py"},
+    "typer": {"server/cli.py", "server/cli_admin.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py",
+              "server/console.py"},
+    "rich": {"server/cli.py", "server/cli_admin.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py",
+             "server/console.py"},
 }
 
 # A C library -> where its header may be included.
 HEADERS = {
     "lmdb.h": {"ledger/_journal.pxd", "ledger/_journal.pyx"},
-    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd", "bench/_nghttp2_client.pxd"},
+    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd", "bench/_hpack.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
     "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_feed.pyx", "ledger/_snapshot.pyx"},
 }
@@ -237,7 +244,7 @@ def test_every_dependency_is_used():
 
 
 # Whole-number division of sizes and positions, which are unsigned: rings, capacities, halves. Points, money and days go through _arith.
-DIVIDES = {"ledger/_arith.pxd", "ledger/_engine.pyx", "ledger/_table.pxd"}
+DIVIDES = {"ledger/_arith.pxd", "ledger/_engine.pyx", "ledger/_lots.pxd", "ledger/_table.pxd"}
 
 
 @pytest.mark.parametrize("name", [name for name in sources("ledger/") if name.endswith((".pyx", ".pxd"))])

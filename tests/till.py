@@ -14,10 +14,11 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
-from server._pb.loyalty.ledger.v1 import ledger_pb2
+from server._pb.loyalty.ledger.v1 import admin_pb2, ledger_pb2
 
 METHODS = {"EarnPoints": 1, "BurnPoints": 2, "ReservePoints": 3, "CaptureReservation": 4, "ReleaseReservation": 5, "CommitReceipt": 6,
-           "EnrollMember": 7, "GetBalance": 8, "GetOperation": 9}
+           "EnrollMember": 7, "GetBalance": 8, "GetOperation": 9, "AdjustPoints": 11, "LinkIdentifier": 12, "UnlinkIdentifier": 13}
+BY_HAND = ("AdjustPoints", "LinkIdentifier", "UnlinkIdentifier")
 _numbers = itertools.count(1)
 
 
@@ -37,7 +38,7 @@ def business_day(time_us: int) -> int:
 def request(method: str, *, at: int | None = None, card: str | None = None, member_id: int | None = None, request_id: str | None = None,
             **fields: Any) -> Any:
     """A write request of `method`; `fields` are set as they are."""
-    made = getattr(ledger_pb2, f"{method}Request")
+    made = getattr(admin_pb2 if method in BY_HAND else ledger_pb2, f"{method}Request")
     message = made(request_id=request_id or uuid.uuid4().hex, sent_time=timestamp(at or now_us()), **fields)
     if card is not None:
         message.member.card = card
@@ -55,6 +56,14 @@ def receipt(total_minor: int, *, at: int | None = None, number: str | None = Non
         share = total_minor // lines + (total_minor % lines if i == 0 else 0)
         made.lines.add(sku=f"400123456{i:04d}", category="dairy", quantity_milli=1000, amount_minor=share)
     return made
+
+
+def by_hand(method: str, *, identifier: str | None = None, **fields: Any) -> Any:
+    """A request of AdminService; identifier: a card."""
+    message = request(method, operator="anna", reason="ticket 4711", **fields)
+    if identifier is not None:
+        message.identifier.card = identifier
+    return message
 
 
 def earn(card: str, total_minor: int = 1000, *, at: int | None = None, lines: int = 1, **fields: Any) -> Any:

@@ -84,7 +84,7 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> dict[str, Any]:
         "payment": {None: None, 1: "burn", 2: "capture"}[context.get("payment")],
         "requested_wallet": wallets[context["wallet"]] if "wallet" in context else None, "requested_points": context.get("points"),
         "requested_reservation_id": context.get("reservation_id"), "ttl_us": context.get("ttl_us"),
-        "operator": context.get("operator"), "reason": context.get("reason"),
+        "requested_expiry_day": context.get("expiry_day"), "operator": context.get("operator"), "reason": context.get("reason"),
         "postings": [{**row, "wallet": wallets[row["wallet"]]} for row in value.get("postings", ())],
         "lot_changes": [{"wallet": wallets[row["wallet"]], "available_day": day_of(row["available_day"]),
                          "expiry_day": day_of(row["expiry_day"]), "funder": row["funder"], "points": row["points"],
@@ -126,7 +126,7 @@ def test_a_row_says_all_that_the_second_reader_finds(lived: Path, tmp_path: Path
     there = entries_of(lived)
     rows = rows_of(tmp_path / "out")
     assert {row["kind"] for row in rows} >= {"earn", "burn", "reserve", "capture", "release", "commit", "enroll", "expire_lots",
-                                             "expire_reservation", "program", "digest"}
+                                             "expire_reservation", "adjust", "link", "unlink", "program", "digest"}
     assert [row["sequence"] for row in rows] == [sequence for sequence, _ in there]
     for row, (sequence, entry) in zip(rows, there, strict=True):
         assert row == expected(sequence, entry, ["points", "stamps"])

@@ -143,7 +143,9 @@ class Growing:
 
     def check(self, *, everything: bool = False) -> None:
         for what in [*self.filters(), *([EVERYTHING] if everything else [])]:
-            assert self.pages(what, self.chance.choice((1, 3, 20, 1000))) == self.wanted(what), what
+            wanted = self.wanted(what)
+            assert self.pages(what, self.chance.choice((1, 3, 20, 1000))) == wanted, what
+            assert list(self.index.walk(what, 1 << 62, reach=len(self.entries))) == wanted[::-1], what
 
 
 @pytest.fixture

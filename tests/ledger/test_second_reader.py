@@ -6,6 +6,7 @@ left anything out, the digest would differ.
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ledger import journal
 from ledger.rules import compile_file
 from server._local import LocalLedger
 from tests.ledger.forging import Forge
+from tests import till
 from tests.test_two_ports import random_requests
 from tests.till import METHODS
 
@@ -64,6 +66,10 @@ class State:
         account = self.accounts[member]
         account[0] = sequence
         for identifier in entry.get("identifiers", ()):
+            if entry["kind"] == "unlink":
+                assert self.identifiers.pop((identifier["type"], identifier["hash"])) == member
+                account[1] -= 1
+                continue
             assert (identifier["type"], identifier["hash"]) not in self.identifiers
             self.identifiers[identifier["type"], identifier["hash"]] = member
             account[1] += 1
@@ -108,12 +114,32 @@ class State:
         return (sum(facts) % (1 << 128)).to_bytes(16, "little")
 
 
+def requests_by_hand(seed: int, count: int, at: int) -> list[tuple[str, Any]]:
+    """Of the same cards as the tills' requests: some are taken, some names are nobody's."""
+    chosen, made = random.Random(seed), []
+    for i in range(count):
+        ids: dict[str, Any] = {"at": at, "request_id": f"by-hand-{seed}-{i:010d}"}
+        cards = [f"card-{chosen.randrange(10)}" for _ in range(2)]
+        method = chosen.choice(till.BY_HAND)
+        if method == "AdjustPoints":
+            points = chosen.randrange(-60, 60) or 1
+            made.append((method, till.by_hand(method, card=cards[0], points=points, expiry_day=20261231 if points > 30 else 0, **ids)))
+        elif method == "LinkIdentifier":
+            made.append((method, till.by_hand(method, card=cards[0], identifier=cards[1], **ids)))
+        else:
+            made.append((method, till.by_hand(method, identifier=cards[0], **ids)))
+    return made
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_plain_python_from_the_format_s_page_reaches_the_digest(seed: int, tmp_path: Path) -> None:
     compiled = compile_file(ROOT / "programs" / "base.yaml")
     ledger = LocalLedger(compiled.image, compiled.source, START_US)
     now = START_US
-    for number, (method, request) in enumerate(random_requests(seed, 400, START_US)):
+    requests = random_requests(seed, 400, START_US)
+    for request in requests_by_hand(seed, 100, START_US):
+        requests.insert(random.Random(f"{seed} {request[1].request_id}").randrange(50, len(requests)), request)
+    for number, (method, request) in enumerate(requests):
         ledger.call(METHODS[method], request.SerializeToString(), now)
         if number % 100 == 99:
             now += HOUR_US  # reservations run out
@@ -133,12 +159,37 @@ def test_plain_python_from_the_format_s_page_reaches_the_digest(seed: int, tmp_p
         forge.add(entry, time_us=read["time_us"])
     assert met >= 1
     assert state.digest() == ledger.digest()
-    assert {"program", "earn", "burn", "reserve", "release", "commit", "enroll", "expire_lots", "expire_reservation", "digest"} <= kinds
+    assert {"program", "earn", "burn", "reserve", "release", "commit", "enroll", "adjust", "link", "unlink", "expire_lots", "expire_reservation", "digest"} <= kinds
 
     from ledger.verify import verify
 
     report = verify(forge.write(tmp_path / "data", drained_groups=len(forge.groups) // 2))
     assert report.totals["digest"] == state.digest()
     assert report.totals["members"] == len(state.accounts)
+    adjusted = -sum(posting["points"] for entry in map(journal.read_entry, ledger.entries()) for posting in entry.get("postings", ())
+                    if posting["account"] == "adjusted")
+    assert report.totals["wallets"]["points"]["adjusted"] == adjusted != 0
     outstanding = sum(points for points, _ in state.lots.values())
     assert report.totals["wallets"]["points"]["outstanding"] == outstanding
+
+
+def test_an_entry_by_hand_says_who_why_and_what_named_the_account() -> None:
+    compiled = compile_file(ROOT / "programs" / "base.yaml")
+    ledger = LocalLedger(compiled.image, compiled.source, START_US)
+    for method, request in (
+        ("EarnPoints", till.earn("card-1", at=START_US)),
+        ("AdjustPoints", till.by_hand("AdjustPoints", at=START_US, card="card-1", points=7, expiry_day=20261231)),
+        ("LinkIdentifier", till.by_hand("LinkIdentifier", at=START_US, member_id=1, identifier="card-2")),
+        ("UnlinkIdentifier", till.by_hand("UnlinkIdentifier", at=START_US, identifier="card-1")),
+    ):
+        assert ledger.call(METHODS[method], request.SerializeToString(), START_US)[0] == 0
+    earn, adjust, link, unlink = [journal.read_entry(entry) for entry in ledger.entries()[1:]]
+    hashes = [int.from_bytes(entry["identifiers"][0]["hash"], "little") for entry in (earn, link)]
+    assert "named" not in earn["context"], "IDENTIFIERS has it whole"
+    who = {"operator": "anna", "reason": "ticket 4711", "sent_time_us": START_US}
+    assert adjust["context"] == who | {"wallet": 0, "points": 7, "named": [hashes[0] % 2**32], "expiry_day": 20261231}
+    for entry, hashed in ((link, hashes[1]), (unlink, hashes[0])):
+        assert entry["context"].pop("identifier") % 2**64 == hashed % 2**64
+        assert entry["context"] == who
+    assert unlink["identifiers"] == earn["identifiers"]
+    assert adjust["postings"] == [{"account": "member", "wallet": 0, "points": 7}, {"account": "adjusted", "wallet": 0, "points": -7}]

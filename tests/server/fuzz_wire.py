@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ASAN_BUILD = ROOT / "build" / "asan"
 PROBE_EVERY = 20_000
-MODULES = ("ledger._core", "ledger._tail", "ledger._journal", "ledger._engine", "server._wire", "server._call", "server._local")
+MODULES = ("ledger._core", "ledger._tail", "ledger._journal", "ledger._engine", "server._wire", "server._call", "server._local",
+           "server._http2", "server._transport")
 
 
 def fuzz(count: int, seed: int) -> dict[int, int]:
@@ -79,11 +80,9 @@ def fuzz(count: int, seed: int) -> dict[int, int]:
 
 def parse_answer(method: int, payload: bytes) -> None:
     """Every good answer is a message of its method with something in it."""
-    from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
-    from tests.server.wire_model import METHODS
+    from tests.server.wire_model import ANSWERS
 
-    response = getattr(pb, METHODS[method].DESCRIPTOR.name.replace("Request", "Response"))
-    assert response.FromString(payload).ByteSize()
+    assert ANSWERS[method].FromString(payload).ByteSize()
 
 
 def build_asan() -> Path:
@@ -95,8 +94,8 @@ def build_asan() -> Path:
     return library
 
 
-def run_with_asan(arguments: list[str]) -> int:
-    """Run this module again in the instrumented build. Its exit status; anything but 0 is a finding."""
+def run_with_asan(arguments: list[str], module: str = "tests.server.fuzz_wire") -> int:
+    """Run this module, or another one that fuzzes, in the instrumented build. Its exit status; anything but 0 is a finding."""
     library = build_asan()
     libasan, libubsan = (
         subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
@@ -110,7 +109,7 @@ def run_with_asan(arguments: list[str]) -> int:
         "PYTHONPATH": f"{library}{os.pathsep}{ROOT}",
     }
     program = "import server._local as local, runpy; assert 'asan' in local.__file__, local.__file__; " \
-              "runpy.run_module('tests.server.fuzz_wire', run_name='__main__')"
+              f"runpy.run_module('{module}', run_name='__main__')"
     return subprocess.run([sys.executable, "-c", program, *arguments], cwd=library, env=environment, check=False).returncode
 
 

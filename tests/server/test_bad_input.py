@@ -23,6 +23,7 @@ PROGRAMME = compile_file(Path(__file__).resolve().parents[2] / "programs" / "bas
 DAY_S = 86_400
 NOW_S = NOW_US // 1_000_000
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, GET_BALANCE, GET_OPERATION = range(1, 10)
+ADJUST, LINK, UNLINK = 11, 12, 13
 INVALID_ARGUMENT = 3
 
 
@@ -38,6 +39,10 @@ def good(method: int) -> Any:
         message.member.member_id = 1
     if "identifiers" in names:
         message.identifiers.add(card="2900000000042")
+    if "identifier" in names:
+        message.identifier.card = "2900000000001" if method == UNLINK else "2900000000043"
+    if "operator" in names:
+        message.operator, message.reason = "anna", "ticket 4711"
     if "receipt" in names:
         fill_receipt(message.receipt, "000002")
     if "points" in names:
@@ -156,6 +161,13 @@ def captured_by(reservation_id: int, points: int) -> Spoil:
     return spoil
 
 
+def taken_until(day: int) -> Spoil:
+    def spoil(message: Any) -> None:
+        message.points, message.expiry_day = -1, day
+
+    return spoil
+
+
 def day_of(days_from_now: int) -> int:
     day = datetime.datetime.fromtimestamp(NOW_S, datetime.UTC).date() + datetime.timedelta(days=days_from_now)
     return day.year * 10_000 + day.month * 100 + day.day
@@ -163,8 +175,9 @@ def day_of(days_from_now: int) -> int:
 
 LONG = "x" * 200
 HUGE = 2**63 - 1
-WRITES = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL)
-WITH_MEMBER = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, GET_BALANCE)
+BY_HAND = (ADJUST, LINK, UNLINK)
+WRITES = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, *BY_HAND)
+WITH_MEMBER = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, GET_BALANCE, ADJUST, LINK)
 WITH_ID = (*WRITES, GET_OPERATION)
 HIDDEN = "(not shown)"
 AHEAD = "2026-11-22T05:55:56.000000Z"     # NOW_S + 301
@@ -273,6 +286,32 @@ CASES = [
     ((ENROLL,),             identifiers({"card": "c1"}, {"phone": "12"}),            "identifiers[1].phone", HIDDEN),
     ((ENROLL,),             identifiers({"card": "c1"}, {"email": ""}),              "identifiers[1].email", HIDDEN),
     ((ENROLL,),             identifiers({"app": "x" * 65}),                          "identifiers[0].app",  HIDDEN),
+    ((ADJUST,),             set_to("wallet", "x" * 33),                              "wallet",              "x" * 33),
+    ((ADJUST,),             clear("points"),                                         "points",              "0"),
+    ((ADJUST,),             set_to("points", 10**12 + 1),                            "points",              str(10**12 + 1)),
+    ((ADJUST,),             set_to("points", -(10**12) - 1),                         "points",              str(-(10**12) - 1)),
+    ((ADJUST,),             set_to("points", -HUGE - 1),                             "points",              str(-HUGE - 1)),
+    ((ADJUST,),             set_to("expiry_day", day_of(0)),                         "expiry_day",          "20261122"),
+    ((ADJUST,),             set_to("expiry_day", 20270229),                          "expiry_day",          "20270229"),
+    ((ADJUST,),             set_to("expiry_day", -1),                                "expiry_day",          "-1"),
+    ((ADJUST,),             set_to("expiry_day", 22000101),                          "expiry_day",          "22000101"),
+    ((ADJUST,),             taken_until(20270101),                                   "expiry_day",          "20270101"),
+    ((LINK, UNLINK),        clear("identifier"),                                     "identifier",          None),
+    ((LINK, UNLINK),        lambda m: m.identifier.Clear(),                          "identifier",          None),
+    ((LINK, UNLINK),        set_to("identifier.member_id", 1),                       "identifier",          "1"),
+    ((LINK, UNLINK),        set_to("identifier.card", ""),                           "identifier.card",     HIDDEN),
+    ((LINK, UNLINK),        set_to("identifier.card", "x" * 65),                     "identifier.card",     HIDDEN),
+    ((LINK, UNLINK),        set_to("identifier.phone", "12"),                        "identifier.phone",    HIDDEN),
+    ((LINK, UNLINK),        set_to("identifier.phone", "+48 600 100 10x"),           "identifier.phone",    HIDDEN),
+    ((LINK, UNLINK),        set_to("identifier.email", "nobody"),                    "identifier.email",    HIDDEN),
+    ((LINK, UNLINK),        set_to("identifier.email", "a@b@example.org"),           "identifier.email",    HIDDEN),
+    ((LINK, UNLINK),        set_to("identifier.app", "29\n00"),                      "identifier.app",      HIDDEN),
+    (BY_HAND,               clear("operator"),                                       "operator",            ""),
+    (BY_HAND,               set_to("operator", "x" * 65),                            "operator",            "x" * 64),
+    (BY_HAND,               set_to("operator", "anna\n"),                            "operator",            "anna\\x0a"),
+    (BY_HAND,               clear("reason"),                                         "reason",              ""),
+    (BY_HAND,               set_to("reason", "x" * 129),                             "reason",              "x" * 64),
+    (BY_HAND,               set_to("reason", "\x7f"),                                "reason",              "\\x7f"),
 ]
 EACH = [(method, *case[1:]) for case in CASES for method in case[0]]
 
@@ -317,6 +356,18 @@ NOT_UTF8 = [
     (COMMIT,        b"\x2a\x03\x0a\x01\xff",                                                      "burn.wallet"),
     (BURN,          b"\x32\x03\x0a\x01\xff",                                                      "receipt_key.store"),
     (ENROLL,        b"\x1a\x03\x12\x01\xff",                                                      "identifiers[1].card"),
+    (ADJUST,        b"\x22\x01\xff",                                                              "wallet"),
+    (ADJUST,        b"\x3a\x01\xff",                                                              "operator"),
+    (ADJUST,        b"\x42\x01\xff",                                                              "reason"),
+    (LINK,          b"\x1a\x03\x12\x01\xff",                                                      "member.card"),
+    (LINK,          b"\x22\x03\x12\x01\xff",                                                      "identifier.card"),
+    (LINK,          b"\x2a\x01\xff",                                                              "operator"),
+    (LINK,          b"\x32\x01\xff",                                                              "reason"),
+    (UNLINK,        b"\x1a\x03\x1a\x01\xff",                                                      "identifier.phone"),
+    (UNLINK,        b"\x1a\x03\x22\x01\xff",                                                      "identifier.email"),
+    (UNLINK,        b"\x1a\x03\x2a\x01\xff",                                                      "identifier.app"),
+    (UNLINK,        b"\x22\x01\xff",                                                              "operator"),
+    (UNLINK,        b"\x2a\x01\xff",                                                              "reason"),
 ]
 
 
@@ -324,7 +375,7 @@ NOT_UTF8 = [
 def test_text_that_is_not_utf8_is_refused_with_its_field(ledger: LocalLedger, method: int, tail: bytes, field: str) -> None:
     code, _, info = refuse(ledger, method, good(method).SerializeToString() + tail)
     assert (code, info.reason, info.metadata["field"]) == (INVALID_ARGUMENT, "FIELD_INVALID", field)
-    assert info.metadata["value"] == (HIDDEN if field.startswith(("member", "identifiers")) else "\\xff")
+    assert info.metadata["value"] == (HIDDEN if field.startswith(("member", "identifier")) else "\\xff")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -335,7 +386,7 @@ def test_bytes_that_are_no_message_are_refused_with_the_place_where_they_break(l
     assert text.endswith(f"it breaks at byte {len(request)}")
 
 
-@pytest.mark.parametrize("method", [0, 10, 11, 200])
+@pytest.mark.parametrize("method", [0, 10, 100, 200])
 def test_an_unknown_method_is_unimplemented(ledger: LocalLedger, method: int) -> None:
     before = ledger.digest()
     code, payload, _ = ledger.call(method, b"", NOW_US)
@@ -371,6 +422,11 @@ OTHERS = [
     (BURN,         set_to("request_id", "request-of-the-earn"),     6,    "REQUEST_ID_REUSED",      {"field": "method", "sequence": "2"}),
     (GET_OPERATION, set_to("request_id", "request-of-nobody-1"),    5,    "OPERATION_NOT_FOUND",    {}),
     (ENROLL,       identifiers({"member_id": 2}, {"card": "c"}),    5,    "MEMBER_NOT_FOUND",       {"field": "identifiers[0].member_id"}),
+    (ADJUST,       set_to("member.member_id", 2),                   5,    "MEMBER_NOT_FOUND",       {"field": "member.member_id"}),
+    (ADJUST,       set_to("wallet", "stamps"),                      5,    "WALLET_NOT_FOUND",       wallet("wallet")),
+    (LINK,         set_to("member.card", "2900000000099"),          5,    "MEMBER_NOT_FOUND",       {"field": "member.card"}),
+    (UNLINK,       set_to("identifier.card", "2900000000099"),      5,    "IDENTIFIER_NOT_FOUND",   {"field": "identifier.card"}),
+    (ADJUST,       set_to("request_id", "request-of-the-earn"),     6,    "REQUEST_ID_REUSED",      {"field": "method", "sequence": "2"}),
 ]
 
 
@@ -399,6 +455,7 @@ REMEMBERED = [
     # method   what is asked                              code  reason                     metadata
     (BURN,     set_to("points", 46),                      9,    "INSUFFICIENT_POINTS",     points(available=45, requested=46)),
     (RESERVE,  set_to("points", 10**12),                  9,    "INSUFFICIENT_POINTS",     points(available=45, requested=10**12)),
+    (ADJUST,   set_to("points", -46),                     9,    "INSUFFICIENT_POINTS",     points(available=45, requested=46)),
     (COMMIT,   set_to("burn.points", 60),                 9,    "INSUFFICIENT_POINTS",     points(available=45, requested=60)),
     (CAPTURE,  set_to("points", 6),                       9,    "CAPTURE_ABOVE_RESERVED",  points(reserved=5, requested=6)),
     (RELEASE,  set_to("member.member_id", 2),             9,    "RESERVATION_FOREIGN",     {"reservation_id": "3"}),

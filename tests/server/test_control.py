@@ -95,10 +95,11 @@ def test_health_answers_for_the_server_and_the_service(server: RunningServer) ->
 def test_reflection_names_the_services(server: RunningServer) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(server.control_channel)
     answer = next(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=CALL_S))
-    assert "loyalty.ledger.v1.LedgerService" in {service.name for service in answer.list_services_response.service}
-    symbol = reflection_pb2.ServerReflectionRequest(file_containing_symbol="loyalty.ledger.v1.LedgerService")
-    answer = next(stub.ServerReflectionInfo(iter([symbol]), timeout=CALL_S))
-    assert len(answer.file_descriptor_response.file_descriptor_proto) >= 1
+    for service in ("loyalty.ledger.v1.LedgerService", "loyalty.ledger.v1.AdminService"):
+        assert service in {service.name for service in answer.list_services_response.service}
+        symbol = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)
+        found = next(stub.ServerReflectionInfo(iter([symbol]), timeout=CALL_S))
+        assert len(found.file_descriptor_response.file_descriptor_proto) >= 1
 
 
 @pytest.mark.parametrize(("name", "a", "b"), [("TOO_MANY_CALLS", 0, 0), ("NOT_READY", 0, 0), ("MESSAGE_TOO_LARGE", 200_000, 131_072)])

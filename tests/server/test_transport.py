@@ -9,9 +9,8 @@ import shutil
 import socket
 import struct
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -21,84 +20,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hyperframe.frame import ContinuationFrame, Frame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
 from ledger import errors, limits
-from ledger.engine import open_ledger
 from server._pb.loyalty.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 from server._transport import LATENCY_BOUNDS_US, CheckoutServer
+from tests.server.checkout import Port, enroll, until
 from tests.server.peer import PREFACE, SERVICE, WAIT_S, Peer, balance, headers, message
 
-PROGRAM = Path(__file__).resolve().parents[2] / "programs" / "base.yaml"
 ENHANCE_YOUR_CALM, CANCEL, REFUSED_STREAM, NO_ERROR = 11, 8, 7, 0
 GET_BALANCE, HEALTH_CHECK = 8, 10  # Method of ledger/_layout.pxd
-
-
-class Port:
-    """A ledger and its checkout port; the hot thread runs in this process."""
-
-    def __init__(self, directory: Path, host: str = "127.0.0.1", **bounds: int) -> None:
-        self.ledger = open_ledger(directory / "data", PROGRAM, members_max=5000, ids_max=50_000, tail_bytes=limits.TAIL_BYTES_MIN)
-        self.server = CheckoutServer(self.ledger.handle, host, 0, **bounds)
-        self.number = self.server.port
-        self.ledger.start()
-        self.thread = threading.Thread(target=self.server.run, name="hot")
-        self.thread.start()
-
-    def stop(self, level: int = 1) -> None:
-        if self.thread.is_alive() or level == 2:
-            self.ledger.handle.ask_stop(level)
-        self.thread.join(WAIT_S)
-        assert not self.thread.is_alive(), "the hot thread did not end"
-
-    def close(self) -> None:
-        self.stop()
-        self.ledger.stop()
-
-    def stat(self, name: str) -> int:
-        return self.server.stats()[name]
-
-    def calls(self, method: int, status: str) -> int:
-        return self.server.stats()["calls"].get(("checkout", method, errors.BY_NAME[status].number), 0)
-
-    def assert_alive(self) -> None:
-        """A new connection gets a right answer."""
-        with Peer(self.number) as peer:
-            assert peer.call(headers(), balance()).code == errors.NOT_FOUND
-
-
-@pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Port]:
-    """One port for all tests that leave it as it was."""
-    made = Port(tmp_path_factory.mktemp("transport"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def new_port(tmp_path: Path) -> Iterator[Callable[..., Port]]:
-    """Makes ports with lower bounds, or ports that are to be stopped."""
-    made: list[Port] = []
-
-    def make(*arguments: str, **bounds: int) -> Port:
-        made.append(Port(tmp_path / str(len(made)), *arguments, **bounds))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Polls."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.002)
-
-
-def enroll(card: str, request_id: str | None = None) -> ledger_pb2.EnrollMemberRequest:
-    request = ledger_pb2.EnrollMemberRequest(request_id=request_id or f"transport-{card:>010}".replace(" ", "0"),
-                                             identifiers=[ledger_pb2.MemberRef(card=card)])
-    request.sent_time.GetCurrentTime()
-    return request
 
 
 def reason(details: bytes) -> error_details_pb2.ErrorInfo:
@@ -649,7 +577,7 @@ def _unknown(peer: Peer) -> list[Frame]:
         def serialize_body(self) -> bytes:
             return bytes(4000)
 
-    return [Unknown(0)] * (limits.CONTROL_FRAMES_BURST_MAX + 4000)  # nghttp2 skips them silently: their bytes are what counts
+    return [Unknown(0)] * (limits.CONTROL_FRAMES_BURST_MAX + 4000)  # to be ignored, but not for ever
 
 
 @pytest.mark.parametrize("flood", [_resets, _provoked_resets, _pings, _settings, _window_updates, _empty_data, _continuations, _unknown])

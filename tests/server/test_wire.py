@@ -1,4 +1,4 @@
-"""The codec of the checkout messages against google.protobuf, both ways."""
+"""The codec of the checkout messages and of those by hand against google.protobuf, both ways."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ledger import errors, limits
 from server import _local
+from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 from tests.server.wire_model import FIELD_INVALID, MESSAGE_MALFORMED, METHODS, SNIPPETS, Fault, command_of, mutate, parse, request
 
@@ -230,7 +231,7 @@ def test_identifiers_beyond_the_limit_are_counted_and_refused(count: int) -> Non
 
 
 def test_an_unknown_method_is_refused() -> None:
-    for method in (0, 10, 11, 255):
+    for method in (0, 10, 100, 255):
         with pytest.raises(ValueError) as refusal:
             _local.decode(method, b"")
         assert refusal.value.args[0] == errors.BY_NAME["METHOD_UNKNOWN"].number
@@ -239,7 +240,7 @@ def test_an_unknown_method_is_refused() -> None:
 # --- answers -----------------------------------------------------------------------------------------------------
 
 WALLETS = ["points", "stamps", "żubr", "w" * 32]
-EVENT = dict(earn=1, burn=2, reserve=3, capture=4, release=5, commit=6, enroll=7)
+EVENT = dict(earn=1, burn=2, reserve=3, capture=4, release=5, commit=6, enroll=7, adjust=10, link=11, unlink=12)
 POINTS = st.one_of(st.just(0), st.integers(0, limits.POINTS_MAX), st.integers(-limits.WALLET_POINTS_MAX, limits.WALLET_POINTS_MAX))
 
 
@@ -281,6 +282,7 @@ def entries(draw: Any, kind: int) -> tuple[bytes, Any]:
         said.entry.earned_points -= points if account == 2 else 0
         said.entry.burned_points += points if account == 3 else 0
         said.entry.expired_points += points if account == 4 else 0
+        said.entry.adjusted_points -= points if account == 5 else 0
     for line, rule, points in draw(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 1024), POINTS), max_size=12)):
         awards += varint(line) + varint(rule) + varint(0) + signed(points)
         said.entry.awards.add(line=line, rule=rule, points=points)
@@ -301,7 +303,7 @@ def entries(draw: Any, kind: int) -> tuple[bytes, Any]:
 
 
 ANSWERS = {1: pb.EarnPointsResponse, 2: pb.BurnPointsResponse, 3: pb.ReservePointsResponse, 4: pb.CaptureReservationResponse,
-           5: pb.ReleaseReservationResponse, 6: pb.CommitReceiptResponse}
+           5: pb.ReleaseReservationResponse, 6: pb.CommitReceiptResponse, 11: admin.AdjustPointsResponse}
 
 
 @pytest.mark.parametrize("method", ANSWERS)
@@ -342,6 +344,19 @@ def test_get_operation_shows_a_remembered_refusal_as_the_call_gave_it() -> None:
         assert answer.WhichOneof("outcome") == "error"
         assert answer.error == status_pb2.Status.FromString(details)
         assert answer.error.code == code == status.grpc_code
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("linked", [False, True])
+def test_link_and_unlink_answer_with_their_entry(linked: bool, replayed: bool) -> None:
+    identifiers = section(8, b"\x02" + bytes(16)) if linked else b""
+    for method, kind in ((12, 11), (13, 12)):
+        entry = entry_bytes(kind, 10**15 + 1, 9, 2, section(1, b"\x01\x02") + identifiers)
+        expected: Any = admin.LinkIdentifierResponse(linked=linked) if method == 12 else admin.UnlinkIdentifierResponse()
+        expected.replayed = replayed
+        expected.entry.sequence, expected.entry.kind, expected.entry.member_id, expected.entry.program_version = 300, kind, 9, 2
+        expected.entry.create_time.FromMicroseconds(10**15 + 1)
+        assert _local.answer(method, WALLETS, entry, 300, replayed) == expected.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -450,6 +465,8 @@ FIELD_NAMES = [
     ("member",                 3,     "identifiers[3]"),
     ("identifiers",            -1,    "identifiers"),
     ("identifiers",            2,     "identifiers[2]"),
+    ("identifier",             -1,    "identifier"),
+    ("identifier.phone",       -1,    "identifier.phone"),
     ("receipt.lines",          -1,    "receipt.lines"),
     ("receipt.lines.sku",      0,     "receipt.lines[0].sku"),
     ("receipt.lines.amount_minor", 999, "receipt.lines[999].amount_minor"),
@@ -494,9 +511,10 @@ def test_a_value_is_shown_so_that_people_can_read_it(field: str, value: Any, sho
     assert error_info(details).metadata.get("value") == meta or ("value" not in error_info(details).metadata and meta is None)
 
 
-@pytest.mark.parametrize("field", ["member", "member.card", "member.phone", "member.email", "member.app", "identifiers"])
+@pytest.mark.parametrize("field", ["member", "member.card", "member.phone", "member.email", "member.app", "identifiers",
+                                   "identifier", "identifier.card", "identifier.phone", "identifier.email", "identifier.app"])
 @pytest.mark.parametrize("index", [-1, 0])
-@pytest.mark.parametrize("status", ["FIELD_INVALID", "MEMBER_NOT_FOUND", "IDENTIFIER_TAKEN", "REQUEST_ID_REUSED"])
+@pytest.mark.parametrize("status", ["FIELD_INVALID", "MEMBER_NOT_FOUND", "IDENTIFIER_NOT_FOUND", "IDENTIFIER_TAKEN", "REQUEST_ID_REUSED"])
 def test_personal_data_is_never_shown(field: str, index: int, status: str) -> None:
     number = next(row.number for row in errors.FIELDS if row.name == field)
     _, details, message = _local.refusal(errors.BY_NAME[status].number, number, index, b"jan@example.org", 0, 0, False)

@@ -12,12 +12,16 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from ledger import errors, limits
+from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 
 METHODS: dict[int, type[Message]] = {
     1: pb.EarnPointsRequest, 2: pb.BurnPointsRequest, 3: pb.ReservePointsRequest, 4: pb.CaptureReservationRequest,
     5: pb.ReleaseReservationRequest, 6: pb.CommitReceiptRequest, 7: pb.EnrollMemberRequest, 8: pb.GetBalanceRequest,
-    9: pb.GetOperationRequest,
+    9: pb.GetOperationRequest, 11: admin.AdjustPointsRequest, 12: admin.LinkIdentifierRequest, 13: admin.UnlinkIdentifierRequest,
+}
+ANSWERS: dict[int, type[Message]] = {
+    number: getattr(admin if number >= 11 else pb, kind.DESCRIPTOR.name.replace("Request", "Response")) for number, kind in METHODS.items()
 }
 FIELD_INVALID, MESSAGE_MALFORMED = 1, 2
 FIELD_NUMBERS = {field.name: field.number for field in reversed(errors.FIELDS)}
@@ -50,13 +54,13 @@ def check_time(field: str, stamp: Any) -> int:
     return stamp.seconds * 1_000_000 + stamp.nanos // 1000
 
 
-def check_member(member: Any, index: int = -1) -> tuple[str, Any] | None:
+def check_member(member: Any, index: int = -1, prefix: str = "member") -> tuple[str, Any] | None:
     kind = member.WhichOneof("ref")
     if kind is None:
         return None
     value = getattr(member, kind)
     if kind != "member_id":
-        check_text(f"member.{kind}", value, *IDENTIFIER_BYTES[kind], index)
+        check_text(f"{prefix}.{kind}", value, *IDENTIFIER_BYTES[kind], index)
     return kind, value
 
 
@@ -86,7 +90,7 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "method": method, "payment": 0, "request_id": "", "sent_time_us": None, "business_time_us": None, "ttl_us": None,
         "wallet": None, "receipt": False, "receipt_key": None, "member": None, "points": 0, "reservation_id": 0,
-        "currency": "", "total_minor": 0, "identifiers": [], "lines": [],
+        "currency": "", "total_minor": 0, "identifiers": [], "lines": [], "expiry_day": 0, "operator": "", "reason": "",
     }
     names = message.DESCRIPTOR.fields_by_name
     if "request_id" in names:
@@ -103,6 +107,8 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
         if not 1 <= len(message.identifiers) <= limits.IDENTIFIERS_PER_REQUEST_MAX:
             raise Fault("identifiers", len(message.identifiers))
         found["identifiers"] = [check_member(member, index) for index, member in enumerate(message.identifiers)]
+    if "identifier" in names:
+        found["identifiers"] = [check_member(message.identifier, prefix="identifier")]
     if "wallet" in names and message.wallet:
         found["wallet"] = check_text("wallet", message.wallet, 1, limits.WALLET_NAME_BYTES_MAX)
     if "receipt_key" in names and message.HasField("receipt_key"):
@@ -113,7 +119,10 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
         found["business_time_us"] = check_time("purchase_time", message.purchase_time)
     if "receipt" in names and message.HasField("receipt"):
         check_receipt(message.receipt, found)
-    for name in ("points", "reservation_id"):
+    if "operator" in names:
+        check_text("operator", message.operator, 1, limits.OPERATOR_BYTES_MAX)
+        check_text("reason", message.reason, 1, limits.REASON_BYTES_MAX)
+    for name in ("points", "reservation_id", "expiry_day", "operator", "reason"):
         if name in names:
             found[name] = getattr(message, name)
     if method == 6 and message.WhichOneof("payment") == "burn":
@@ -165,7 +174,14 @@ def request(method: int, chance: random.Random) -> Any:
     if "wallet" in names and chance.random() < 0.3:
         message.wallet = "points"
     if "points" in names:
-        message.points = chance.choice((1, 5, 20, 100_000))
+        message.points = chance.choice((1, 5, 20, 100_000)) * (chance.choice((1, -1)) if method == 11 else 1)
+    if "expiry_day" in names and message.points > 0 and chance.random() < 0.5:
+        message.expiry_day = chance.choice((20261123, 20270101))
+    if "identifier" in names:
+        while message.identifier.WhichOneof("ref") in (None, "member_id"):
+            fill_member(message.identifier, chance)
+    if "operator" in names:
+        message.operator, message.reason = chance.choice(("anna", "Żaneta")), f"ticket {number}"
     if "reservation_id" in names:
         message.reservation_id = chance.randrange(1, 400)
     if "ttl" in names and chance.random() < 0.5:
