@@ -58,7 +58,7 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> journal_pb2.Jou
     seen = message.entry
     seen.sequence, seen.kind, seen.member_id, seen.program_version = sequence, raw_kind, value["member"], value["program"]
     seen.create_time.CopyFrom(till.timestamp(value["time_us"]))
-    sides = {"issued": -1, "redeemed": 1, "expired": 1}
+    sides = {"issued": -1, "redeemed": 1, "expired": 1, "adjusted": -1}
     sums = dict.fromkeys(sides, 0)
     accounts = {"member": 1, "issued": 2, "redeemed": 3, "expired": 4, "adjusted": 5}
     for row in value.get("postings", ()):
@@ -66,6 +66,7 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> journal_pb2.Jou
             sums[row["account"]] += sides[row["account"]] * row["points"]
         message.postings.add(account=accounts[row["account"]], wallet=wallets[row["wallet"]], points=row["points"])
     seen.earned_points, seen.burned_points, seen.expired_points = sums["issued"], sums["redeemed"], sums["expired"]
+    seen.adjusted_points = sums["adjusted"]
     for row in value.get("awards", ()):
         seen.awards.add(line=row["line"], rule=row["rule"], points=row["points"])
     for row in value.get("lots", ()):
