@@ -76,6 +76,7 @@ MODULES = {  # module: libraries
     "ledger._core": ["crypto"],
     "ledger._tail": ["crypto"],
     "ledger._journal": ["lmdb"],
+    "ledger._ids": ["crypto", "lmdb"],
     "ledger._engine": ["crypto", "lmdb"],
     "ledger._feed": ["crypto"],
     "ledger._snapshot": ["crypto"],

@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._hash cimport Hash128
 from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, METHOD_COUNT, Outcome, WALLETS_MAX
 from ledger._rules cimport Program
+from ledger._table cimport KeyTable
 
 # How the core reads an entry that it wrote earlier (for repeats). NULL when it cannot be had.
 ctypedef const uint8_t* (*FindEntry)(void* owner, uint64_t sequence, uint32_t* size) noexcept nogil
@@ -76,8 +77,8 @@ cdef packed struct SnapshotHead:    # what a snapshot says of itself, little end
     Hash128 begun_with          # key check
     uint32_t has_begun
     uint32_t program            # version in force
-    uint64_t keys_from          # the keys of every entry from this one on are in it
-    int64_t forgotten[SNAPSHOT_KEY_TABLES]
+    uint64_t keys_from[SNAPSHOT_KEY_TABLES]     # the keys of every entry from this one on are in it
+    int64_t forgotten[SNAPSHOT_KEY_TABLES]      # the highest order of those that are not; INT64_MIN: none
     uint64_t keys[SNAPSHOT_KEY_TABLES]
     uint64_t members
     uint64_t identifiers
@@ -102,6 +103,8 @@ cdef enum:                      # LoadResult: why a snapshot's state cannot be t
     LOAD_KEY = 4                # the identity key is not the one that the journal was begun with
     LOAD_MEMBERS = 5            # more members, identifiers or lots than members_max has room for
     LOAD_RESERVATIONS = 6       # more active reservations than there is room for
+    LOAD_KEYS_GAP = 7           # between the runs of dropped keys and its first ones some are missing
+    LOAD_KEYS = 8               # its keys do not fit the key tables
 
 ctypedef int (*SnapshotPut)(void* owner, uint32_t section, const uint8_t* data, uint32_t size) noexcept nogil
     # Takes a chunk; anything but 0 ends the saving and is returned.
@@ -122,6 +125,20 @@ cdef int core_load_begin(Core* core, const SnapshotHead* head) noexcept nogil
     # Into a core just opened. LoadResult; after anything but LOAD_OK the core is spoilt and has to be opened anew.
 cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const uint8_t* data, uint32_t size) noexcept nogil
     # One chunk, in the order of saving. LoadResult; with SNAPSHOT_END the state is complete and its digest was met.
+cdef enum:                      # KeyKind: which of the two key tables
+    KEYS_REQUEST = 0            # request ids by sent_time
+    KEYS_RECEIPT = 1            # receipt keys by business day
+    KEYS_COUNT = 2
+
+cdef KeyTable* core_keys(Core* core, uint32_t kind) noexcept nogil
+    # For whoever keeps runs or snapshots of the keys. Nobody calls it: full generations drop out of memory for good.
+cdef void core_set_covered(Core* core, uint64_t requests, uint64_t receipts) noexcept nogil
+    # Up to which sequences runs hold the keys of every entry; UINT64_MAX (also before the first call): nobody keeps runs.
+    # With runs a generation is dropped only when they hold it, and new ids are refused with IDS_BEHIND while there is no room.
+cdef bint core_keys_room(Core* core) noexcept nogil
+    # Whether core_apply has room for the keys of one more entry. core_execute asks by itself.
+cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil
+    # Counts an entry of the journal as the next sequence and remembers its keys, nothing else. ApplyResult.
 cdef const Program* core_program(const Core* core) noexcept nogil
     # The programme in force; NULL before the first PROGRAM entry.
 cdef const CoreStats* core_stats(const Core* core) noexcept nogil
@@ -131,6 +148,7 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
     # entry: room for COMMAND_ENTRY_BYTES_MAX bytes; afterwards it holds outcome.written entries (written_size bytes) back to back:
     # first an EXPIRE_RESERVATION for each of the member's reservations that were due, last the command's own.
     # Reads and repeats write nothing. core_program must not be NULL.
+    # outcome.parked: memory does not reach back far enough; nothing was decided. Ask the runs and execute it again with the answer.
 cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept nogil
     # Starts the memory reads of commands that will be executed next, all at once instead of one after another. Changes nothing
     # but the commands' hashes; a command may also be executed without it.

@@ -10,7 +10,7 @@
 #     reservations, a read computes without them, and lots are judged by their days.
 # (d) All tables are reserved at start; nothing here allocates afterwards, except a new programme's image.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -33,11 +33,11 @@ from ledger._rules cimport (
 )
 from ledger._status cimport *
 from ledger._table cimport (
-    Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ReservationMap,
-    identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, keys_add, keys_close, keys_count, keys_find,
-    keys_open, keys_touch, touch, range_of, reservations_add,
-    reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first,
-    slot_second, slot_set_first, slot_set_second, unreserve_memory,
+    Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
+    generation_at, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, keys_begin_at, keys_close,
+    keys_count, keys_drop, keys_find, keys_insert, keys_look, keys_open, keys_put, keys_room, keys_touch, keys_turn, touch, range_of,
+    reservations_add, reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first, slot_second,
+    slot_set_first, slot_set_second, unreserve_memory,
 )
 
 cdef extern from "_verify.h" nogil:
@@ -146,8 +146,7 @@ cdef struct Core:
     IdentifierTable identifiers
     uint64_t unlinked_sequence  # of the last UNLINK entry: an answer that an identifier names nobody waits for it
     Arena arena
-    KeyTable request_ids
-    KeyTable receipt_keys
+    KeyTable keys[KEYS_COUNT]   # request ids, receipt keys
     ReservationMap reservation_map
     Reservation* pool
     uint32_t pool_max
@@ -163,6 +162,8 @@ cdef struct Core:
     uint64_t digest_sequence    # of the last DIGEST entry
     uint8_t identity_key[16]
     uint8_t has_key
+    uint64_t[KEYS_COUNT] loading_first      # first_sequence of the generation of keys that a snapshot is loading; 0: none yet
+    uint64_t[KEYS_COUNT] loading_beside     # keys that stood in the filling generation before
     Hash128 begun_with          # key check of the identity key that the journal was begun with
     bint has_begun
     FindEntry find
@@ -202,8 +203,8 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = core.accounts != NULL and core.pool != NULL and core.heap != NULL
     ok = ok and identifiers_open(&core.identifiers, <uint64_t>sizes.members_max * 3)
     ok = ok and arena_open(&core.arena, lots)
-    ok = ok and keys_open(&core.request_ids, sizes.ids_max)
-    ok = ok and keys_open(&core.receipt_keys, sizes.ids_max)
+    ok = ok and keys_open(&core.keys[KEYS_REQUEST], sizes.ids_max)
+    ok = ok and keys_open(&core.keys[KEYS_RECEIPT], sizes.ids_max)
     ok = ok and reservations_open(&core.reservation_map, core.pool_max)
     if not ok:
         core_close(core)
@@ -219,8 +220,8 @@ cdef void core_close(Core* core) noexcept:
     unreserve_memory(core.heap, <uint64_t>core.pool_max * sizeof(uint32_t) + 64)
     identifiers_close(&core.identifiers)
     arena_close(&core.arena)
-    keys_close(&core.request_ids)
-    keys_close(&core.receipt_keys)
+    keys_close(&core.keys[KEYS_REQUEST])
+    keys_close(&core.keys[KEYS_RECEIPT])
     reservations_close(&core.reservation_map)
     program_free(core.program)
     free(core)
@@ -241,6 +242,19 @@ cdef void core_set_full(Core* core, bint full, int64_t free_bytes, int64_t free_
     core.full = full
     core.full_free_bytes = free_bytes
     core.full_free_bytes_min = free_bytes_min
+
+
+cdef KeyTable* core_keys(Core* core, uint32_t kind) noexcept nogil:
+    return &core.keys[kind]
+
+
+cdef void core_set_covered(Core* core, uint64_t requests, uint64_t receipts) noexcept nogil:
+    core.keys[KEYS_REQUEST].covered = requests
+    core.keys[KEYS_RECEIPT].covered = receipts
+
+
+cdef bint core_keys_room(Core* core) noexcept nogil:
+    return keys_room(&core.keys[KEYS_REQUEST]) and keys_room(&core.keys[KEYS_RECEIPT])
 
 
 cdef const Program* core_program(const Core* core) noexcept nogil:
@@ -990,13 +1004,49 @@ cdef void answer_from_entry(const EntryView* view, Outcome* outcome) noexcept no
         outcome.b = get_signed(&cursor)
 
 
-cdef void answer_repeat(Core* core, const Command* command, const Decision* d, uint64_t sequence, Outcome* outcome) noexcept nogil:
-    cdef EntryView view
+# --- keys that memory has dropped -----------------------------------------------------------------------------------
+
+cdef inline bint runs_kept(const KeyTable* table) noexcept nogil:
+    return table.covered != UINT64_MAX
+
+
+cdef inline bint runs_told(const Command* command, const KeyTable* table, uint64_t until) noexcept nogil:
+    # Whether the runs were asked, all of them that memory does not hold by now: a generation may have been dropped meanwhile.
+    return command.hashed & LOOKED_UP and not command.found.unreadable and until >= table.keys_from - 1
+
+
+cdef void ask_runs(const Core* core, const Command* command, const Decision* d, uint32_t ask, Outcome* outcome) noexcept nogil:
+    # Parks the command: whatever memory cannot answer is asked at once.
+    if command.hashed & LOOKED_UP and command.found.unreadable:
+        refuse(outcome, STATUS_IDS_UNREADABLE, 0, 0)
+        return
+    outcome.parked = 1
+    outcome.lookup.ask = ask
+    outcome.lookup.request = d.request
+    outcome.lookup.sent_time_us = command.sent_time_us
+    if d.receipt_keyed and command.business_day <= core.keys[KEYS_RECEIPT].forgotten:
+        outcome.lookup.ask |= ASK_RECEIPT
+        outcome.lookup.receipt = d.receipt_hash
+        outcome.lookup.business_day = command.business_day
+
+
+cdef bint entry_of_request(const Core* core, uint64_t sequence, Hash128 request, bint by_run, EntryView* view, Outcome* outcome) noexcept nogil:
+    # The entry that a request id stands for. False: a run has led to an entry of another request, so it is not of this journal.
     cdef uint32_t size = 0
     cdef const uint8_t* entry = core.find(core.find_owner, sequence, &size) if core.find != NULL else NULL
-    cdef uint16_t field
+    cdef bint good = entry != NULL and entry_view(entry, size, view) and memcmp(view.header.request, &request, 16) == 0
     # An id in memory whose entry cannot be read means that the journal is damaged under us.
-    VERIFY(entry != NULL and entry_view(entry, size, &view))
+    VERIFY(good or by_run)
+    if not good:
+        refuse(outcome, STATUS_IDS_UNREADABLE, 0, 0)
+    return good
+
+
+cdef void answer_repeat(Core* core, const Command* command, const Decision* d, uint64_t sequence, bint by_run, Outcome* outcome) noexcept nogil:
+    cdef EntryView view
+    cdef uint16_t field
+    if not entry_of_request(core, sequence, d.request, by_run, &view, outcome):
+        return
     outcome.sequence = sequence
     outcome.wait_sequence = sequence
     field = differing_field(core, command, d, &view, &outcome.index)
@@ -1010,24 +1060,34 @@ cdef void answer_repeat(Core* core, const Command* command, const Decision* d, u
 
 
 cdef void read_operation(Core* core, const Command* command, Outcome* outcome) noexcept nogil:
-    cdef Hash128 request
-    cdef KeySlot* slot
+    cdef Decision* d = &core.decision
+    cdef const KeyTable* table = &core.keys[KEYS_REQUEST]
     cdef EntryView view
-    cdef uint32_t size = 0
-    cdef const uint8_t* entry
+    cdef uint64_t sequence, unused
+    cdef bint timed = command.given & GIVEN_SENT_TIME != 0
+    cdef bint by_run = False
     if not check_request_id(command.request_id, outcome):
         return
-    request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
-    slot = keys_find(&core.request_ids, request)
-    if slot == NULL:
-        if command.given & GIVEN_SENT_TIME and command.sent_time_us <= core.request_ids.forgotten:
-            refuse(outcome, STATUS_SENT_TIME_TOO_OLD, core.request_ids.forgotten + 1, 0)
-        else:
+    d.request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
+    d.receipt_keyed = 0
+    if not keys_find(table, d.request, &sequence, &unused):
+        if table.forgotten == ORDER_NONE or (timed and command.sent_time_us > table.forgotten) or (not timed and not runs_kept(table)):
             refuse(outcome, STATUS_OPERATION_NOT_FOUND, 0, 0)
+            return
+        if not runs_kept(table):
+            refuse(outcome, STATUS_SENT_TIME_TOO_OLD, table.forgotten + 1, 0)
+            return
+        if not runs_told(command, table, command.found.requests_until):
+            ask_runs(core, command, d, ASK_REQUEST if timed else ASK_REQUEST | ASK_ANY_TIME, outcome)
+            return
+        sequence = command.found.request
+        by_run = True
+        if sequence == 0:
+            refuse(outcome, STATUS_OPERATION_NOT_FOUND, 0, 0)
+            return
+    if not entry_of_request(core, sequence, d.request, by_run, &view, outcome):
         return
-    outcome.sequence = slot_first(slot)
-    entry = core.find(core.find_owner, outcome.sequence, &size) if core.find != NULL else NULL
-    VERIFY(entry != NULL and entry_view(entry, size, &view))
+    outcome.sequence = sequence
     answer_from_entry(&view, outcome)
     outcome.status = STATUS_OK      # the operation was found; the codec shows its refusal inside the answer
     outcome.wait_sequence = outcome.sequence
@@ -1609,10 +1669,11 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     cdef EntryWriter writer
     cdef EntryHeader* header
     cdef Account* account = NULL
-    cdef KeySlot* slot
+    cdef const KeyTable* requests = &core.keys[KEYS_REQUEST]
+    cdef const KeyTable* receipts = &core.keys[KEYS_RECEIPT]
     cdef const Reservation* captured = NULL
     cdef int64_t captured_points = 0, available
-    cdef uint64_t posted_by = 0
+    cdef uint64_t first, second, posted_by = 0
     cdef uint8_t method = command.method
     cdef uint16_t status = STATUS_OK
     cdef uint32_t size
@@ -1628,15 +1689,24 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if method != METHOD_ENROLL and method != METHOD_UNLINK:
         d.member = find_member(core, &command.member, d.member_hash)
         d.named = d.member != 0 and command.member.kind != MEMBER_BY_ID
-    slot = keys_find(&core.request_ids, d.request)
-    if slot != NULL:
-        answer_repeat(core, command, d, slot_first(slot), outcome)
+    if keys_find(requests, d.request, &first, &second):
+        answer_repeat(core, command, d, first, False, outcome)
         return
-    if command.sent_time_us <= core.request_ids.forgotten:
-        refuse(outcome, STATUS_SENT_TIME_TOO_OLD, core.request_ids.forgotten + 1, 0)
-        return
+    if command.sent_time_us <= requests.forgotten:
+        if not runs_kept(requests):
+            refuse(outcome, STATUS_SENT_TIME_TOO_OLD, requests.forgotten + 1, 0)
+            return
+        if not runs_told(command, requests, command.found.requests_until):
+            ask_runs(core, command, d, ASK_REQUEST, outcome)
+            return
+        if command.found.request != 0:
+            answer_repeat(core, command, d, command.found.request, True, outcome)
+            return
     if core.full:
         refuse(outcome, STATUS_JOURNAL_FULL, core.full_free_bytes, core.full_free_bytes_min)
+        return
+    if not core_keys_room(core):
+        refuse(outcome, STATUS_IDS_BEHIND, 0, 0)
         return
     if not check_world(core, command, d, outcome):
         return
@@ -1662,17 +1732,22 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
 
     # Was this receipt seen before?
     if d.receipt_keyed:
-        slot = keys_find(&core.receipt_keys, d.receipt_hash)
-        if slot != NULL:
-            posted_by = slot_first(slot) if earns else 0
-            if posted_by == 0 and pays:
-                posted_by = slot_second(slot)
-            if posted_by != 0:
-                refuse(outcome, STATUS_RECEIPT_ALREADY_POSTED, <int64_t>posted_by, 0)
-                outcome.wait_sequence = max_i64(<int64_t>posted_by, <int64_t>outcome.wait_sequence)
+        keys_find(receipts, d.receipt_hash, &first, &second)
+        if command.business_day <= receipts.forgotten and ((earns and first == 0) or (pays and second == 0)):
+            if not runs_kept(receipts):
+                refuse(outcome, STATUS_RECEIPT_TOO_OLD, receipts.forgotten, 0)
                 return
-        elif command.business_day <= core.receipt_keys.forgotten:
-            refuse(outcome, STATUS_RECEIPT_TOO_OLD, core.receipt_keys.forgotten, 0)
+            if not runs_told(command, receipts, command.found.receipts_until):
+                ask_runs(core, command, d, 0, outcome)
+                return
+            first = first if first != 0 else command.found.first
+            second = second if second != 0 else command.found.second
+        posted_by = first if earns else 0
+        if posted_by == 0 and pays:
+            posted_by = second
+        if posted_by != 0:
+            refuse(outcome, STATUS_RECEIPT_ALREADY_POSTED, <int64_t>posted_by, 0)
+            outcome.wait_sequence = max_i64(<int64_t>posted_by, <int64_t>outcome.wait_sequence)
             return
 
     if account != NULL and reservations_due(core, account, d.now_us):
@@ -1757,9 +1832,9 @@ cdef void prepare_hashes(Core* core, Command* command) noexcept nogil:
 
 cdef void touch_tables(const Core* core, const Command* command) noexcept nogil:
     if command.hashed & HASHED_REQUEST:
-        keys_touch(&core.request_ids, command.request_hash)
+        keys_touch(&core.keys[KEYS_REQUEST], command.request_hash)
     if command.hashed & HASHED_RECEIPT:
-        keys_touch(&core.receipt_keys, command.receipt_hash)
+        keys_touch(&core.keys[KEYS_RECEIPT], command.receipt_hash)
     if command.hashed & HASHED_MEMBER:
         touch(&core.identifiers.slots[range_of(command.member_hash.lo, core.identifiers.capacity)])
 
@@ -1802,6 +1877,7 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
     outcome.replayed = 0
     outcome.written = 0
     outcome.opened = 0
+    outcome.parked = 0
     outcome.a = 0
     outcome.b = 0
     outcome.wait_sequence = 0
@@ -2319,31 +2395,36 @@ cdef int apply_reservation(Core* core, const EntryView* view, uint32_t change_co
 
 
 cdef void remember_keys(Core* core, const EntryView* view) noexcept nogil:
-    # The request id, and for a success the receipt key.
+    # The request id, and for a success the receipt key. What is older than keys_from lies in runs.
     cdef const EntryHeader* header = view.header
+    cdef KeyTable* requests = &core.keys[KEYS_REQUEST]
+    cdef KeyTable* receipts = &core.keys[KEYS_RECEIPT]
     cdef Context context
     cdef Hash128 key
     cdef KeySlot* slot
+    cdef uint64_t sequence = core.stats.sequence + 1
     cdef bint earns, pays
+    if sequence < requests.keys_from and sequence < receipts.keys_from:
+        return
     context_read(view, &context)
     memcpy(&key, header.request, 16)
-    if key.lo != 0 or key.hi != 0:
-        slot = keys_add(&core.request_ids, key, header.time_us + context.values[CONTEXT_SENT_TIME])
-        slot_set_first(slot, core.stats.sequence + 1)
+    if (key.lo != 0 or key.hi != 0) and sequence >= requests.keys_from:
+        slot = keys_put(requests, key, header.time_us + context.values[CONTEXT_SENT_TIME], sequence)
+        slot_set_first(slot, sequence)
+    if sequence < receipts.keys_from:
+        return
     if header.status != STATUS_OK or context.store.data == NULL or context.till.data == NULL or context.number.data == NULL:
         return
     if context.store.size > STORE_BYTES_MAX or context.till.size > TILL_BYTES_MAX or context.number.size > RECEIPT_NUMBER_BYTES_MAX:
         return
     key = receipt_key_hash(<int32_t>context.values[CONTEXT_BUSINESS_DAY], context.store, context.till, context.number)
-    slot = keys_find(&core.receipt_keys, key)
-    if slot == NULL:
-        slot = keys_add(&core.receipt_keys, key, context.values[CONTEXT_BUSINESS_DAY])
+    slot = keys_put(receipts, key, context.values[CONTEXT_BUSINESS_DAY], sequence)
     earns = header.kind == KIND_EARN or header.kind == KIND_COMMIT
     pays = header.kind == KIND_BURN or header.kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE
     if earns:
-        slot_set_first(slot, core.stats.sequence + 1)
+        slot_set_first(slot, sequence)
     if pays:
-        slot_set_second(slot, core.stats.sequence + 1)
+        slot_set_second(slot, sequence)
 
 
 cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
@@ -2424,8 +2505,8 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
 
 
 cdef inline void count_bytes(Core* core) noexcept nogil:
-    core.stats.request_ids = keys_count(&core.request_ids)
-    core.stats.receipt_keys = keys_count(&core.receipt_keys)
+    core.stats.request_ids = keys_count(&core.keys[KEYS_REQUEST])
+    core.stats.receipt_keys = keys_count(&core.keys[KEYS_RECEIPT])
     core.stats.bytes_lots = core.arena.live * sizeof(Lot)
     core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)
     core.stats.bytes_request_ids = core.stats.request_ids * sizeof(KeySlot)
@@ -2433,6 +2514,15 @@ cdef inline void count_bytes(Core* core) noexcept nogil:
 
 
 include "_core_snapshot.pxi"
+
+
+cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
+    cdef EntryView view
+    if not entry_view(entry, size, &view):
+        return APPLY_FRAMING
+    remember_keys(core, &view)
+    core.stats.sequence += 1
+    return APPLY_OK
 
 
 if sizeof(EntryHeader) != ENTRY_HEADER_BYTES or sizeof(GroupHeader) != GROUP_HEADER_BYTES or sizeof(Account) != 32:

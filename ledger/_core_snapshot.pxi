@@ -6,9 +6,13 @@ cdef enum:
     ACCOUNT_RECORD_BYTES_MAX = 1_048_576    # 16 * 400 lots of up to 36 bytes, 32 reservations of 400 holds
 
 cdef packed struct KeysHead:    # begins a chunk of SNAPSHOT_KEYS; KeySlots follow
-    uint32_t table
-    uint32_t count
-    int64_t order_max           # of the generation
+    uint32_t table              # KeyKind
+    uint32_t count              # slots in this chunk
+    uint64_t keys               # of the whole generation
+    uint64_t first_sequence     # it holds the keys of the entries from this one on
+    uint64_t last_sequence      # to this one; 0: it is not full
+    int64_t order_min
+    int64_t order_max
 
 cdef struct Saving:
     EntryWriter writer
@@ -82,16 +86,14 @@ cdef void save_identifiers(const IdentifierTable* table, Saving* saving) noexcep
             put_bytes(writer, <const uint8_t*>&table.slots[at], sizeof(IdentifierSlot))
 
 
-cdef void save_keys(const KeyTable* table, uint32_t number, Saving* saving) noexcept nogil:
+cdef void save_keys(const KeyTable* table, uint32_t kind, Saving* saving) noexcept nogil:
     # Generations oldest first; each chunk with the generation's own head.
     cdef const Generation* generation
     cdef KeysHead* keys
     cdef const KeySlot* slot
-    cdef EntryWriter* writer
-    cdef uint64_t at
-    cdef uint32_t i
-    for i in range(ID_GENERATIONS):
-        generation = &table.generations[(table.filling + 1 + i) % ID_GENERATIONS]
+    cdef uint64_t at, number
+    for number in range(table.dropped, table.full + 1):
+        generation = generation_at(table, number)
         if generation.count == 0:
             continue
         keys = NULL
@@ -103,20 +105,23 @@ cdef void save_keys(const KeyTable* table, uint32_t number, Saving* saving) noex
                 saving_flush(saving)
                 saving.section = SNAPSHOT_KEYS
                 keys = <KeysHead*>saving.writer.at
-                keys.table = number
+                keys.table = kind
                 keys.count = 0
+                keys.keys = generation.count
+                keys.first_sequence = generation.first_sequence
+                keys.last_sequence = generation.last_sequence if number < table.full else 0
+                keys.order_min = generation.order_min
                 keys.order_max = generation.order_max
                 saving.writer.at += sizeof(KeysHead)
             keys.count += 1
-            writer = &saving.writer
-            put_bytes(writer, <const uint8_t*>slot, sizeof(KeySlot))
+            put_bytes(&saving.writer, <const uint8_t*>slot, sizeof(KeySlot))
         saving_flush(saving)
 
 
 cdef void core_describe(const Core* core, SnapshotHead* head) noexcept nogil:
     cdef const Account* account
     cdef uint64_t i
-    cdef uint32_t index
+    cdef uint32_t index, kind
     memset(head, 0, sizeof(SnapshotHead))
     head.sequence = core.stats.sequence
     head.time_us = core.stats.time_us
@@ -125,11 +130,10 @@ cdef void core_describe(const Core* core, SnapshotHead* head) noexcept nogil:
     head.begun_with = core.begun_with
     head.has_begun = core.has_begun
     head.program = core.program_count
-    head.keys_from = 1
-    head.forgotten[0] = core.request_ids.forgotten
-    head.forgotten[1] = core.receipt_keys.forgotten
-    head.keys[0] = keys_count(&core.request_ids)
-    head.keys[1] = keys_count(&core.receipt_keys)
+    for kind in range(KEYS_COUNT):
+        head.keys_from[kind] = core.keys[kind].keys_from
+        head.forgotten[kind] = core.keys[kind].forgotten
+        head.keys[kind] = keys_count(&core.keys[kind])
     head.members = core.stats.members
     head.identifiers = core.identifiers.count
     head.lots = core.stats.lots
@@ -177,8 +181,8 @@ cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, 
         save_account(core, head, &core.accounts[i], saving_room(&saving, SNAPSHOT_ACCOUNTS, ACCOUNT_RECORD_BYTES_MAX))
     save_identifiers(&core.identifiers, &saving)
     saving_flush(&saving)
-    save_keys(&core.request_ids, 0, &saving)
-    save_keys(&core.receipt_keys, 1, &saving)
+    save_keys(&core.keys[KEYS_REQUEST], KEYS_REQUEST, &saving)
+    save_keys(&core.keys[KEYS_RECEIPT], KEYS_RECEIPT, &saving)
     saving.section = SNAPSHOT_END
     put_varint(&saving.writer, head.sequence)
     saving_flush(&saving)
@@ -189,6 +193,8 @@ cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, 
 
 cdef int core_load_begin(Core* core, const SnapshotHead* head) noexcept nogil:
     cdef Hash128 expected
+    cdef KeyTable* table
+    cdef uint32_t kind
     if core.stats.sequence != 0 or core.stats.members != 0 or head.sequence == 0:
         return LOAD_BROKEN
     if head.has_begun and core.has_key:
@@ -200,6 +206,13 @@ cdef int core_load_begin(Core* core, const SnapshotHead* head) noexcept nogil:
         return LOAD_MEMBERS
     if head.reservations_active > core.pool_max:
         return LOAD_RESERVATIONS
+    for kind in range(KEYS_COUNT):
+        # Without runs (covered: no end) the snapshot's keys are all that is remembered; with runs the two must meet.
+        table = &core.keys[kind]
+        if table.covered != UINT64_MAX and head.keys_from[kind] > table.covered + 1:
+            return LOAD_KEYS_GAP
+        if head.keys_from[kind] > table.keys_from:
+            keys_begin_at(table, head.keys_from[kind], max_i64(table.forgotten, head.forgotten[kind]))
     core.stats.sequence = head.sequence
     core.stats.time_us = head.time_us
     core.digest_sequence = head.digest_sequence
@@ -373,27 +386,53 @@ cdef int load_identifiers(Core* core, const SnapshotHead* head, const uint8_t* d
 
 
 cdef int load_keys(Core* core, const uint8_t* data, uint32_t size) noexcept nogil:
-    # Through the same steps as a new key: tables of another size fill, and forget, in their own way.
+    # A generation keeps together: where it does not fit beside what the filling one holds, it begins the next one.
     cdef KeysHead keys
     cdef KeySlot slot
     cdef KeySlot* place
     cdef KeyTable* table
+    cdef Generation* filling
     cdef Hash128 key
     cdef uint32_t i
     if size < sizeof(KeysHead):
         return LOAD_BROKEN
     memcpy(&keys, data, sizeof(KeysHead))
-    if keys.table >= SNAPSHOT_KEY_TABLES or sizeof(KeysHead) + <uint64_t>keys.count * sizeof(KeySlot) != size:
+    if keys.table >= KEYS_COUNT or sizeof(KeysHead) + <uint64_t>keys.count * sizeof(KeySlot) != size or keys.count > keys.keys:
         return LOAD_BROKEN
-    table = &core.request_ids if keys.table == 0 else &core.receipt_keys
+    table = &core.keys[keys.table]
+    if keys.last_sequence != 0 and keys.last_sequence < table.keys_from:
+        return LOAD_OK          # a run holds it
+    filling = generation_at(table, table.full)
+    if core.loading_first[keys.table] != keys.first_sequence:
+        core.loading_first[keys.table] = keys.first_sequence
+        core.loading_beside[keys.table] = filling.count
+        if filling.count + keys.keys > table.count_max:
+            if keys.keys > table.count_max or not keys_drop(table) or keys.first_sequence <= filling.first_sequence:
+                return LOAD_KEYS
+            keys_turn(table, keys.first_sequence)
+            filling = generation_at(table, table.full)
+            core.loading_beside[keys.table] = 0
+    if filling.count + keys.count > table.count_max:
+        return LOAD_BROKEN
+    if keys.order_max > filling.order_max:
+        filling.order_max = keys.order_max
+    if keys.order_min < filling.order_min:
+        filling.order_min = keys.order_min
     for i in range(keys.count):
         memcpy(&slot, data + sizeof(KeysHead) + i * sizeof(KeySlot), sizeof(KeySlot))
         key.lo = slot.lo
         key.hi = slot.hi
         if key.lo == 0 and key.hi == 0:
             return LOAD_BROKEN
-        place = keys_add(table, key, keys.order_max)
-        place[0] = slot
+        if slot_first(&slot) < table.keys_from and slot_second(&slot) < table.keys_from:
+            continue            # a run holds it
+        place = keys_look(table, filling, key) if core.loading_beside[keys.table] != 0 else NULL
+        if place == NULL:
+            place = keys_insert(table, filling, key)
+        if slot_first(&slot) != 0:
+            slot_set_first(place, slot_first(&slot))
+        if slot_second(&slot) != 0:
+            slot_set_second(place, slot_second(&slot))
     return LOAD_OK
 
 
@@ -404,8 +443,6 @@ cdef int load_end(Core* core, const SnapshotHead* head) noexcept nogil:
         return LOAD_BROKEN
     if core.digest.lo != head.digest.lo or core.digest.hi != head.digest.hi:
         return LOAD_DIGEST
-    core.request_ids.forgotten = max_i64(core.request_ids.forgotten, head.forgotten[0])
-    core.receipt_keys.forgotten = max_i64(core.receipt_keys.forgotten, head.forgotten[1])
     core.stats.identifiers = core.identifiers.count
     core.stats.bytes_accounts = core.stats.members * sizeof(Account)
     core.stats.bytes_identifiers = core.stats.identifiers * sizeof(IdentifierSlot)

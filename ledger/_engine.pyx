@@ -14,7 +14,10 @@ c) One group in flight, so a torn write can only be the last group, and the flus
    (flush_group): the flush thread, or the hot thread when nobody else waits (the hand-over costs 50 us).
 d) A failed write or flush of the tail ends the process with status 70: memory is ahead of the disk. A drain that meets a full disk or map is
    tried again; meanwhile the gate refuses writes and reads go on. Any other LMDB error ends the process too.
-e) Recovery reads the tail into the ring, so that what was not drained lies where it was and draining goes on.
+e) Two more threads serve the keys that memory has dropped. Ids writes a full generation as a run once its last entry is durable, so no
+   run ever knows of an entry that a crash could take back. Look-ups asks the runs for calls that hot has parked; they meet hot in two
+   rings, one each way. Neither touches state; without them new ids are refused (IDS_BEHIND) and late calls wait, nothing else.
+f) Recovery reads the tail into the ring, so that what was not drained lies where it was and draining goes on.
 """
 
 import os
@@ -29,26 +32,31 @@ from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, 
 from ledger._clock cimport Clock, boot_us, clock_open, clock_turn, monotonic_us, realtime_us
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
-    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program,
-    core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
+    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_keys,
+    core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
+from ledger._ids cimport (
+    IDS_OK, IDS_STOPPED, Ids, ids_ask, ids_begin, ids_close, ids_full, ids_open, ids_pending, ids_tell, ids_text, ids_used_bytes,
+    ids_write_due,
+)
 from ledger._journal cimport (
     Drained, JOURNAL_CRASHED, JOURNAL_END, JOURNAL_FOREIGN, JOURNAL_OK, JOURNAL_SHORT, JOURNAL_TOO_LARGE, Journal, journal_begin, journal_close,
     journal_commit, journal_drained, journal_error, journal_find, journal_full, journal_open, journal_put, journal_release, journal_scan,
     journal_scan_end, journal_used_bytes,
 )
 from ledger._layout cimport (
-    Command, EntryHeader, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Outcome,
+    Command, EntryHeader, Facts, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Lookup, Outcome,
 )
 from ledger._limits cimport (
     COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
-    GROUP_ENTRIES_MAX, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, OUTBOX_BYTES, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX,
-    TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
+    GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
+    LOOKUPS_MAX, OUTBOX_BYTES, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
 from ledger._rules cimport Program
 from ledger._snapshot cimport Snapshot
-from ledger._status cimport STATUS_JOURNAL_FULL
+from ledger._status cimport STATUS_IDS_BEHIND, STATUS_JOURNAL_FULL
+from ledger._table cimport KeyTable
 from ledger._tail cimport (
     GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, group_check, group_entry, group_hash, group_span, hasher_close,
     hasher_open, tail_go_direct, tail_read, tail_write,
@@ -178,10 +186,20 @@ cdef struct OutboxHead:
     uint32_t payload_size
     uint32_t message_size
 
+cdef struct Parked:             # a call that waits for the runs
+    uint64_t token              # the caller's
+    int64_t parked_us           # monotonic
+    Lookup lookup
+
+cdef struct Told:               # what they said
+    uint64_t token
+    Facts facts
+
 cdef struct Fault:              # why a start is refused
     int where                   # 1 journal, 2 tail
     int group                   # GroupFault
     int apply                   # ApplyResult
+    int ids                     # IdsResult or what LMDB said while a run was written
     int chain                   # 1: not the next sequence; 2: previous_hash is not the hash of the group before
     uint64_t sequence           # of the group, or of the entry with `apply`
     uint64_t position           # tail
@@ -208,6 +226,12 @@ cdef struct Engine:
     uint8_t[16] directory
     uint8_t[16] identity_key
     char[4096] journal_path
+    Ids ids
+    bint has_ids                # runs of dropped keys are kept
+    Parked* parked              # LOOKUPS_MAX of them
+    Told* told
+    int ids_fd                  # wakes the ids thread
+    int lookup_fd               # wakes the look-up thread
     bint accept_time            # a gap between the journal and the clock at start was accepted
     uint8_t[64] padding_0
     # Hot thread.
@@ -228,6 +252,10 @@ cdef struct Engine:
     uint64_t turns
     uint64_t ticks
     uint64_t refused_full
+    uint64_t refused_behind
+    uint64_t keys_full          # generations of both tables that were full in the last turn
+    uint64_t parked_put         # published by hot
+    uint64_t told_taken
     uint64_t finds_ring
     uint64_t finds_journal
     Histogram group_entries
@@ -255,6 +283,17 @@ cdef struct Engine:
     uint32_t gate               # GATE_*
     Histogram drain_us
     uint8_t[64] padding_3
+    # Ids thread.
+    uint64_t ids_failures
+    Histogram run_us            # one pass of writing due runs, pauses included
+    uint8_t[64] padding_5
+    # Look-up thread.
+    uint64_t parked_taken
+    uint64_t told_put           # published by the look-up thread
+    uint32_t lookup_asleep
+    uint64_t lookups_unreadable
+    Histogram lookup_us         # from parking to the answer of the runs
+    uint8_t[64] padding_6
     # Anybody.
     uint32_t raised             # event_fd was raised and not cleared
     uint32_t ending             # flush and drain shall return
@@ -487,6 +526,8 @@ cdef void engine_prepare(Engine* engine, Command** commands, uint32_t count) noe
 
 
 cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcome) noexcept nogil:
+    if engine.has_ids:
+        ids_tell(&engine.ids, engine.core)
     # The gate is the core's to check: a repeat of a write that is in the journal is answered all the same.
     core_set_full(engine.core, engine.gate_now != GATE_OPEN, <int64_t>load_u64(&engine.free_bytes), FREE_BYTES_MIN)
     if not engine.open and engine.gate_now == GATE_OPEN:
@@ -495,8 +536,41 @@ cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcom
     core_execute(engine.core, command, engine.clock.last_us, group_next(engine) if engine.open else engine.found, outcome)
     if outcome.status == STATUS_JOURNAL_FULL:
         engine.refused_full += 1
+    elif outcome.status == STATUS_IDS_BEHIND:
+        engine.refused_behind += 1
     if outcome.written:
         group_add(engine, outcome.written, outcome.written_size)
+
+
+cdef void engine_park(Engine* engine, uint64_t token, const Lookup* lookup) noexcept nogil:
+    cdef Parked* parked = &engine.parked[engine.parked_put & (LOOKUPS_MAX - 1)]
+    VERIFY(engine.has_ids and engine.parked_put - engine.told_taken < LOOKUPS_MAX)
+    parked.token = token
+    parked.parked_us = monotonic_us()
+    parked.lookup = lookup[0]
+    store_u64(&engine.parked_put, engine.parked_put + 1)
+    fence()
+    if exchange_u32(&engine.lookup_asleep, 0):
+        engine_event_raise(engine.lookup_fd)
+
+
+cdef bint engine_told(Engine* engine, uint64_t* token, Facts* facts) noexcept nogil:
+    cdef const Told* told
+    if engine.told_taken == load_u64(&engine.told_put):
+        return False
+    told = &engine.told[engine.told_taken & (LOOKUPS_MAX - 1)]
+    token[0] = told.token
+    facts[0] = told.facts
+    engine.told_taken += 1
+    return True
+
+
+cdef inline void call_ids_thread(Engine* engine) noexcept nogil:
+    # When a generation has become full in this turn.
+    cdef uint64_t full = core_keys(engine.core, KEYS_REQUEST).full + core_keys(engine.core, KEYS_RECEIPT).full
+    if full != engine.keys_full:
+        engine.keys_full = full
+        engine_event_raise(engine.ids_fd)
 
 
 cdef void write_digest(Engine* engine) noexcept nogil:
@@ -514,6 +588,8 @@ cdef inline void take_in_flush(Engine* engine) noexcept nogil:
 
 cdef void engine_end_turn(Engine* engine, bint alone) noexcept nogil:
     take_in_flush(engine)
+    if engine.has_ids:
+        call_ids_thread(engine)
     if ticks_may_run(engine):
         if engine.clock.boot_us >= engine.next_tick_us:
             run_ticks(engine)
@@ -752,7 +828,101 @@ cdef void drain_loop(Engine* engine) noexcept nogil:
             engine_event_wait(engine.drain_fd, <int>wait)
 
 
+# --- the ids and the look-up thread -----------------------------------------------------------------------------
+
+cdef inline bint memory_waits(const KeyTable* table) noexcept nogil:
+    # Whether the next generation to fill needs a place that is not free. A glance at hot's own words: at worst a pause too many.
+    return table.full - table.dropped > ID_GENERATIONS - 2
+
+
+cdef bint ids_step(void* owner) noexcept nogil:
+    # Between two steps of a run: leave the disk to the flush, unless memory waits already.
+    cdef Engine* engine = <Engine*>owner
+    if load_u32(&engine.ending):
+        return False
+    if not memory_waits(core_keys(engine.core, KEYS_REQUEST)) and not memory_waits(core_keys(engine.core, KEYS_RECEIPT)):
+        engine_event_wait(engine.ids_fd, RUN_PAUSE_MS)
+    return True
+
+
+cdef void ids_loop(Engine* engine) noexcept nogil:
+    cdef int64_t begin
+    cdef uint64_t runs
+    cdef int wait_ms, code
+    engine_block_signals()
+    thread_step_back(DRAIN_NICE)
+    while load_u32(&engine.ending) == 0:
+        wait_ms = SPACE_CHECK_MS
+        # The last free space is the journal's.
+        if ids_pending(&engine.ids, engine.core) and load_u32(&engine.gate) == GATE_OPEN:
+            wait_ms = IDS_POLL_MS
+            begin = monotonic_us()
+            runs = engine.ids.run_count
+            code = ids_write_due(&engine.ids, engine.core, load_u64(&engine.durable_sequence), ids_step, engine)
+            if engine.ids.run_count != runs:
+                histogram_add(&engine.run_us, <uint64_t>(monotonic_us() - begin))
+            if ids_full(code) or (code == EIO and engine_free_bytes(engine.journal_path) < FREE_BYTES_MIN):
+                store_u64(&engine.ids_failures, engine.ids_failures + 1)
+                wait_ms = IDS_RETRY_MS
+            elif code != IDS_OK and code != IDS_STOPPED:
+                engine_die("writing the ids of earlier requests failed", journal_error(code))
+        engine_event_wait(engine.ids_fd, wait_ms)
+
+
+cdef void lookup_loop(Engine* engine) noexcept nogil:
+    cdef const Lookup* lookups[LOOKUPS_AT_ONCE]
+    cdef Facts* facts[LOOKUPS_AT_ONCE]
+    cdef const Parked* parked
+    cdef uint64_t taken, count
+    cdef int64_t now
+    cdef uint32_t i
+    engine_block_signals()
+    while True:
+        taken = engine.parked_taken
+        count = load_u64(&engine.parked_put) - taken
+        if count == 0:
+            if load_u32(&engine.ending):
+                return
+            store_u32(&engine.lookup_asleep, 1)
+            fence()
+            if load_u64(&engine.parked_put) == taken:
+                engine_event_clear(engine.lookup_fd)    # blocks
+            continue
+        if count > LOOKUPS_AT_ONCE:
+            count = LOOKUPS_AT_ONCE
+        for i in range(<uint32_t>count):
+            parked = &engine.parked[(taken + i) & (LOOKUPS_MAX - 1)]
+            lookups[i] = &parked.lookup
+            facts[i] = &engine.told[(taken + i) & (LOOKUPS_MAX - 1)].facts
+            engine.told[(taken + i) & (LOOKUPS_MAX - 1)].token = parked.token
+        ids_ask(&engine.ids, lookups, facts, <uint32_t>count)
+        now = monotonic_us()
+        for i in range(<uint32_t>count):
+            histogram_add(&engine.lookup_us, <uint64_t>(now - engine.parked[(taken + i) & (LOOKUPS_MAX - 1)].parked_us))
+            engine.lookups_unreadable += facts[i].unreadable
+        engine.parked_taken = taken + count
+        store_u64(&engine.told_put, taken + count)
+        raise_hot(engine)
+
+
 # --- recovery ---------------------------------------------------------------------------------------------------
+
+cdef bint no_pause(void* owner) noexcept nogil:
+    return True
+
+
+cdef int make_room(Engine* engine, Fault* fault) noexcept nogil:
+    # Writes the runs that are due, so that memory may drop what they hold. What they name must be on disk itself.
+    while not core_keys_room(engine.core):
+        if fault.where == 2 and fdatasync(engine.tail_fd) != 0:
+            fault.ids = EIO
+            return -1
+        fault.ids = ids_write_due(&engine.ids, engine.core, engine.core_stats.sequence, no_pause, NULL)
+        if fault.ids != IDS_OK:
+            return -1
+        ids_tell(&engine.ids, engine.core)
+    return 0
+
 
 cdef int replay_group(Engine* engine, const uint8_t* group, uint64_t room, Fault* fault) noexcept nogil:
     # Checks one group as the next of the chain and applies its entries. 0, or -1 with the fault filled in.
@@ -771,6 +941,9 @@ cdef int replay_group(Engine* engine, const uint8_t* group, uint64_t room, Fault
         return -1
     for i in range(header.count):
         size = (<const EntryHeader*>at).size
+        if engine.has_ids and not core_keys_room(engine.core) and make_room(engine, fault) != 0:
+            fault.sequence = header.first_sequence + i
+            return -1
         fault.apply = core_apply(engine.core, at, size)
         if fault.apply != APPLY_OK:
             fault.sequence = header.first_sequence + i
@@ -878,6 +1051,9 @@ _GROUP_TEXTS = {
 cdef object fault_text(const Fault* fault):
     """What a fault met at recovery means, for people."""
     place = "the journal (journal/data.mdb)" if fault.where == 1 else f"the tail (position {fault.position})"
+    if fault.ids != IDS_OK:
+        return (f"the ids of earlier requests (ids/data.mdb) cannot be written: {journal_error(fault.ids).decode()}; see to the disk and "
+                "start again")
     if fault.apply == APPLY_KEY:
         return "identity.key is not the key that this journal was begun with: put the right file in its place; nothing was changed"
     if fault.apply == APPLY_FULL:
@@ -931,14 +1107,17 @@ cdef class EngineHandle:
         if self.engine == NULL:
             raise MemoryError("no memory for the engine")
         self.engine.tail_fd = self.engine.event_fd = self.engine.flush_fd = self.engine.drain_fd = self.engine.outbox_fd = -1
+        self.engine.ids_fd = self.engine.lookup_fd = -1
 
     def __dealloc__(self):
         self.close()
         free(self.engine)
 
     def __init__(self, *, int tail_fd, uint64_t tail_bytes, bytes directory, str journal_path, bint create,
-                 bytes identity_key, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, clock_path, bint accept_time):
+                 bytes identity_key, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, clock_path, bint accept_time,
+                 ids_path=None):
         cdef Engine* engine = self.engine
+        cdef const char* ids_at
         cdef const int64_t* clock_at = NULL
         cdef uint64_t refs = 64
         cdef int code
@@ -962,15 +1141,21 @@ cdef class EngineHandle:
         engine.inbox.data = <uint8_t*>engine_map(INBOX_BYTES)
         engine.outbox.capacity = OUTBOX_BYTES
         engine.outbox.data = <uint8_t*>engine_map(OUTBOX_BYTES)
+        engine.parked = <Parked*>engine_map(LOOKUPS_MAX * sizeof(Parked))
+        engine.told = <Told*>engine_map(LOOKUPS_MAX * sizeof(Told))
+        if engine.parked == NULL or engine.told == NULL:
+            raise MemoryError("no memory for the rings of look-ups")
         if engine.refs == NULL or engine.ring == NULL or engine.found == NULL or engine.inbox.data == NULL or engine.outbox.data == NULL:
             raise MemoryError(f"no memory for the ring of {engine.ring_bytes} bytes")
         engine.event_fd = engine_eventfd(0)
         engine.flush_fd = engine_eventfd(1)
         engine.drain_fd = engine_eventfd(0)
         engine.outbox_fd = engine_eventfd(0)
-        if min(engine.event_fd, engine.flush_fd, engine.drain_fd, engine.outbox_fd) < 0:
+        engine.ids_fd = engine_eventfd(0)
+        engine.lookup_fd = engine_eventfd(1)
+        if min(engine.event_fd, engine.flush_fd, engine.drain_fd, engine.outbox_fd, engine.ids_fd, engine.lookup_fd) < 0:
             raise OSError("no file descriptors left for the engine's events")
-        engine.flush_us.base = engine.drain_us.base = 10
+        engine.flush_us.base = engine.drain_us.base = engine.lookup_us.base = engine.run_us.base = 10
         engine.group_entries.base = 1
         engine.group_bytes.base = 100
         hasher_open(&engine.hasher)
@@ -990,6 +1175,16 @@ cdef class EngineHandle:
             code = journal_open(&engine.journal, engine.journal_path, create, engine.directory)
         if code != 0:
             raise StartRefused(journal_text(code))
+        if ids_path is None:
+            return
+        ids_bytes = ids_path.encode()
+        ids_at = ids_bytes
+        with nogil:
+            code = ids_open(&engine.ids, ids_at, engine.directory, True)
+        if code != 0:
+            raise StartRefused(ids_text(&engine.ids, code))
+        engine.has_ids = True
+        ids_begin(&engine.ids, engine.core)
 
     cdef int open_core(self) except -1:
         # Empty tables, in place of those that may be there.
@@ -1002,12 +1197,17 @@ cdef class EngineHandle:
         engine.core = core_open(&engine.sizes, engine.identity_key)
         engine.core_bytes = max(0, _mapped_bytes() - before)
         engine.core_stats = core_stats(engine.core)
+        if engine.has_ids:
+            ids_begin(&engine.ids, engine.core)
         return 0
 
     def close(self):
         """Give everything back. Called once both threads have ended; again does nothing."""
         cdef Engine* engine = self.engine
         journal_close(&engine.journal)
+        if engine.has_ids:
+            ids_close(&engine.ids)
+            engine.has_ids = False
         if engine.core != NULL:
             core_close(engine.core)
             engine.core = NULL
@@ -1017,14 +1217,18 @@ cdef class EngineHandle:
         engine_unmap(engine.refs, (engine.refs_mask + 1) * sizeof(GroupRef))
         engine_unmap(engine.ring, engine.ring_bytes)
         engine_unmap(engine.found, ENTRY_BYTES_MAX)
+        engine_unmap(engine.parked, LOOKUPS_MAX * sizeof(Parked))
+        engine_unmap(engine.told, LOOKUPS_MAX * sizeof(Told))
+        engine.parked = NULL
+        engine.told = NULL
         engine_unmap(engine.inbox.data, engine.inbox.capacity)
         engine_unmap(engine.outbox.data, engine.outbox.capacity)
         engine.refs = NULL
         engine.ring = engine.found = engine.inbox.data = engine.outbox.data = NULL
-        for fd in (engine.event_fd, engine.flush_fd, engine.drain_fd, engine.outbox_fd):
+        for fd in (engine.event_fd, engine.flush_fd, engine.drain_fd, engine.outbox_fd, engine.ids_fd, engine.lookup_fd):
             if fd >= 0:
                 close(fd)
-        engine.event_fd = engine.flush_fd = engine.drain_fd = engine.outbox_fd = -1
+        engine.event_fd = engine.flush_fd = engine.drain_fd = engine.outbox_fd = engine.ids_fd = engine.lookup_fd = -1
 
     # --- start ---
 
@@ -1124,10 +1328,17 @@ cdef class EngineHandle:
         if last_sequence < drained.sequence:
             raise StartRefused(f"the tail was set back or replaced: the journal ends with entry {drained.sequence}, but the newest group in "
                                f"the tail ends with {last_sequence}, so later writes may be missing. {_RESTORE}")
+        for kind, what in ((KEYS_REQUEST, "request ids"), (KEYS_RECEIPT, "receipt keys")):
+            if engine.has_ids and engine.ids.covered[kind] > engine.core_stats.sequence:
+                raise StartRefused(f"the {what} on disk (ids/data.mdb) reach to entry {engine.ids.covered[kind]}, but the journal ends with "
+                                   f"{engine.core_stats.sequence}: they are of another time. `daybook ids DIR --rebuild` makes them again")
         if engine.sealed_groups and fdatasync(engine.tail_fd) != 0:
             # The groups may have been read from memory that never reached the disk.
             raise StartRefused("the tail cannot be flushed: see to its disk")
         tail_go_direct(engine.tail_fd)
+        if engine.has_ids:
+            ids_write_due(&engine.ids, engine.core, 0, no_pause, NULL)  # writes nothing: counts what lies in runs already
+            engine.keys_full = core_keys(engine.core, KEYS_REQUEST).full + core_keys(engine.core, KEYS_RECEIPT).full
         engine.durable_groups = engine.handed_groups = engine.sealed_groups
         engine.durable_sequence = engine.core_stats.sequence
         core_set_find(engine.core, find_entry, engine)
@@ -1181,8 +1392,20 @@ cdef class EngineHandle:
         with nogil:
             drain_loop(self.engine)
 
+    def run_ids(self):
+        if self.engine.has_ids:
+            with nogil:
+                ids_loop(self.engine)
+
+    def run_lookups(self):
+        if self.engine.has_ids:
+            with nogil:
+                lookup_loop(self.engine)
+
     def end_threads(self):
         store_u32(&self.engine.ending, 1)
+        engine_event_raise(self.engine.ids_fd)
+        engine_event_raise(self.engine.lookup_fd)
         engine_event_raise(self.engine.flush_fd)
         engine_event_raise(self.engine.drain_fd)
 
@@ -1276,7 +1499,7 @@ cdef class EngineHandle:
         """Memory reserved: [(what, bytes)]."""
         cdef Engine* engine = self.engine
         return [("core tables", engine.core_bytes), ("ring", engine.ring_bytes), ("group index", (engine.refs_mask + 1) * sizeof(GroupRef)),
-                ("inbox", engine.inbox.capacity), ("outbox", engine.outbox.capacity)]
+                ("inbox", engine.inbox.capacity), ("outbox", engine.outbox.capacity), ("look-ups", LOOKUPS_MAX * (sizeof(Parked) + sizeof(Told)))]
 
     @property
     def sequence(self):
@@ -1372,6 +1595,13 @@ cdef class EngineHandle:
             "clock_gap": bool(engine.clock.gap),
             "clock_ahead_us": engine.clock.ahead_us,
             "clock_behind_us": engine.clock.behind_us,
+            "ids": {
+                "runs": load_u64(&engine.ids.run_count), "keys": load_u64(&engine.ids.keys), "bytes": ids_used_bytes(&engine.ids),
+                "failures": load_u64(&engine.ids_failures), "refused_behind": engine.refused_behind,
+                "lookups": load_u64(&engine.told_put), "waiting": load_u64(&engine.parked_put) - load_u64(&engine.told_put),
+                "unreadable": engine.lookups_unreadable, "lookup_us": histogram_python(&engine.lookup_us),
+                "run_us": histogram_python(&engine.run_us),
+            },
             "turns": engine.turns,
             "ticks": engine.ticks,
             "finds_ring": engine.finds_ring,

@@ -124,6 +124,27 @@ cdef enum:                      # HashedBit of Command.hashed: hashes that core_
     HASHED_REQUEST = 1
     HASHED_MEMBER = 2
     HASHED_RECEIPT = 4
+    LOOKED_UP = 8               # not by core_prepare: `found` holds what the runs said
+
+cdef enum:                      # AskBit of Lookup.ask
+    ASK_REQUEST = 1             # the request id, in the runs whose sent_times reach to its own
+    ASK_RECEIPT = 2             # the receipt key, in the runs whose business days reach to its own
+    ASK_ANY_TIME = 4            # the request id in every run: its sent_time is not known
+
+cdef struct Lookup:             # what the runs of dropped keys are asked for one command
+    Hash128 request
+    Hash128 receipt
+    int64_t sent_time_us
+    int64_t business_day        # yyyymmdd
+    uint32_t ask                # AskBit
+
+cdef struct Facts:              # what they said
+    uint64_t request            # sequence of the request id's entry; 0: in no run
+    uint64_t first              # of the receipt key: its earn; 0: in no run
+    uint64_t second             # of the receipt key: its burn or capture; 0: in no run
+    uint64_t requests_until     # the runs that were asked hold the request ids of every entry up to this sequence
+    uint64_t receipts_until     # and the receipt keys
+    uint32_t unreadable         # 1: a run cannot be read, so nothing is known
 
 cdef struct Slice:              # bytes inside somebody else's buffer; valid until that buffer is reused
     const uint8_t* data
@@ -167,6 +188,7 @@ cdef struct Command:
     Hash128 request_hash        # of the request id, the member and the receipt key; valid with their HashedBit
     Hash128 member_hash
     Hash128 receipt_hash
+    Facts found                 # valid with LOOKED_UP
     uint32_t hashed             # HashedBit; 0 from the codec, set by core_prepare
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
     Line lines[LINES_MAX]
@@ -201,6 +223,7 @@ cdef struct Outcome:
     uint8_t replayed            # 1: the first outcome of an id seen before
     uint8_t written             # new entries in the buffer given to core_execute, back to back (0, 1, or more: see there)
     uint8_t opened              # 1: reserved for the codec; read it from the entry's flags
+    uint8_t parked              # 1: not decided, nothing written: execute it again with what the runs say to `lookup`
     int64_t value               # for VALUE_NUMBER
     Slice text                  # for VALUE_TEXT; valid as long as the request
     int64_t a                   # STATUS_ROWS[status].a
@@ -210,6 +233,7 @@ cdef struct Outcome:
     const uint8_t* entry        # the entry that answers a write (also of a remembered refusal); NULL for reads
     uint32_t entry_size         # bytes of entry
     uint32_t written_size       # bytes of all new entries in the buffer
+    Lookup lookup               # valid with `parked`
     BalanceView balance         # for METHOD_GET_BALANCE
 
 cdef struct Award:              # what a rule gave; written by the rules, read by _core

@@ -15,7 +15,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ledger._clock cimport monotonic_us
 from ledger._core cimport (
-    Core, LOAD_DIGEST, LOAD_KEY, LOAD_MEMBERS, LOAD_OK, LOAD_PROGRAM, LOAD_RESERVATIONS, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_END,
+    Core, LOAD_DIGEST, LOAD_KEY, LOAD_KEYS, LOAD_KEYS_GAP, LOAD_MEMBERS, LOAD_OK, LOAD_PROGRAM, LOAD_RESERVATIONS, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_END,
     SNAPSHOT_SECTION_COUNT, SnapshotHead, core_describe, core_load, core_load_begin, core_save,
 )
 from ledger._limits cimport LOTS_PER_MEMBER_PLANNED, SNAPSHOT_SYNC_BYTES
@@ -221,7 +221,7 @@ cdef class Snapshot:
         """The head's plain numbers by name."""
         cdef SnapshotHead* head = &self.head_read
         return {
-            "sequence": head.sequence, "time_us": head.time_us, "keys_from": head.keys_from, "members": head.members,
+            "sequence": head.sequence, "time_us": head.time_us, "keys_from": max(head.keys_from[0], head.keys_from[1]), "members": head.members,
             "identifiers": head.identifiers, "lots": head.lots, "lot_units": head.lot_units,
             "reservations_active": head.reservations_active, "reservations_finished": head.reservations_finished,
             "request_ids": head.keys[0], "receipt_keys": head.keys[1], "members_max": head.members_max, "ids_max": head.ids_max,
@@ -271,6 +271,12 @@ cdef class Snapshot:
             raise SnapshotUnusable("it was written under another identity key")
         if result == LOAD_DIGEST:
             raise SnapshotUnusable("its state has another digest than it was written with")
+        if result == LOAD_KEYS_GAP:
+            raise SnapshotUnusable(f"its request ids and receipt keys begin with entries {head.keys_from[0]} and {head.keys_from[1]}, and the "
+                                   "runs in ids/ do not reach so far")
+        if result == LOAD_KEYS:
+            raise SnapshotUnusable(f"its request ids and receipt keys do not fit tables of another size: it was written with --ids-max "
+                                   f"{head.ids_max}")
         if result == LOAD_PROGRAM:
             raise SnapshotUnusable("its programme does not load")
         raise SnapshotUnusable(f"the records before byte {position} do not fit each other" if position else "its head does not fit itself")

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import limits, snapshot
+from ledger import ids, limits, snapshot
 from ledger._engine import EngineHandle, StartRefused
 from ledger._snapshot import SnapshotUnusable, TablesTooSmall
 from ledger.rules import CompiledProgram, ProgramError, compile_file
@@ -57,6 +57,8 @@ clock_stepped        1: realtime made a forward step that is not believed (clock
 clock_gap            1: the clock was more than 7 days ahead of the journal at start; ticks stand still
 clock_behind_us      how far realtime is behind server time
 turns, ticks         of the hot loop; entries written by ticks
+ids                  runs of dropped keys: runs, keys, bytes, failures (no space, tried again), refused_behind; lookups and how many wait now,
+                     unreadable, lookup_us and run_us (histograms)
 finds_ring, finds_journal    entries read again for repeats: from memory, from LMDB
 """
 
@@ -69,28 +71,29 @@ class Recovered(NamedTuple):
     journal_sequence: int  # last entry that was in LMDB already
     tail_groups: int  # groups that were only in the tail
     gap_us: int  # above 0: the clock is this far ahead of the journal (more than 7 days), ticks stand still
-    snapshot_sequence: int  # last entry of the snapshot that the start began with; 0: none, all was replayed
 
 
 class OpenLedger:
     """An open data directory with its engine. Order: start(), the hot thread runs and ends, stop()."""
 
     def __init__(self, data: Path, lock_fd: int, tail_fd: int, handle: EngineHandle, directory: bytes, program: CompiledProgram,
-                 recovered: Recovered, sizes: dict[str, int]) -> None:
+                 recovered: Recovered, begun_at: int, sizes: dict[str, int]) -> None:
         self.data = data
         self.handle = handle
         self.directory = directory.hex()
         self.program = program
         self.recovered = recovered
+        self.begun_at = begun_at  # last entry of the snapshot that the start began with; 0: there was none, all was replayed
         self._fds = [tail_fd, lock_fd]
         self._sizes = sizes
         self._threads: list[threading.Thread] = []
         self.head = (0, "")  # after stop(): last sequence and its group's hash, for `verify --expect-head`
 
     def start(self) -> None:
-        """Start the flush and the drain thread. Neither takes the GIL again; a failure in them ends the process (status 70)."""
+        """Start the flush, the drain, the ids and the look-up thread. None takes the GIL again; a failure in them ends the process (status 70)."""
         assert not self._threads
-        for name, body in (("flush", self.handle.run_flush), ("drain", self.handle.run_drain)):
+        for name, body in (("flush", self.handle.run_flush), ("drain", self.handle.run_drain), ("ids", self.handle.run_ids),
+                           ("lookups", self.handle.run_lookups)):
             thread = threading.Thread(target=body, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -152,6 +155,12 @@ def open_ledger(
         if not (data / "journal" / "data.mdb").exists() or (data / "journal" / "data.mdb").stat().st_size < _FIRST_PAGES_BYTES:
             raise StartRefused(f"the journal {data / 'journal' / 'data.mdb'} is missing or cut off: restore the data directory from a "
                                "copy of one moment (journal and tail together)")
+        try:
+            ids.make(data, directory)
+        except OSError as error:
+            raise _refusal(error, f"{data / 'ids'} cannot be made") from None
+        except ids.IdsRefused as error:
+            raise StartRefused(str(error)) from None
         tail_fd, size = _open_tail(tail_path, directory)
         fds.insert(0, tail_fd)
         handle = _open_engine(data, tail_fd, size, directory, key, members_max, ids_max, clock_file, accept_time, create=False)
@@ -169,9 +178,9 @@ def open_ledger(
         for fd in fds:
             os.close(fd)
         raise
-    recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"], begun_at)
+    recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"])
     sizes = dict(handle.plan())
-    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, sizes)
+    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, begun_at, sizes)
 
 
 def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
@@ -445,7 +454,7 @@ def _open_engine(data: Path, tail_fd: int, tail_bytes: int, directory: bytes, ke
         return EngineHandle(
             tail_fd=tail_fd, tail_bytes=tail_bytes, directory=directory, journal_path=str(data / "journal"), create=create,
             identity_key=key, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max,
-            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time)
+            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time, ids_path=None if create else str(data / "ids"))
     except MemoryError as error:
         raise StartRefused(f"the tables do not fit into memory ({error}): lower --members-max ({members_max}) "
                            f"or --ids-max ({ids_max})") from None

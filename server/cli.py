@@ -20,6 +20,7 @@ from rich.table import Table
 from ledger import limits
 from server import cli_export, cli_follow, cli_index
 from server.cli_admin import adjust, link, unlink
+from server.cli_ids import ids
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
@@ -95,8 +96,8 @@ def _start_table(what: Any, seconds: float) -> Table:
     programme = ledger.program.program
     recovered = ("a new journal" if found.created else
                  f"sequence {found.sequence:,}: "
-                 + (f"a snapshot up to {found.snapshot_sequence:,}, " if found.snapshot_sequence else "no snapshot, ")
-                 + f"{found.sequence - found.snapshot_sequence:,} entries replayed, {found.tail_groups:,} groups of them from the tail")
+                 + (f"a snapshot up to {ledger.begun_at:,}, " if ledger.begun_at else "no snapshot, ")
+                 + f"{found.sequence - ledger.begun_at:,} entries replayed, {found.tail_groups:,} groups of them from the tail")
     table = Table(title="daybook serves", show_header=False, title_justify="left")
     for name, value in (
         ("data", str(config.data.resolve())), ("tail", str((config.tail or config.data).resolve() / "tail")),
@@ -208,6 +209,7 @@ app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --o
             rich_help_panel="By hand")(adjust)
 app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`", rich_help_panel="By hand")(link)
 app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`", rich_help_panel="By hand")(unlink)
+app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)
 
 
 def _add_commands() -> None:

@@ -42,6 +42,7 @@ TRANSPORT = (
     Row("connections", "ledger_connections", "gauge", "Connections of the checkout port open now."),
     Row("streams", "ledger_open_calls", "gauge", "Calls of the checkout port open now, waiting ones included."),
     Row("held", "ledger_held_answers", "gauge", "Answers that wait for the disk now."),
+    Row("parked", "ledger_parked_calls", "gauge", "Calls that wait for what the runs of old ids say, now."),
     Row("connections_total", "ledger_connections_opened", "counter", "Connections accepted."),
     Row("connections_refused", "ledger_connections_refused", "counter", "Connections refused: too many, or out of file descriptors."),
     Row("connections_abused", "ledger_connections_abused", "counter", "Connections closed for a flood of frames or resets."),
@@ -70,6 +71,13 @@ ENGINE = (
     Row("core.reservations_active", "ledger_reservations", "gauge", "Active reservations."),
     Row("core.request_ids", "ledger_request_ids", "gauge", "Request ids remembered in memory."),
     Row("core.receipt_keys", "ledger_receipt_keys", "gauge", "Receipt keys remembered in memory."),
+    Row("ids.runs", "ledger_ids_runs", "gauge", "Runs of ids and receipt keys that memory has dropped or may drop."),
+    Row("ids.keys", "ledger_ids_keys", "gauge", "Ids and receipt keys in runs."),
+    Row("ids.bytes", "ledger_ids_bytes", "gauge", "Size of the runs on disk."),
+    Row("ids.lookups", "ledger_ids_lookups", "counter", "Questions that were asked of the runs."),
+    Row("ids.unreadable", "ledger_ids_unreadable_lookups", "counter", "Questions that met a damaged run."),
+    Row("ids.refused_behind", "ledger_ids_refused_writes", "counter", "Writes refused with IDS_BEHIND."),
+    Row("ids.failures", "ledger_ids_failures", "counter", "Transactions of runs that met a full disk; they are tried again."),
     Row("core.entries_expired_lots", "ledger_expired_lots_entries", "counter", "Entries that posted the expiry of lots."),
     Row("core.entries_expired_reservations", "ledger_expired_reservations_entries", "counter", "Entries that ended reservations by time."),
     Row("drain_lag_entries", "ledger_drain_lag_entries", "gauge", "Entries in the tail that are not in LMDB yet."),
@@ -121,6 +129,8 @@ HISTOGRAMS = (
     Row("group_bytes", "ledger_group_bytes", "histogram", "Bytes of one group."),
     Row("flush_us", "ledger_flush_duration_seconds", "histogram", "Hash, write and flush of one group.", US),
     Row("drain_us", "ledger_drain_duration_seconds", "histogram", "One LMDB transaction of the drain.", US),
+    Row("ids.lookup_us", "ledger_ids_lookup_duration_seconds", "histogram", "From parking a call to the answer of the runs.", US),
+    Row("ids.run_us", "ledger_ids_run_duration_seconds", "histogram", "Writing the runs that were due, pauses included.", US),
 )
 WALLETS = (
     Row("issued_points", "ledger_issued_points", "counter", "Points ever given, from the journal."),
@@ -149,7 +159,7 @@ class LedgerCollector(Collector):
                 yield _family(row, [((), _value(stats, row.key) * row.scale)])
         for row in HISTOGRAMS:
             histogram = HistogramMetricFamily(row.name, row.help, labels=())
-            value = engine[row.key]
+            value = _value(engine, row.key)
             histogram.add_metric((), _cumulative(value["bounds"], value["counts"], row.scale), value["sum"] * row.scale)
             yield histogram
         wallets = engine["core"]["wallets"]
@@ -209,10 +219,11 @@ def _build() -> Metric:
     return build
 
 
-def _value(stats: Mapping[str, Any], key: str) -> float:
+def _value(stats: Mapping[str, Any], key: str) -> Any:
+    """A number, or a histogram."""
     for part in key.split("."):
         stats = stats[part]
-    return stats  # type: ignore[return-value]  # the last part names a number
+    return stats
 
 
 def _family(row: Row, samples: list[tuple[tuple[str, ...], float]], *labels: str) -> Metric:

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
-    "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lots", "_rules", "_table", "_thread", "_layout")} | GENERATED
-ENGINE = LEAVES | {"ledger._core", "ledger._snapshot", "ledger._tail", "ledger._journal"}
+    "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lmdb", "_lots", "_rules", "_table", "_thread", "_layout")} | GENERATED
+ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in ("check", "currencies", "lower", "model", "reference", "syntax", "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
@@ -38,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger._core": LEAVES,
     "ledger._tail": LEAVES,
     "ledger._journal": LEAVES,
+    "ledger._ids": LEAVES | {"ledger._core"},
     "ledger._engine": ENGINE,
     "ledger._snapshot": LEAVES | {"ledger._core"},
     "ledger._feed": LEAVES | {"ledger._core"},
@@ -47,8 +48,9 @@ ARROWS: dict[str, set[str]] = {
     "ledger._past": LEAVES,
     "ledger._columns": LEAVES,
     "ledger._probe": LEAVES,
-    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.rules",
+    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.ids", "ledger.rules",
                       "ledger.rules_compiled"},
+    "ledger.ids": {"ledger.limits", "ledger.journal", "ledger._ids"},
     "ledger.journal": {"ledger.limits"},
     "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier"},
     "ledger.snapshot": {"ledger.limits", "ledger._snapshot"},
@@ -68,7 +70,7 @@ ARROWS: dict[str, set[str]] = {
     "server._call": LEAVES | {"ledger._engine", "server._wire"},
     "server._http2": LEAVES | {"server._frames", "server._grpc", "server._hpack", "server._nghttp2"},
     "server._transport": LEAVES | {"ledger._engine", "server._call", "server._frames", "server._grpc", "server._http2"},
-    "server._local": LEAVES | {"ledger._core", "ledger._snapshot", "server._call", "server._wire"},
+    "server._local": LEAVES | {"ledger._core", "ledger._ids", "ledger._snapshot", "server._call", "server._wire"},
     "server._reader": LEAVES | {"ledger._core", "ledger._follower", "server._call"},
     "server.config": {"ledger.limits"},
     "server.ports": {"server.config"},
@@ -88,8 +90,9 @@ ARROWS: dict[str, set[str]] = {
     "server.cli_admin": {"server.console", "server.control"},
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
-                   "server.cli_admin", "server.cli_export", "server.cli_follow", "server.cli_index", "server.config", "server.console",
-                   "server.service"},
+                   "server.cli_admin", "server.cli_export", "server.cli_follow", "server.cli_ids", "server.cli_index", "server.config",
+                   "server.console", "server.service"},
+    "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
 }
 
@@ -108,16 +111,16 @@ OTHERS = {
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/export.py", "ledger/index.py", "ledger/rules/lower.py", "server/_local.pyi"},
     "pyarrow": {"ledger/export.py"},
-    "typer": {"server/cli.py", "server/cli_admin.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py",
-              "server/console.py"},
-    "rich": {"server/cli.py", "server/cli_admin.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py",
-             "server/console.py"},
+    "typer": {"server/cli.py", "server/cli_admin.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_ids.py",
+              "server/cli_index.py", "server/console.py"},
+    "rich": {"server/cli.py", "server/cli_admin.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_ids.py",
+             "server/cli_index.py", "server/console.py"},
 }
 
 # A C library -> where its header may be included.
 HEADERS = {
-    "lmdb.h": {"ledger/_journal.pxd", "ledger/_journal.pyx"},
-    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd", "bench/_hpack.pxd"},
+    "lmdb.h": {"ledger/_lmdb.pxd"},
+    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
     "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_feed.pyx", "ledger/_snapshot.pyx"},
 }
@@ -244,7 +247,7 @@ def test_every_dependency_is_used():
 
 
 # Whole-number division of sizes and positions, which are unsigned: rings, capacities, halves. Points, money and days go through _arith.
-DIVIDES = {"ledger/_arith.pxd", "ledger/_engine.pyx", "ledger/_lots.pxd", "ledger/_table.pxd"}
+DIVIDES = {"ledger/_arith.pxd", "ledger/_engine.pyx", "ledger/_lots.pxd", "ledger/_snapshot.pyx", "ledger/_table.pxd"}
 
 
 @pytest.mark.parametrize("name", [name for name in sources("ledger/") if name.endswith((".pyx", ".pxd"))])

@@ -15,8 +15,8 @@ import pytest
 from ledger import journal
 from ledger.rules import compile_file
 from server._local import LocalLedger
-from tests.ledger.forging import Forge
 from tests import till
+from tests.ledger.forging import Forge
 from tests.test_two_ports import random_requests
 from tests.till import METHODS
 

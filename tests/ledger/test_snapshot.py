@@ -103,7 +103,7 @@ def check(data: Path, made: Made, begun_at: int, *whys: str, **sizes: int) -> No
     """The start takes the snapshot that ends with begun_at and says these reasons; the state is the one of a full replay."""
     ledger, said = opened(data, **sizes)
     try:
-        assert ledger.recovered.snapshot_sequence == begun_at
+        assert ledger.begun_at == begun_at
         assert (ledger.handle.digest(), ledger.handle.sequence) == (made.digest, made.sequence)
         assert len(said) == len(whys), said
         for line, why in zip(said, whys, strict=True):
