@@ -15,6 +15,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,9 @@ PAGE_OFFSETS = BLOCK // 4
 STEP_BYTES = 4 << 20  # of groups that one step reads
 BUFFER_PAGES = 256
 MERGE_MAX = 64  # of ledger/_index.pyx
-BACKGROUND_ENTRIES = 2_097_152  # a merge of more takes a second or so and goes to its own thread
+BACKGROUND_ENTRIES = 2_097_152  # a merge of more waits for the merging thread; a smaller one does not, so that memory stays small
+PIECE_BYTES = 4 << 20  # written and flushed at a time beside a service: a flush of gigabytes would hold up its tail
+PIECES_PER_S = 16  # of them at most
 
 Say = Callable[[str], None]
 
@@ -230,8 +233,11 @@ def check_pages(segment: Segment) -> None:
         raise SegmentDamaged(f"{segment.path}: pages of the offsets do not fit their checksums")
 
 
-def write_file(folder: Path, directory: bytes, parts: list[Segment]) -> Path:
-    """Adjacent segments as one file, in place when this returns. Errors: OSError, SegmentDamaged."""
+def write_file(folder: Path, directory: bytes, parts: list[Segment], *, gently: bool = False) -> Path:
+    """Adjacent segments as one file, in place when this returns. gently: piece by piece, for the service on the same disk.
+
+    Errors: OSError, SegmentDamaged.
+    """
     for part in parts:
         check_pages(part)
     first, last = parts[0].first_sequence, parts[-1].last_sequence
@@ -245,7 +251,7 @@ def write_file(folder: Path, directory: bytes, parts: list[Segment]) -> Path:
         for index in range(len(INDEXES)):
             count = sum(len(part.rows[index]) for part in parts)
             places += [file.tell(), count]
-            section = _write_rows(file, _merge(parts, index))
+            section = _write_rows(file, _merge(parts, index), gently)
             fences.append(section[0])
             checksums.append(section[1])
         offsets = np.concatenate([part.offsets for part in parts]) if len(parts) > 1 else parts[0].offsets
@@ -266,11 +272,11 @@ def write_file(folder: Path, directory: bytes, parts: list[Segment]) -> Path:
     return path
 
 
-def _write_rows(file: Any, merged: Merge) -> tuple[Any, Any]:
+def _write_rows(file: Any, merged: Merge, gently: bool) -> tuple[Any, Any]:
     """Rows in pages, the last one filled up with zeros; returns fences and checksums."""
     buffer = np.empty(BUFFER_PAGES * limits.INDEX_PAGE_ROWS, ROW)
     fences, checksums = [], []
-    done = 0
+    done = unflushed = 0
     while (count := merged.read(buffer[done:])) or done:
         done += count
         if count and done < len(buffer):
@@ -278,6 +284,12 @@ def _write_rows(file: Any, merged: Merge) -> tuple[Any, Any]:
         fences.append(buffer[:done:limits.INDEX_PAGE_ROWS].copy())
         checksums.append(_sums(buffer[:done]))
         file.write(buffer[:done])
+        unflushed += done * 8
+        if gently and unflushed >= PIECE_BYTES:
+            file.flush()
+            os.fdatasync(file.fileno())
+            time.sleep(1 / PIECES_PER_S)
+            unflushed = 0
         done = 0
     file.write(bytes(-file.tell() % BLOCK))
     if not fences:
@@ -458,7 +470,7 @@ class Index:
             return 0
         segment = take(collector)
         if count >= self._segment_entries:
-            segment = read_file(write_file(self.folder, self.journal.directory, [segment]), self.journal.directory)
+            segment = read_file(write_file(self.folder, self.journal.directory, [segment], gently=self._background), self.journal.directory)
         self._replace([], [segment])
         while self._tidy():
             pass
@@ -484,9 +496,11 @@ class Index:
         run = self._run_to_merge()
         if run is None:
             return False
-        if self._background and sum(segment.count for segment in run) > BACKGROUND_ENTRIES:
-            if self._merger is not None and self._merger.is_alive():
-                return False
+        count = sum(segment.count for segment in run)
+        busy = self._merger is not None and self._merger.is_alive()
+        if self._background and busy and count > BACKGROUND_ENTRIES:
+            return False
+        if self._background and not busy and count >= self._segment_entries:
             self._merging = run
             self._merger = threading.Thread(target=self._merge_behind, args=(run,), name="index-merge")
             self._merger.start()
@@ -507,7 +521,7 @@ class Index:
             self._replace(run, [merge_in_memory(run)])
             return
         try:
-            path = write_file(self.folder, self.journal.directory, run)
+            path = write_file(self.folder, self.journal.directory, run, gently=self._background)
         except SegmentDamaged:
             self._drop_damaged(run)
             return

@@ -348,7 +348,7 @@ def test_a_merge_that_was_killed_leaves_nothing_wrong(growing: Callable[..., Gro
 
 
 def test_merges_behind_the_back_change_no_answer(growing: Callable[..., Growing], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "BACKGROUND_ENTRIES", 2 * SMALL)
+    monkeypatch.setattr(index_module, "BACKGROUND_ENTRIES", 4 * SMALL)
     one = growing()
     one.index._background = True
     for _ in range(40):
@@ -358,7 +358,7 @@ def test_merges_behind_the_back_change_no_answer(growing: Callable[..., Growing]
     one.index.close()
     one.catch_up()
     one.check(everything=True)
-    assert max(segment.count for segment in one.index._segments if segment.path) > 2 * SMALL
+    assert max(segment.count for segment in one.index._segments if segment.path) > 4 * SMALL
     assert one.told == []
 
 
