@@ -254,7 +254,18 @@ cdef void core_set_covered(Core* core, uint64_t requests, uint64_t receipts) noe
 
 
 cdef bint core_keys_room(Core* core) noexcept nogil:
-    return keys_room(&core.keys[KEYS_REQUEST]) and keys_room(&core.keys[KEYS_RECEIPT])
+    cdef uint64_t dropped = core.keys[KEYS_REQUEST].dropped + core.keys[KEYS_RECEIPT].dropped
+    cdef bint room = keys_room(&core.keys[KEYS_REQUEST]) and keys_room(&core.keys[KEYS_RECEIPT])
+    if core.keys[KEYS_REQUEST].dropped + core.keys[KEYS_RECEIPT].dropped != dropped:
+        count_keys(core)
+    return room
+
+
+cdef inline void count_keys(Core* core) noexcept nogil:
+    core.stats.request_ids = keys_count(&core.keys[KEYS_REQUEST])
+    core.stats.receipt_keys = keys_count(&core.keys[KEYS_RECEIPT])
+    core.stats.bytes_request_ids = core.stats.request_ids * sizeof(KeySlot)
+    core.stats.bytes_receipt_keys = core.stats.receipt_keys * sizeof(KeySlot)
 
 
 cdef const Program* core_program(const Core* core) noexcept nogil:
@@ -2505,12 +2516,9 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
 
 
 cdef inline void count_bytes(Core* core) noexcept nogil:
-    core.stats.request_ids = keys_count(&core.keys[KEYS_REQUEST])
-    core.stats.receipt_keys = keys_count(&core.keys[KEYS_RECEIPT])
+    count_keys(core)
     core.stats.bytes_lots = core.arena.live * sizeof(Lot)
     core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)
-    core.stats.bytes_request_ids = core.stats.request_ids * sizeof(KeySlot)
-    core.stats.bytes_receipt_keys = core.stats.receipt_keys * sizeof(KeySlot)
 
 
 include "_core_snapshot.pxi"

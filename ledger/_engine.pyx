@@ -43,7 +43,7 @@ from ledger._ids cimport (
 from ledger._journal cimport (
     Drained, JOURNAL_CRASHED, JOURNAL_END, JOURNAL_FOREIGN, JOURNAL_OK, JOURNAL_SHORT, JOURNAL_TOO_LARGE, Journal, journal_begin, journal_close,
     journal_commit, journal_drained, journal_error, journal_find, journal_full, journal_open, journal_put, journal_release, journal_scan,
-    journal_scan_end, journal_used_bytes,
+    journal_scan_end, journal_sync, journal_used_bytes,
 )
 from ledger._layout cimport (
     Command, EntryHeader, Facts, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Lookup, Outcome,
@@ -95,6 +95,8 @@ cdef extern from *:
         void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         return at == MAP_FAILED ? NULL : at;
     }
+    /* The ring is touched whole at start: by pages of 2 MB that takes a third of the time. Where there are none, nothing changes. */
+    static void engine_map_large_pages(void *at, uint64_t size) { madvise(at, size, MADV_HUGEPAGE); }
     static void engine_unmap(void *at, uint64_t size) { if (at) munmap(at, size); }
     static const int64_t *engine_map_clock(const char *path) {
         int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -129,6 +131,7 @@ cdef extern from *:
     void engine_die_errno(const char* what, int code) noexcept nogil
     int64_t engine_free_bytes(const char* path) noexcept nogil
     void* engine_map(uint64_t size) noexcept nogil
+    void engine_map_large_pages(void* at, uint64_t size) noexcept nogil
     void engine_unmap(void* at, uint64_t size) noexcept nogil
     const int64_t* engine_map_clock(const char* path) noexcept nogil
     int engine_eventfd(int blocking) noexcept nogil
@@ -1147,6 +1150,7 @@ cdef class EngineHandle:
             raise MemoryError("no memory for the rings of look-ups")
         if engine.refs == NULL or engine.ring == NULL or engine.found == NULL or engine.inbox.data == NULL or engine.outbox.data == NULL:
             raise MemoryError(f"no memory for the ring of {engine.ring_bytes} bytes")
+        engine_map_large_pages(engine.ring, engine.ring_bytes)
         engine.event_fd = engine_eventfd(0)
         engine.flush_fd = engine_eventfd(1)
         engine.drain_fd = engine_eventfd(0)
@@ -1335,6 +1339,11 @@ cdef class EngineHandle:
         if engine.sealed_groups and fdatasync(engine.tail_fd) != 0:
             # The groups may have been read from memory that never reached the disk.
             raise StartRefused("the tail cannot be flushed: see to its disk")
+        with nogil:
+            # The same for the journal: the place of its groups in the tail is free from now on, and new groups say that they are in it.
+            code = journal_sync(&engine.journal)
+        if code != 0:
+            raise StartRefused(f"the journal (journal/data.mdb) cannot be flushed: {journal_error(code).decode()}. See to its disk")
         tail_go_direct(engine.tail_fd)
         if engine.has_ids:
             ids_write_due(&engine.ids, engine.core, 0, no_pause, NULL)  # writes nothing: counts what lies in runs already

@@ -231,7 +231,6 @@ def _refusal(error: OSError, what: str) -> StartRefused:
 
 def _lock(data: Path) -> int:
     """Make the directory if need be and take its lock. Returns the descriptor that holds it."""
-    made = not data.exists()
     try:
         data.mkdir(mode=0o750, parents=True, exist_ok=True)
     except FileExistsError:
@@ -239,8 +238,6 @@ def _lock(data: Path) -> int:
     except OSError as error:
         raise _refusal(error, f"the data directory {data} cannot be made") from None
     try:
-        if made:
-            _sync_directory(data.parent)
         fd = os.open(data / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise _refusal(error, f"the data directory {data} cannot be written") from None
@@ -260,6 +257,18 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def _sync_way(path: Path) -> None:
+    """The names that lead to a directory, up to its file system's root: it may have been made just now, by this start or one before."""
+    device = path.stat().st_dev
+    for above in path.parents:
+        try:
+            if above.stat().st_dev != device:
+                return
+            _sync_directory(above)
+        except PermissionError:
+            continue  # a directory that this user may pass but not read: its names are not of our making
+
+
 def _write_file(path: Path, content: bytes, mode: int) -> None:
     """A small file, on disk under its name when this returns (the directory's own sync is the caller's)."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -274,7 +283,9 @@ def _write_file(path: Path, content: bytes, mode: int) -> None:
 def _identify(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | None) -> tuple[bytes, bool]:
     """The directory's id, and whether the directory was created just now."""
     try:
-        return _read_format(data / "FORMAT"), False
+        directory = _read_format(data / "FORMAT")
+        _sync_directory(data)  # a start that was killed may have given FORMAT its name without making that durable
+        return directory, False
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -339,10 +350,14 @@ def _remove_remains(data: Path, tail_path: Path) -> None:
         directory = None  # not even this file was complete
     if directory is not None and _tail_directory(tail_path) == directory:
         ours.append(tail_path)
-    for path in [*ours, data / "FORMAT.new"]:
+    for path in ours:
         path.unlink(missing_ok=True)
     if (data / "journal").exists():
         (data / "journal").rmdir()
+    # FORMAT.new says whose the remains are: it is the last to go.
+    _sync_directory(data)
+    _sync_directory(tail_path.parent)
+    (data / "FORMAT.new").unlink()
 
 
 def _tail_directory(path: Path) -> bytes | None:
@@ -354,8 +369,12 @@ def _tail_directory(path: Path) -> bytes | None:
 
 
 def _create(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | None) -> bytes:
-    """Make everything of a new directory; FORMAT gets its name last, so that a directory with FORMAT is complete."""
+    """Make everything of a new directory; FORMAT gets its name last, so that a directory with FORMAT is complete.
+
+    Disks and file systems keep no order of their own: what must be there before something else is synced before it is begun.
+    """
     directory = secrets.token_bytes(16)
+    _sync_way(data)
     _write_file(data / "FORMAT.new", b"daybook %d\n%s\n" % (FORMAT_VERSION, directory.hex().encode()), 0o640)
     _sync_directory(data)
     _write_file(data / "identity.key", secrets.token_hex(16).encode() + b"\n", 0o600)
@@ -367,6 +386,7 @@ def _create(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | N
     finally:
         os.close(fd)
     _sync_directory(data / "journal")
+    _sync_directory(data)  # identity.key and journal have their names
     (data / "FORMAT.new").rename(data / "FORMAT")
     _sync_directory(data)
     return directory
