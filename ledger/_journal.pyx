@@ -22,7 +22,7 @@ from ledger._lmdb cimport (
     MDB_APPEND, MDB_CREATE, MDB_INTEGERKEY, MDB_LAST, MDB_MAP_FULL, MDB_NEXT, MDB_NOTFOUND, MDB_NOTLS, MDB_PREV, MDB_RDONLY, MDB_SET_RANGE,
     MDB_SUCCESS, MDB_cursor, MDB_envinfo, MDB_stat, MDB_txn, MDB_val, lmdb_file_bytes, lmdb_guarded, lmdb_set_assert, mdb_cursor_close,
     mdb_cursor_get, mdb_cursor_open, mdb_cursor_renew, mdb_dbi_open, mdb_env_close, mdb_env_create, mdb_env_get_fd, mdb_env_info,
-    mdb_env_open, mdb_env_set_mapsize, mdb_env_set_maxdbs, mdb_env_stat, mdb_get, mdb_put, mdb_reader_check, mdb_strerror, mdb_txn_abort,
+    mdb_env_open, mdb_env_set_mapsize, mdb_env_set_maxdbs, mdb_env_stat, mdb_env_sync, mdb_get, mdb_put, mdb_reader_check, mdb_strerror, mdb_txn_abort,
     mdb_txn_begin, mdb_txn_commit, mdb_txn_renew, mdb_txn_reset,
 )
 
@@ -215,6 +215,10 @@ cdef void journal_scan_end(Journal* journal) noexcept nogil:
     if journal.scan_txn != NULL:
         mdb_txn_abort(journal.scan_txn)
         journal.scan_txn = NULL
+
+
+cdef int journal_sync(Journal* journal) noexcept nogil:
+    return mdb_env_sync(journal.env, 1)
 
 
 # --- the drain thread -------------------------------------------------------------------------------------------

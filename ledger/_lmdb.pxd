@@ -41,6 +41,7 @@ cdef extern from "lmdb.h" nogil:
     int mdb_env_open(MDB_env* env, const char* path, unsigned int flags, unsigned int mode)
     int mdb_env_get_fd(MDB_env* env, int* fd)
     int mdb_env_stat(MDB_env* env, MDB_stat* stat)
+    int mdb_env_sync(MDB_env* env, int force)
     int mdb_env_info(MDB_env* env, MDB_envinfo* info)
     void mdb_env_close(MDB_env* env)
     int mdb_reader_check(MDB_env* env, int* dead)
