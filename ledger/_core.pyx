@@ -2500,6 +2500,8 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
                 or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
             return APPLY_DIGEST
         core.digest_sequence = core.stats.sequence + 1
+    elif header.kind == KIND_RESTORE:
+        pass                    # a mark: what went before it is the state
     elif KIND_EARN <= header.kind <= KIND_UNLINK:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)

@@ -29,7 +29,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, store_u64
-from ledger._clock cimport Clock, boot_us, clock_open, clock_turn, monotonic_us, realtime_us
+from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, monotonic_us, realtime_us
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
     APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_keys,
@@ -58,8 +58,8 @@ from ledger._snapshot cimport Snapshot
 from ledger._status cimport STATUS_IDS_BEHIND, STATUS_JOURNAL_FULL
 from ledger._table cimport KeyTable
 from ledger._tail cimport (
-    GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, group_check, group_entry, group_hash, group_span, hasher_close,
-    hasher_open, tail_go_direct, tail_read, tail_write,
+    GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, epoch_follows, group_check, group_entry, group_hash, group_span,
+    hasher_close, hasher_open, tail_go_direct, tail_read, tail_write,
 )
 from ledger._thread cimport thread_step_back
 
@@ -229,6 +229,7 @@ cdef struct Engine:
     uint8_t[16] directory
     uint8_t[16] identity_key
     char[4096] journal_path
+    uint32_t epoch              # of the groups that are written; 0 while it is not known yet
     Ids ids
     bint has_ids                # runs of dropped keys are kept
     Parked* parked              # LOOKUPS_MAX of them
@@ -434,7 +435,7 @@ cdef void group_seal(Engine* engine) noexcept nogil:
     header.version = 1
     header.flags = 0
     header.shard = 0
-    header.epoch = 1
+    header.epoch = engine.epoch
     header.first_sequence = engine.open_first
     header.drained_sequence = load_u64(&engine.drained_sequence)
     header.time_us = engine.clock.last_us
@@ -942,6 +943,10 @@ cdef int replay_group(Engine* engine, const uint8_t* group, uint64_t room, Fault
     if memcmp(header.previous_hash, engine.head_hash, 32) != 0:
         fault.chain = 2
         return -1
+    if not epoch_follows(engine.epoch, group):
+        fault.group = GROUP_FOREIGN
+        return -1
+    engine.epoch = header.epoch
     for i in range(header.count):
         size = (<const EntryHeader*>at).size
         if engine.has_ids and not core_keys_room(engine.core) and make_room(engine, fault) != 0:
@@ -976,6 +981,20 @@ cdef int replay_records(Engine* engine, const uint8_t* buffer, uint64_t filled, 
             return -1
         at += 16 + ((size + 7) & ~<uint64_t>7)
     return 0
+
+
+cdef uint32_t last_epoch(Engine* engine, uint64_t sequence) noexcept nogil:
+    # The epoch of the journal's last group; 1 for an empty journal.
+    cdef uint64_t size
+    cdef uint32_t epoch = 1
+    cdef const uint8_t* group
+    if sequence != 0:
+        group = journal_find(&engine.journal, sequence, &size)
+        if group != NULL:
+            if size >= GROUP_HEADER_BYTES:
+                epoch = (<const GroupHeader*>group).epoch
+            journal_release(&engine.journal)
+    return epoch
 
 
 cdef inline bint group_follows(Engine* engine, uint64_t position) noexcept nogil:
@@ -1045,7 +1064,7 @@ _APPLY_TEXTS = {
 }
 _GROUP_TEXTS = {
     GROUP_ABSENT: "is not a group",
-    GROUP_FOREIGN: "belongs to another directory, shard or version",
+    GROUP_FOREIGN: "belongs to another directory, shard, version or epoch",
     GROUP_FRAMING: "does not agree with its own sizes",
     GROUP_HASH: "does not have the hash that it was written with",
 }
@@ -1313,6 +1332,8 @@ cdef class EngineHandle:
         if drained.position >= engine.ring_bytes or drained.position % TAIL_BLOCK_BYTES != 0:
             raise StartRefused(f"the journal (journal/data.mdb) names position {drained.position} of a tail that has "
                                f"{engine.ring_bytes} bytes: the tail is another one. {_RESTORE}")
+        if engine.epoch == 0:       # nothing of the journal was replayed
+            engine.epoch = last_epoch(engine, drained.sequence)
         engine.drained_sequence = drained.sequence
         engine.drained_offset = drained.position
         engine.head = drained.position
@@ -1329,6 +1350,10 @@ cdef class EngineHandle:
             raise StartRefused(f"the tail is damaged: it should go on with entry {engine.core_stats.sequence + 1} at position "
                                f"{engine.head % engine.ring_bytes} and does not, but a later group (up to entry {last_sequence}) lies "
                                f"at position {last_position}. {_RESTORE}")
+        if last_sequence == drained.sequence and last_sequence != 0 and memcmp(
+                (<const GroupHeader*>(engine.ring + last_position)).hash, drained.hash, 32) != 0:
+            raise StartRefused(f"the tail and the journal are of two histories: both end with entry {last_sequence}, with different hashes. "
+                               f"{_RESTORE}")
         if last_sequence < drained.sequence:
             raise StartRefused(f"the tail was set back or replaced: the journal ends with entry {drained.sequence}, but the newest group in "
                                f"the tail ends with {last_sequence}, so later writes may be missing. {_RESTORE}")
@@ -1354,8 +1379,9 @@ cdef class EngineHandle:
         gap_us = 0
         if engine.core_stats.sequence and engine.clock.file == NULL:
             gap_us = realtime_us() - engine.core_stats.time_us
-        engine.clock.gap = gap_us > TIME_GAP_US_MAX and not engine.accept_time
         engine.clock.last_us = engine.core_stats.time_us
+        if gap_us > TIME_GAP_US_MAX and not engine.accept_time:
+            clock_hold(&engine.clock)
         clock_turn(&engine.clock)
         engine.next_tick_us = engine.clock.boot_us
         engine.next_digest_us = engine.clock.boot_us + <int64_t>DIGEST_INTERVAL_S * 1000000

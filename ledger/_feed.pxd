@@ -17,6 +17,7 @@ cdef enum Fault:                # why a record is refused; 0 = accepted. Names: 
     FAULT_ENTRIES = 8
     FAULT_POSTINGS = 9
     FAULT_APPLY = 10            # fault_detail: ApplyResult
+    FAULT_EPOCH = 11
 
 cdef class GroupFeed:           # its Python side: _feed.pyi
     cdef Core* core
@@ -24,6 +25,7 @@ cdef class GroupFeed:           # its Python side: _feed.pyi
     cdef Py_ssize_t capacity
     cdef uint64_t sequence      # last one applied
     cdef int64_t time_us        # of the last group
+    cdef uint32_t epoch         # of the last group; 0: none yet, or behind a snapshot
     cdef uint64_t groups        # fed
     cdef uint64_t fault_sequence
     cdef int fault_detail

@@ -13,6 +13,7 @@ from libc.string cimport memcmp, memcpy, memset
 from ledger._core cimport APPLY_OK, CoreSizes, core_apply, core_close, core_open
 from ledger._layout cimport ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader
 from ledger._limits cimport GROUP_BYTES_MAX, GROUP_ENTRIES_MAX
+from ledger._tail cimport epoch_follows
 
 cdef extern from *:
     """
@@ -32,7 +33,7 @@ cdef extern from *:
     """
     void feed_hash(const uint8_t* record, uint32_t size, uint8_t* out) noexcept nogil
 
-FAULTS = ("none", "size", "magic", "directory", "sequence", "chain", "hash", "time", "entries", "postings", "apply")
+FAULTS = ("none", "size", "magic", "directory", "sequence", "chain", "hash", "time", "entries", "postings", "apply", "epoch")
 APPLIES = ("ok", "framing", "sequence", "member", "lots", "sum", "reservation", "digest", "program", "key", "full")
 
 
@@ -46,6 +47,7 @@ cdef class GroupFeed:
         memset(self.hash, 0, sizeof(self.hash))
         self.sequence = self.groups = 0
         self.time_us = 0
+        self.epoch = 0
         self.capacity = 0
         self.buffers = NULL
         self.core = NULL
@@ -135,7 +137,7 @@ cdef int take_group(GroupFeed self, uint64_t key, const uint8_t* record, uint64_
     self.fault_detail = APPLY_OK
     if size < GROUP_HEADER_BYTES:
         return FAULT_SIZE
-    if header.magic != GROUP_MAGIC or header.version != 1 or header.flags != 0 or header.shard != 0 or header.epoch != 1:
+    if header.magic != GROUP_MAGIC or header.version != 1 or header.flags != 0 or header.shard != 0 or header.epoch == 0:
         return FAULT_MAGIC
     if header.size > <uint32_t>GROUP_BYTES_MAX or size != <uint64_t>GROUP_HEADER_BYTES + header.size:
         return FAULT_SIZE
@@ -152,6 +154,8 @@ cdef int take_group(GroupFeed self, uint64_t key, const uint8_t* record, uint64_
         return FAULT_CHAIN
     if header.time_us < self.time_us:
         return FAULT_TIME
+    if header.size >= ENTRY_HEADER_BYTES and not epoch_follows(self.epoch, record):
+        return FAULT_EPOCH
     at = record + GROUP_HEADER_BYTES
     end = record + size
     for i in range(header.count):
@@ -170,6 +174,7 @@ cdef int take_group(GroupFeed self, uint64_t key, const uint8_t* record, uint64_
     self.took_group(header)
     self.sequence = header.first_sequence + header.count - 1
     self.time_us = header.time_us
+    self.epoch = header.epoch
     self.groups += 1
     memcpy(self.hash, header.hash, 32)
     return FAULT_NONE

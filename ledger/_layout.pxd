@@ -42,6 +42,7 @@ cdef enum:                      # EntryKind
     KIND_UNLINK = 12            # its IDENTIFIERS are taken from the account
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
+    KIND_RESTORE = 22           # a back-up was restored: the first entry of a new epoch; changes nothing
 
 cdef enum:                      # EntryFlag
     FLAG_OPENED = 1             # the entry opens the account it names
@@ -74,7 +75,7 @@ cdef enum:                      # ContextTag
     CONTEXT_TOTAL = 8           # receipt total, minor units
     CONTEXT_PAYMENT = 9         # commit: 1 burn, 2 capture; absent: none
     CONTEXT_IDENTIFIERS = 10    # enroll: how many identifiers were sent
-    CONTEXT_NAMED = 11          # low 32 bits of the hash of an identifier that named the entry's account; once for each, see journal-format.md
+    CONTEXT_NAMED = 11          # low 32 bits of the hash of an identifier that named the account; once for each
     CONTEXT_IDENTIFIER = 12     # low 64 bits of the hash of the identifier asked (link, unlink)
     CONTEXT_EXPIRY_DAY = 13     # yyyymmdd asked (adjust); absent: never
     CONTEXT_STORE = 128
@@ -268,7 +269,7 @@ cdef packed struct GroupHeader: # 128 bytes, little endian; docs/journal-format.
     uint16_t version            # 1
     uint16_t flags              # 0
     uint32_t shard              # 0 until there are several
-    uint32_t epoch              # 1 until there are several writers
+    uint32_t epoch              # 1, and one more with each restore: its first entry is a RESTORE
     uint64_t first_sequence     # of the first entry, from 1
     uint64_t drained_sequence   # last sequence known to be in LMDB when this was sealed
     int64_t time_us             # server time of sealing

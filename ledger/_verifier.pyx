@@ -26,31 +26,32 @@ cdef extern from *:
 
     /* A damaged LMDB file can lead the mapped reader outside the file: no exception can be raised then, so say where it was. */
     static volatile uint64_t verifier_sequence;
-    static char verifier_file[512];
+    static char verifier_file[512], verifier_what[32];
     static void verifier_died(int number) {
         char text[800];
         int size = snprintf(text, sizeof text,
-            "\\nverify: FAILED: %s: reading behind sequence %llu ended in signal %d: the file is cut or its pages point astray\\n",
-            verifier_file, (unsigned long long)verifier_sequence, number);
+            "\\n%s: FAILED: %s: reading behind sequence %llu ended in signal %d: the file is cut or its pages point astray\\n",
+            verifier_what, verifier_file, (unsigned long long)verifier_sequence, number);
         ssize_t ignored = write(2, text, (size_t)size);
         (void)ignored;
         _exit(1);
     }
-    static void verifier_guard(const char *file) {
+    static void verifier_guard(const char *file, const char *what) {
+        snprintf(verifier_what, sizeof verifier_what, "%s", what);
         snprintf(verifier_file, sizeof verifier_file, "%s", file);
         signal(SIGSEGV, verifier_died);
         signal(SIGBUS, verifier_died);
         signal(SIGABRT, verifier_died);
     }
     """
-    void verifier_guard(const char* file) noexcept nogil
+    void verifier_guard(const char* file, const char* what) noexcept nogil
     uint64_t verifier_sequence
 
 
-def guard(file: str) -> None:
-    """From here on a crash while reading `file` ends this process with status 1 and one line on stderr."""
-    encoded = file.encode()
-    verifier_guard(encoded)
+def guard(file: str, what: str) -> None:
+    """From here on a crash while reading `file` ends this process with status 1 and one line on stderr that begins with `what`."""
+    encoded, encoded_what = file.encode(), what.encode()
+    verifier_guard(encoded, encoded_what)
 
 
 cdef class Verifier(GroupFeed):
@@ -64,12 +65,17 @@ cdef class Verifier(GroupFeed):
     cdef uint64_t kinds[256]
     cdef int64_t sums[ACCOUNT_COUNT][WALLETS_MAX]   # postings by account and wallet, kept apart from the core's own sums
 
-    def __cinit__(self, bytes directory, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max):
+    def __cinit__(self, bytes directory, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, bytes identity_key=None):
+        cdef const uint8_t* key = NULL
         memset(self.kinds, 0, sizeof(self.kinds))
         memset(self.sums, 0, sizeof(self.sums))
         self.refusals = self.expect_sequence = 0
         self.expect_state = 0
-        self.open_core(members_max, ids_max, reservations_max, NULL)
+        if identity_key is not None:
+            if len(identity_key) != 16:
+                raise ValueError(f"an identity key has 16 bytes, not {len(identity_key)}")
+            key = identity_key
+        self.open_core(members_max, ids_max, reservations_max, key)
 
     def expect(self, uint64_t sequence, bytes hash_) -> None:
         """Watch for the group that ends with `sequence`: it must have this hash (32 bytes)."""
@@ -144,7 +150,7 @@ cdef class Verifier(GroupFeed):
                     "adjusted": stats.adjusted_points[i], "reserved": stats.reserved_points[i], "outstanding": member, "scale": program.wallets[i].scale,
                 }
         return {
-            "sequence": self.sequence, "time_us": stats.time_us, "groups": self.groups, "members": stats.members,
+            "sequence": self.sequence, "time_us": stats.time_us, "epoch": self.epoch, "groups": self.groups, "members": stats.members,
             "identifiers": stats.identifiers, "lots": stats.lots, "reservations_active": stats.reservations_active,
             "refusals": self.refusals, "digests": self.kinds[KIND_DIGEST],
             "kinds": {i: self.kinds[i] for i in range(256) if self.kinds[i]},
