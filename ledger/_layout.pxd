@@ -75,7 +75,7 @@ cdef enum:                      # ContextTag
     CONTEXT_TOTAL = 8           # receipt total, minor units
     CONTEXT_PAYMENT = 9         # commit: 1 burn, 2 capture; absent: none
     CONTEXT_IDENTIFIERS = 10    # enroll: how many identifiers were sent
-    CONTEXT_NAMED = 11          # low 32 bits of the hash of an identifier that named the entry's account; once for each, see journal-format.md
+    CONTEXT_NAMED = 11          # low 32 bits of the hash of an identifier that named the account; once for each
     CONTEXT_IDENTIFIER = 12     # low 64 bits of the hash of the identifier asked (link, unlink)
     CONTEXT_EXPIRY_DAY = 13     # yyyymmdd asked (adjust); absent: never
     CONTEXT_STORE = 128

@@ -101,7 +101,7 @@ class Generation:
     first: int  # sequence of the first entry whose keys are in it
     facts: dict[Any, dict[str, Any]] = field(default_factory=dict)
     low: int = 2**63
-    high: int = -1
+    high: int = -(2**63)  # times before 1970 can be asked for
 
 
 class Keys:
@@ -119,7 +119,7 @@ class Keys:
     @property
     def forgotten(self) -> int:
         """The highest order that was dropped."""
-        return max((generation.high for generation in self.generations[:self.dropped]), default=-1)
+        return max((generation.high for generation in self.generations[:self.dropped]), default=-(2**63))
 
     @property
     def crowded(self) -> bool:

@@ -159,7 +159,8 @@ def test_plain_python_from_the_format_s_page_reaches_the_digest(seed: int, tmp_p
         forge.add(entry, time_us=read["time_us"])
     assert met >= 1
     assert state.digest() == ledger.digest()
-    assert {"program", "earn", "burn", "reserve", "release", "commit", "enroll", "adjust", "link", "unlink", "expire_lots", "expire_reservation", "digest"} <= kinds
+    assert {"program", "earn", "burn", "reserve", "release", "commit", "enroll", "adjust", "link", "unlink", "expire_lots",
+            "expire_reservation", "digest"} <= kinds
 
     from ledger.verify import verify
 

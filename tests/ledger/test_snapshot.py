@@ -129,7 +129,12 @@ def test_tables_of_another_size_take_it_too(made: Made, data: Path) -> None:
     path = put(data, made.copies[3])
     head = Snapshot(path).head
     check(data, made, head["sequence"], members_max=9000, ids_max=50_000)
-    check(data, made, head["sequence"], members_max=max(head["members"], -(-head["identifiers"] // 3)) + 1, ids_max=100)
+    check(data, made, head["sequence"], members_max=max(head["members"], -(-head["identifiers"] // 3)) + 1, ids_max=2000)
+
+
+def test_key_tables_that_are_too_small_pass_it_over(made: Made, data: Path) -> None:
+    put(data, made.copies[3])
+    check(data, made, 0, "do not fit tables of another size: it was written with --ids-max 4000", ids_max=100)
 
 
 def test_tables_that_are_too_small_are_refused_with_the_number_needed(made: Made, data: Path) -> None:
@@ -258,6 +263,47 @@ def test_another_identity_key_is_refused_as_without_a_snapshot(made: Made, data:
         opened(data)
 
 
+def test_old_ids_are_known_from_runs_and_the_snapshot_together(tmp_path: Path) -> None:
+    """Memory holds so few ids that most lie in runs; a start from a snapshot of any age forgets none, whatever the runs have by then."""
+    server = RunningServer(tmp_path / "server", arguments=("--members-max", "3000", "--ids-max", "60"))
+    server.start()
+    sent, copies = [], []
+    for _ in range(4):
+        for i in range(70):
+            request = till.earn(f"card-{i % 9}", 1000)
+            sent.append((request, server.stub.EarnPoints(request).entry))
+        with Follower(server.data, members_max=3000, ids_max=60) as follower:
+            while follower.sequence < sent[-1][1].sequence:
+                follower.step()
+            path = follower.write_snapshot()
+            assert path is not None
+            copies.append(Path(shutil.copy(path, tmp_path)))
+    last = max(entry.sequence for _, entry in sent)
+    for age, copy in enumerate(copies):
+        server.kill()
+        shutil.rmtree(server.data / "snapshots")
+        (server.data / "snapshots").mkdir()
+        put(server.data, copy)
+        server.start()
+        assert f"a snapshot up to {Snapshot(copy).sequence}" in server.log()
+        for request, entry in sent[age::7]:
+            again = server.stub.EarnPoints(request)
+            assert again.replayed and again.entry == entry
+            with pytest.raises(grpc.RpcError) as posted:
+                server.stub.EarnPoints(other_id(request, f"another-{age}"))
+            assert (till.reason_of(posted.value) or ("",))[0] == "RECEIPT_ALREADY_POSTED"
+    # Without its runs no snapshot reaches back far enough: all is replayed, and the runs are written anew.
+    server.kill()
+    shutil.rmtree(server.data / "ids")
+    server.start()
+    assert "the runs in ids/ do not reach so far" in server.log()
+    for request, entry in sent[::5]:
+        again = server.stub.EarnPoints(request)
+        assert again.replayed and again.entry == entry
+    assert server.stub.EarnPoints(till.earn("card-1", 1000)).entry.sequence > last
+    assert server.terminate() == 0
+
+
 def test_repeats_are_answered_from_before_the_snapshot(made: Made, tmp_path: Path) -> None:
     server = RunningServer(tmp_path / "server", arguments=made.server.arguments)
     server.start()
@@ -280,12 +326,12 @@ def test_repeats_are_answered_from_before_the_snapshot(made: Made, tmp_path: Pat
     reason, metadata = till.reason_of(refused.value) or ("", {})
     assert till.reason_of(still.value) == (reason, metadata | {"replayed": "true"})
     with pytest.raises(grpc.RpcError) as posted:
-        server.stub.EarnPoints(other_id(request))
+        server.stub.EarnPoints(other_id(request, "another"))
     assert till.reason_of(posted.value)[0] == "RECEIPT_ALREADY_POSTED"
     assert server.terminate() == 0
 
 
-def other_id(request: ledger_pb2.EarnPointsRequest) -> ledger_pb2.EarnPointsRequest:
+def other_id(request: ledger_pb2.EarnPointsRequest, word: str) -> ledger_pb2.EarnPointsRequest:
     copy = ledger_pb2.EarnPointsRequest.FromString(request.SerializeToString())
-    copy.request_id = "the-same-receipt-under-another-id"
+    copy.request_id = f"{word}-{request.request_id}"
     return copy
