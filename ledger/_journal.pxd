@@ -2,15 +2,7 @@
 # cimported by ledger/_engine.pyx alone; other processes read with ledger/journal.py.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-
-cdef extern from "lmdb.h" nogil:
-    ctypedef struct MDB_env:
-        pass
-    ctypedef struct MDB_txn:
-        pass
-    ctypedef struct MDB_cursor:
-        pass
-    ctypedef unsigned int MDB_dbi
+from ledger._lmdb cimport MDB_cursor, MDB_dbi, MDB_env, MDB_txn
 
 cdef enum:                      # JournalResult: beside LMDB's own codes and errno
     JOURNAL_OK = 0

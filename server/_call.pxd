@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._engine cimport Engine
-from ledger._layout cimport Command, Outcome
+from ledger._layout cimport Command, Facts, Lookup, Outcome
 from ledger._rules cimport Program
 
 cdef enum:
@@ -30,10 +30,16 @@ cdef void call_read(Caller* caller, uint32_t place, uint8_t method, const uint8_
     # Decodes into a place (0..CALLS_AHEAD - 1). The request's bytes must stay until call_run.
 cdef void call_prepare(Caller* caller, Engine* engine, uint32_t count) noexcept nogil
     # Starts the memory reads of the first `count` places.
-cdef void call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil
+cdef bint call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil
     # Executes and encodes. The caller has checked engine_room, the deadline and the size.
-cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, Answer* answer) noexcept nogil
-    # One call alone: the three above with place 0.
+    # False: it must be parked (call_park), nothing was decided and answer is not touched.
+cdef void call_park(Caller* caller, Engine* engine, uint32_t place, uint64_t token) noexcept nogil
+    # Asks the runs; engine_told gives the token back with the facts. The request's bytes are the caller's to keep till then.
+cdef void call_tell(Caller* caller, uint32_t place, const Facts* facts) noexcept nogil
+    # Between call_read and call_run of a call that was parked: what the runs said. It may have to be parked again.
+cdef bint call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, const Facts* facts,
+               Answer* answer) noexcept nogil
+    # One call alone: read, prepare and run with place 0. facts: of a call that was parked, else NULL. False as call_run.
 cdef void call_refuse(Caller* caller, uint16_t status, int64_t a, int64_t b, Answer* answer) noexcept nogil
     # An answer that never reached the core: METHOD_UNKNOWN, MESSAGE_TOO_LARGE, DEADLINE_PASSED, ...
 cdef void call_encode(const Program* program, uint8_t method, const Outcome* outcome, Answer* answer) noexcept nogil

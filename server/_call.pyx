@@ -4,7 +4,8 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, strlen
-from ledger._engine cimport engine_execute, engine_prepare, engine_program
+from ledger._engine cimport engine_execute, engine_park, engine_prepare, engine_program
+from ledger._layout cimport Facts, LOOKED_UP
 from ledger._status cimport STATUS_OK
 from server._wire cimport outcome_forget, wire_answer, wire_decode, wire_error, wire_grpc_code
 
@@ -29,16 +30,32 @@ cdef void call_prepare(Caller* caller, Engine* engine, uint32_t count) noexcept 
     engine_prepare(engine, commands, good)
 
 
-cdef void call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil:
+cdef bint call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil:
     if caller.decoded[place]:
         engine_execute(engine, &caller.commands[place], &caller.outcomes[place])
+        if caller.outcomes[place].parked:
+            return False
     call_encode(engine_program(engine), caller.commands[place].method, &caller.outcomes[place], answer)
+    return True
 
 
-cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, Answer* answer) noexcept nogil:
+cdef void call_park(Caller* caller, Engine* engine, uint32_t place, uint64_t token) noexcept nogil:
+    engine_park(engine, token, &caller.outcomes[place].lookup)
+
+
+cdef void call_tell(Caller* caller, uint32_t place, const Facts* facts) noexcept nogil:
+    if caller.decoded[place]:
+        caller.commands[place].found = facts[0]
+        caller.commands[place].hashed |= LOOKED_UP
+
+
+cdef bint call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, const Facts* facts,
+               Answer* answer) noexcept nogil:
     call_read(caller, 0, method, request, size)
+    if facts != NULL:
+        call_tell(caller, 0, facts)
     call_prepare(caller, engine, 1)
-    call_run(caller, engine, 0, answer)
+    return call_run(caller, engine, 0, answer)
 
 
 cdef void call_refuse(Caller* caller, uint16_t status, int64_t a, int64_t b, Answer* answer) noexcept nogil:

@@ -26,8 +26,9 @@ from ledger._clock cimport monotonic_us
 from ledger._engine cimport (
     Engine, EngineHandle, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
     engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
+    engine_told,
 )
-from ledger._layout cimport METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
+from ledger._layout cimport Facts, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, CALLS_PER_TURN_MAX, CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL,
     CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX, IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX,
@@ -39,7 +40,9 @@ from ledger._status cimport (
     STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_TOO_MANY_CALLS,
 )
 from server._frames cimport FRAME_BYTES_MAX, FRAME_HEAD_BYTES, HTTP2_CANCEL, HTTP2_ENHANCE_YOUR_CALM, HTTP2_NO_ERROR
-from server._call cimport Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call, call_prepare, call_read, call_refuse, call_run
+from server._call cimport (
+    Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call, call_park, call_prepare, call_read, call_refuse, call_run,
+)
 from server._grpc cimport (
     GRPC_CODE_COUNT, GRPC_PREFIX_BYTES, grpc_base64, grpc_health_service, grpc_percent_encode, grpc_text_is,
 )
@@ -123,6 +126,7 @@ cdef enum:
     NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
     BUCKETS = 20                # len(TRANSPORT_BOUNDS_US) + 1
+    CONTROL_TOKENS = 1_048_576  # tokens of parked calls: below it streams, from it on calls of the control port
     EVENT_ENGINE = 0            # values of epoll_event.data
     EVENT_LISTENER = 1          # .. + LISTENERS_MAX
     EVENT_CONNECTION = 16       # .. + CONNECTIONS_MAX
@@ -137,6 +141,7 @@ cdef enum StreamState:
     STREAM_READY = 2            # complete, in server.ready
     STREAM_HELD = 3             # decided, in server.held until durable
     STREAM_ANSWERED = 4         # may leave, in server.answered
+    STREAM_PARKED = 5           # not decided: waits for what the runs of dropped ids say; its request is still in the buffer
 
 cdef struct Stream:             # one call
     Http2Stream wire            # first: the two are cast into each other
@@ -144,7 +149,7 @@ cdef struct Stream:             # one call
     Stream* next
     Stream* sibling_previous    # among the streams of its connection
     Stream* sibling_next
-    Connection* connection      # NULL: the peer has gone and only the decided answer is waited for
+    Connection* connection      # NULL: the peer has gone and only the decided answer, or that of the runs, is waited for
     uint8_t* large              # NULL: everything is in `own`
     int64_t headers_us          # monotonic us at which its HEADERS were read
     int64_t deadline_us         # monotonic us; 0: none
@@ -167,11 +172,13 @@ cdef struct Held:               # an answer waiting for the disk
     uint64_t wait_sequence
     Stream* stream
 
-cdef struct ControlAnswer:      # an answer of the control port, waiting for the disk or for room in the outbox
+cdef struct ControlAnswer:      # a call of the control port that was run: its answer waits for the disk or for room in the outbox;
+                                # or it is parked, and the buffer holds its request
     ControlAnswer* next
     uint64_t token
     uint64_t wait_sequence
     int64_t taken_us
+    int64_t deadline_us         # monotonic us; 0: none
     uint8_t* large              # NULL: in `own`
     uint32_t size
     uint32_t message_size
@@ -264,6 +271,8 @@ cdef struct Server:
     StreamList ready            # first come, first served
     StreamList answered         # by time of the answer
     uint32_t held_count
+    uint32_t parked_count       # streams and calls of the control port that wait for the runs
+    bint told_left              # the runs have told more than this turn took
     Connection* dirty
     Connection* doomed
 
@@ -408,6 +417,9 @@ cdef void stream_closed(Server* server, Stream* stream, bint well) noexcept nogi
     stream_leave(server, stream)
     if stream.state == STREAM_HELD:     # server.held still points to it: freed at its release
         server.counters.answers_dropped += 1
+        return
+    if stream.state == STREAM_PARKED:   # its token is still out: freed when it comes back
+        server.counters.calls_cancelled += 1
         return
     if stream.state == STREAM_RECEIVING:
         list_remove(&server.receiving, stream)
@@ -952,6 +964,18 @@ cdef uint32_t server_read_ready(Server* server) noexcept nogil:
     return count
 
 
+cdef void stream_decided(Server* server, Stream* stream, const Answer* answer) noexcept nogil:
+    """The answer leaves now or when it is durable."""
+    stream_keep(server, stream, answer)
+    if answer.wait_sequence <= engine_durable(server.engine):
+        stream_submit(server, stream)
+    else:
+        stream.state = STREAM_HELD
+        server.held[server.held_count].wait_sequence = answer.wait_sequence
+        server.held[server.held_count].stream = stream
+        server.held_count += 1
+
+
 cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
     """Runs the first of the queue, which was read into `place`; False: the engine has no room."""
     cdef Stream* stream = server.ready.first
@@ -966,15 +990,12 @@ cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
         return False
     list_remove(&server.ready, stream)
     answer.wait_sequence = 0
-    call_run(server.caller, server.engine, place, answer)
-    stream_keep(server, stream, answer)
-    if answer.wait_sequence <= engine_durable(server.engine):
-        stream_submit(server, stream)
+    if call_run(server.caller, server.engine, place, answer):
+        stream_decided(server, stream, answer)
     else:
-        stream.state = STREAM_HELD
-        server.held[server.held_count].wait_sequence = answer.wait_sequence
-        server.held[server.held_count].stream = stream
-        server.held_count += 1
+        stream.state = STREAM_PARKED
+        server.parked_count += 1
+        call_park(server.caller, server.engine, place, <uint64_t>(stream - server.streams))
     return True
 
 
@@ -1028,6 +1049,45 @@ cdef bint control_put(Server* server, ControlAnswer* waiting) noexcept nogil:
     return True
 
 
+cdef inline bint control_expired(Server* server, int64_t deadline_us) noexcept nogil:
+    server.now_us = monotonic_us()
+    return deadline_us != 0 and server.now_us >= deadline_us
+
+
+cdef void control_decided(Server* server, ControlAnswer* waiting, const Answer* answer) noexcept nogil:
+    """Keeps the answer, at the end of the queue. There is a large buffer, if it needs one."""
+    server.counters.calls[PORT_CONTROL][waiting.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
+    waiting.next = NULL
+    waiting.wait_sequence = answer.wait_sequence
+    waiting.status = answer.status
+    waiting.grpc_code = <uint8_t>(answer.grpc_code if 0 <= answer.grpc_code < GRPC_CODE_COUNT else 2)
+    waiting.size = answer.size if answer.size <= ANSWER_BYTES_MAX else 0
+    waiting.message_size = answer.message_size if answer.message_size <= MESSAGE_BYTES_MAX else 0
+    if waiting.size > STREAM_BYTES and waiting.large == NULL:
+        server.free_large_count -= 1
+        waiting.large = server.free_large[server.free_large_count]
+    memcpy(waiting.large if waiting.large != NULL else waiting.own, answer.data, waiting.size)
+    if waiting.message_size > 0:
+        memcpy(waiting.message, answer.message, waiting.message_size)
+    if server.control_last != NULL:
+        server.control_last.next = waiting
+    else:
+        server.control_first = waiting
+    server.control_last = waiting
+    server.control_count += 1
+
+
+cdef void control_park(Server* server, ControlAnswer* waiting, const InboxCall* taken) noexcept nogil:
+    """Keeps the request until the runs have told what they know of it."""
+    waiting.size = taken.size
+    if taken.size > STREAM_BYTES:
+        server.free_large_count -= 1
+        waiting.large = server.free_large[server.free_large_count]
+    memcpy(waiting.large if waiting.large != NULL else waiting.own, taken.data, taken.size)
+    server.parked_count += 1
+    call_park(server.caller, server.engine, 0, CONTROL_TOKENS + <uint64_t>(waiting - server.control))
+
+
 cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     """Runs the calls of the control port, as many as of the sockets; returns how many."""
     cdef InboxCall taken
@@ -1037,43 +1097,85 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     while (count < CALLS_PER_TURN_MAX and server.free_control != NULL and server.free_large_count > 0 and engine_room(server.engine)
             and engine_inbox_take(server.engine, &taken)):
         count += 1
-        server.now_us = monotonic_us()
         answer.wait_sequence = 0
+        waiting = server.free_control
+        server.free_control = waiting.next
+        waiting.token = taken.token
+        waiting.deadline_us = taken.deadline_us
+        waiting.method = taken.method
+        waiting.large = NULL
         if taken.method == METHOD_NONE or taken.method == METHOD_HEALTH_CHECK or taken.method >= METHOD_COUNT:
-            taken.method = METHOD_NONE
+            waiting.method = METHOD_NONE
             call_refuse(server.caller, STATUS_METHOD_UNKNOWN, 0, 0, answer)
-        elif taken.deadline_us != 0 and server.now_us >= taken.deadline_us:
+        elif control_expired(server, taken.deadline_us):
             call_refuse(server.caller, STATUS_DEADLINE_PASSED, 0, 0, answer)
         elif taken.size > REQUEST_BYTES_MAX:
             call_refuse(server.caller, STATUS_MESSAGE_TOO_LARGE, taken.size, REQUEST_BYTES_MAX, answer)
-        else:
-            call(server.caller, server.engine, taken.method, taken.data, taken.size, answer)
-        server.counters.calls[PORT_CONTROL][taken.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
-        waiting = server.free_control
-        server.free_control = waiting.next
-        waiting.next = NULL
-        waiting.token = taken.token
-        waiting.wait_sequence = answer.wait_sequence
+        elif not call(server.caller, server.engine, taken.method, taken.data, taken.size, NULL, answer):
+            waiting.taken_us = server.now_us
+            control_park(server, waiting, &taken)
+            continue
         waiting.taken_us = server.now_us
-        waiting.method = taken.method
-        waiting.status = answer.status
-        waiting.grpc_code = <uint8_t>(answer.grpc_code if 0 <= answer.grpc_code < GRPC_CODE_COUNT else 2)
-        waiting.size = answer.size if answer.size <= ANSWER_BYTES_MAX else 0
-        waiting.message_size = answer.message_size if answer.message_size <= MESSAGE_BYTES_MAX else 0
-        waiting.large = NULL
-        if waiting.size > STREAM_BYTES:
-            server.free_large_count -= 1
-            waiting.large = server.free_large[server.free_large_count]
-        memcpy(waiting.large if waiting.large != NULL else waiting.own, answer.data, waiting.size)
-        if waiting.message_size > 0:
-            memcpy(waiting.message, answer.message, waiting.message_size)
-        if server.control_last != NULL:
-            server.control_last.next = waiting
-        else:
-            server.control_first = waiting
-        server.control_last = waiting
-        server.control_count += 1
+        control_decided(server, waiting, answer)
     return count
+
+
+cdef void stream_told(Server* server, uint64_t place, const Facts* facts) noexcept nogil:
+    """Runs a parked call again, now that the runs were asked. It may be parked once more, if memory has dropped ids meanwhile."""
+    cdef Stream* stream = &server.streams[place]
+    cdef Answer* answer = &server.answer
+    if stream.connection == NULL:
+        server.parked_count -= 1
+        stream_free(server, stream)
+        return
+    server.now_us = monotonic_us()
+    if stream.deadline_us != 0 and server.now_us >= stream.deadline_us:
+        server.parked_count -= 1
+        stream_refuse(server, stream, STATUS_DEADLINE_PASSED, 0, 0)
+        return
+    answer.wait_sequence = 0
+    if call(server.caller, server.engine, stream.method, (stream.large if stream.large != NULL else stream.own) + GRPC_PREFIX_BYTES,
+            stream.message_size, facts, answer):
+        server.parked_count -= 1
+        stream_decided(server, stream, answer)
+    else:
+        call_park(server.caller, server.engine, 0, place)
+
+
+cdef void control_told(Server* server, uint64_t place, const Facts* facts) noexcept nogil:
+    """As stream_told, for a call of the control port."""
+    cdef ControlAnswer* waiting = &server.control[place]
+    cdef Answer* answer = &server.answer
+    answer.wait_sequence = 0
+    if control_expired(server, waiting.deadline_us):
+        call_refuse(server.caller, STATUS_DEADLINE_PASSED, 0, 0, answer)
+    elif not call(server.caller, server.engine, waiting.method, waiting.large if waiting.large != NULL else waiting.own, waiting.size,
+                  facts, answer):
+        call_park(server.caller, server.engine, 0, CONTROL_TOKENS + place)
+        return
+    server.parked_count -= 1
+    control_decided(server, waiting, answer)
+
+
+cdef void server_run_told(Server* server) noexcept nogil:
+    """Runs the calls again that waited for the runs, as many as of the others."""
+    cdef uint64_t token
+    cdef Facts facts
+    cdef uint32_t count = 0
+    server.told_left = False
+    if server.parked_count == 0:
+        return
+    while engine_room(server.engine) and server.free_large_count > 0:
+        if count == CALLS_PER_TURN_MAX:
+            server.told_left = True
+            return
+        if not engine_told(server.engine, &token, &facts):
+            return
+        count += 1
+        if token >= CONTROL_TOKENS:
+            control_told(server, token - CONTROL_TOKENS, &facts)
+        else:
+            stream_told(server, token, &facts)
 
 
 cdef void server_release_control(Server* server) noexcept nogil:
@@ -1220,7 +1322,7 @@ cdef bint server_finished(Server* server) noexcept nogil:
         return False
     if server.now_us - server.stop_us > server.drain_us:
         return True
-    return (server.connection_count == 0 and server.stream_count == 0 and server.control_count == 0
+    return (server.connection_count == 0 and server.stream_count == 0 and server.control_count == 0 and server.parked_count == 0
             and engine_idle(server.engine))
 
 
@@ -1229,7 +1331,7 @@ cdef int server_timeout_ms(Server* server) noexcept nogil:
     cdef int64_t sleep_us
     if server.dirty != NULL or server.doomed != NULL:
         return 0
-    if server.ready.first != NULL and engine_room(server.engine):
+    if (server.ready.first != NULL or server.told_left) and engine_room(server.engine):
         return 0
     if server.spin_until_us != 0:
         if monotonic_us() < server.spin_until_us:
@@ -1268,6 +1370,7 @@ cdef void server_turn(Server* server) noexcept nogil:
         server_event(server, &server.events[i])
     if server.stopping != 0 and server.stop_us == 0:
         server_begin_stop(server)
+    server_run_told(server)
     server_run_ready(server)
     inbox_calls = server_run_inbox(server)
     server_release_control(server)
@@ -1483,6 +1586,7 @@ cdef class CheckoutServer:
             "connections": server.connection_count,
             "streams": server.stream_count,
             "held": server.held_count,
+            "parked": server.parked_count,
             "connections_total": counters.connections_total,
             "connections_refused": counters.connections_refused,
             "streams_refused": counters.streams_refused,

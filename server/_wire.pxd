@@ -1,10 +1,12 @@
 # protobuf codec of the checkout messages and of those by hand; what it promises stands in _wire.pyx.
-# cimported by server/_call.pyx and the fuzz harness.
+# cimported by server/_call.pyx, server/_entries.pyx and the fuzz harness.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
+from ledger._entry cimport EntryView
 from ledger._layout cimport Command, Outcome
 from ledger._rules cimport Program
+from server._encode cimport Out
 
 cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil
     # Request bytes -> command. False: outcome holds FIELD_INVALID or MESSAGE_MALFORMED.
@@ -15,6 +17,13 @@ cdef uint32_t wire_error(const Program* program, uint8_t method, const Outcome* 
                          uint8_t* message, uint32_t message_max, uint32_t* message_size) noexcept nogil
     # method: for the names of fields that a call wraps (burn.points of CommitReceipt). A google.rpc.Status with ErrorInfo (and RetryInfo where retryable), and its message alone. Returns the size of details.
 cdef int wire_grpc_code(uint16_t status) noexcept nogil
+
+# Parts of answers that the journal's feed has too; each is a message inside, under `tag`.
+cdef void out_wallet_name(Out* out, uint8_t tag, const Program* program, uint64_t wallet) noexcept nogil
+cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t sequence, const uint8_t* room_end) noexcept nogil
+    # Entry. Awards are written up to room_end; behind it must be room for one more.
+cdef void out_after(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
+cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
 
 
 cdef inline void outcome_forget(Outcome* outcome) noexcept nogil:
