@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import random
-import weakref
 import tempfile
+import weakref
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any

@@ -48,8 +48,8 @@ ARROWS: dict[str, set[str]] = {
     "ledger._past": LEAVES,
     "ledger._columns": LEAVES,
     "ledger._probe": LEAVES,
-    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.ids", "ledger.rules",
-                      "ledger.rules_compiled"},
+    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.ids",
+                      "ledger.rules", "ledger.rules_compiled"},
     "ledger.ids": {"ledger.limits", "ledger.journal", "ledger._ids"},
     "ledger.journal": {"ledger.limits"},
     "ledger.backup": {"ledger.limits", "ledger.journal"},
@@ -100,8 +100,8 @@ ARROWS: dict[str, set[str]] = {
 }
 
 # The command line's modules.
-COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_ids.py",
-            "server/cli_index.py", "server/console.py"}
+COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_export.py", "server/cli_follow.py",
+            "server/cli_ids.py", "server/cli_index.py", "server/console.py"}
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
@@ -276,8 +276,8 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py", "server/cli_export.py",
-               "server/cli_follow.py", "server/cli_index.py"}
+STOPWATCHES = {"ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py",
+               "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py"}
 
 
 @pytest.mark.parametrize("name", sources("ledger/", "server/"))

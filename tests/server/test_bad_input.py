@@ -339,7 +339,7 @@ FOLLOWERS = ("page_size", "page_token", "from_sequence", "store_day.store", "sto
 
 
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
-    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; the follower's own calls: tests/server/test_reading.py."""
+    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; the follower's calls: tests/server/test_reading.py."""
     tried = {re.sub(r"\[\d+\]|^burn\.|^capture\.", "", row[2]).replace("identifiers.", "member.") for row in EACH}
     assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method", *FOLLOWERS)}
 
