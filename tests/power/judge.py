@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ledger import engine
 from ledger.engine import OpenLedger, StartRefused
 from ledger.verify import verify
-from tests.power.disk import FOLDER, Disk, State, Window
+from tests.power.disk import Disk, State, Window
 from tests.power.driver import open_here, tail_of
 from tests.power.recording import Recording
 from tests.shim import shim as log
@@ -84,7 +84,7 @@ class Work:
         shutil.rmtree(self.root)
         self.root.mkdir()
         for path, number in sorted(names.items()):
-            if number == FOLDER:
+            if number < 0:
                 (self.root / path).mkdir()
                 continue
             handle = self.handles[number] = os.open(self.root / path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
