@@ -556,6 +556,11 @@ cdef const Program* engine_program(const Engine* engine) noexcept nogil:
     return core_program(engine.core)
 
 
+cdef uint64_t engine_moment(const Engine* engine, int64_t* time_us) noexcept nogil:
+    time_us[0] = engine.clock.last_us if engine.clock.last_us > engine.core_stats.time_us else engine.core_stats.time_us
+    return engine.core_stats.sequence
+
+
 cdef bint engine_inbox_take(Engine* engine, InboxCall* call) noexcept nogil:
     cdef InboxHead* head
     if engine.inbox_held:

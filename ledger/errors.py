@@ -168,6 +168,9 @@ FIELDS = (
     Field(57, "expiry_day", "must be a calendar date as yyyymmdd, after today, and only with points above 0"),
     Field(58, "operator", _text("a name", 1, limits.OPERATOR_BYTES_MAX)),
     Field(59, "reason", _text("a reason", 1, limits.REASON_BYTES_MAX)),
+    Field(60, "commands", f"must be 1..{limits.BATCH_COMMANDS_MAX} commands"),
+    Field(61, "commands", "must be one of earn, burn, reserve, capture, release, commit and enroll"),
+    Field(62, "members", f"must be 1..{limits.BATCH_COMMANDS_MAX} members"),
 )
 
 FIELD_BY_NUMBER = {field.number: field for field in FIELDS}

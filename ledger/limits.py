@@ -101,6 +101,16 @@ CONTROL_FRAMES_PER_CALL = 8  # each call earns its peer so many: window updates 
 LARGE_BUFFERS_MAX = 256  # of REQUEST_BYTES_MAX each, for what outgrows a stream's own buffer; 32 MB, touched only when used
 LARGE_BUFFERS_PER_CONNECTION_MAX = 64  # so that no connection takes them all
 
+# --- batches ----------------------------------------------------------------------------------------------------
+BATCH_COMMANDS_MAX = 1000  # a store's receipts of an hour offline; a batch of so many costs ~1 ms of the hot thread
+BATCH_REQUEST_BYTES_MAX = 1_048_576  # 1000 receipts of 10 lines with room to spare; a longer one is two batches
+BATCH_ANSWER_BYTES_MAX = 1_441_792  # 1000 balances of 16 wallets; below the 4 MB that gRPC clients take unasked
+BATCHES_MAX = 16  # batches open at once: 40 MB of buffers, touched only when used; two keep the hot thread busy
+BATCHES_PER_CONNECTION_MAX = 8  # so that no connection takes them all
+BATCH_STEP = 8  # commands of a batch before the next batch has its turn: as many as are decoded together
+BATCH_RESULT_BYTES_MAX = 1_152  # of one PostResult: the longest refusal (1024) and what stands around it
+BATCH_BALANCE_BYTES_MAX = 1_408  # of one BalanceResult: 16 wallets of at most 84 bytes, and 40
+
 assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
 assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
@@ -109,4 +119,11 @@ assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX + 4 * TAIL_BLOCK_BYTES
 assert INBOX_BYTES >= 4 * REQUEST_BYTES_MAX
 assert OUTBOX_BYTES >= 4 * ANSWER_BYTES_MAX
 assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63
+assert BATCH_RESULT_BYTES_MAX >= 1024 + 2 * 4 + 2
+assert BATCH_RESULT_BYTES_MAX >= 120 + WALLET_NAME_BYTES_MAX + 80  # an entry without awards, and a reservation
+assert BATCH_BALANCE_BYTES_MAX >= WALLETS_MAX * (WALLET_NAME_BYTES_MAX + 52) + 40
+assert BATCH_ANSWER_BYTES_MAX >= BATCH_COMMANDS_MAX * max(BATCH_RESULT_BYTES_MAX, BATCH_BALANCE_BYTES_MAX) + 64
+assert INBOX_BYTES >= 4 * BATCH_REQUEST_BYTES_MAX
+assert OUTBOX_BYTES >= 2 * BATCH_ANSWER_BYTES_MAX + 4096  # a record never wraps: so any fits into an empty box
+assert BATCH_REQUEST_BYTES_MAX >= REQUEST_BYTES_MAX
 assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 20) + 4096

@@ -1,9 +1,9 @@
 # protobuf codec of the checkout messages and of those by hand; what it promises stands in _wire.pyx.
 # cimported by server/_call.pyx and the fuzz harness.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
-from ledger._layout cimport Command, Outcome
+from ledger._layout cimport Command, Outcome, Slice
 from ledger._rules cimport Program
 
 cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil
@@ -15,6 +15,23 @@ cdef uint32_t wire_error(const Program* program, uint8_t method, const Outcome* 
                          uint8_t* message, uint32_t message_max, uint32_t* message_size) noexcept nogil
     # method: for the names of fields that a call wraps (burn.points of CommitReceipt). A google.rpc.Status with ErrorInfo (and RetryInfo where retryable), and its message alone. Returns the size of details.
 cdef int wire_grpc_code(uint16_t status) noexcept nogil
+
+# Batches: parts with field number 1, a PostCommand or a MemberRef each.
+cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Slice* wallet, Outcome* outcome) noexcept nogil
+    # Looks at the frame of a BatchPostRequest or a BatchGetBalancesRequest. Returns its parts, 1..BATCH_COMMANDS_MAX; 0: outcome holds why
+    # the whole batch is refused. wallet: of BatchGetBalances; empty: all.
+cdef Slice wire_batch_next(const uint8_t* data, uint32_t size, uint32_t* offset) noexcept nogil
+    # The next part of a batch that wire_batch let pass; *offset begins with 0 and moves behind it.
+cdef bint wire_decode_post(Slice part, Command* command, Outcome* outcome) noexcept nogil
+    # A PostCommand -> command, as wire_decode.
+cdef bint wire_decode_member(Slice part, Slice wallet, Command* command, Outcome* outcome) noexcept nogil
+    # A MemberRef -> the command of a GetBalance, as wire_decode.
+cdef uint32_t wire_post_result(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil
+    # One of BatchPostResponse.results, with its tag; out: BATCH_RESULT_BYTES_MAX bytes. Returns its size.
+cdef uint32_t wire_balance_result(const Program* program, const Outcome* outcome, uint8_t* out) noexcept nogil
+    # One of BatchGetBalancesResponse.results, with its tag; out: BATCH_BALANCE_BYTES_MAX bytes.
+cdef uint32_t wire_balances_end(uint64_t sequence, int64_t read_time_us, uint8_t* out) noexcept nogil
+    # What stands behind the results of a BatchGetBalancesResponse.
 
 
 cdef inline void outcome_forget(Outcome* outcome) noexcept nogil:
