@@ -1146,9 +1146,9 @@ cdef void server_release(Server* server) noexcept nogil:
 cdef bint control_put(Server* server, ControlAnswer* waiting) noexcept nogil:
     """Hands an answer to the control port and counts it; False: the outbox is full."""
     cdef uint8_t* data = waiting.large if waiting.large != NULL else waiting.own
+    cdef bint well = waiting.grpc_code == 0
     if waiting.batch != NULL:
         data = waiting.batch.answer + GRPC_PREFIX_BYTES
-    cdef bint well = waiting.grpc_code == 0
     if not engine_outbox_put(server.engine, waiting.token, waiting.grpc_code, data if well else NULL, waiting.size if well else 0,
                              NULL if well else data, 0 if well else waiting.size, waiting.message, waiting.message_size):
         return False
