@@ -32,7 +32,7 @@ SIZES = {"members_max": 5000, "ids_max": 200_000, "reservations_max": 1000}
 
 def frame_types() -> tuple[Any, Any, Any]:
     """Frames of BatchPostRequest and BatchGetBalancesRequest, and their parts as bytes."""
-    file = descriptor_pb2.FileDescriptorProto(name="tests/frames.proto", package="frames", syntax="proto3")
+    file = descriptor_pb2.FileDescriptorProto(name="frames.proto", package="frames", syntax="proto3")
     post = file.message_type.add(name="Post")
     for field in pb.PostCommand.DESCRIPTOR.fields:
         post.field.add(name=field.name, number=field.number, type=12, label=3)
