@@ -70,18 +70,23 @@ if ASAN:
     compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
     link_args += ["-fsanitize=address,undefined"]
 
-HEADERS = glob("ledger/*.pxd") + glob("ledger/*.h") + glob("server/*.pxd") + glob("bench/*.pxd")
+HEADERS = glob("ledger/*.pxd") + glob("ledger/*.pxi") + glob("ledger/*.h") + glob("server/*.pxd") + glob("bench/*.pxd")
 
 MODULES = {  # module: libraries
     "ledger._core": ["crypto"],
     "ledger._tail": ["crypto"],
     "ledger._journal": ["lmdb"],
+    "ledger._ids": ["crypto", "lmdb"],
     "ledger._engine": ["crypto", "lmdb"],
-    "ledger._verifier": ["crypto"],
+    "ledger._feed": ["crypto"],
+    "ledger._snapshot": ["crypto"],
+    "ledger._verifier": [],
+    "ledger._follower": ["crypto"],
     "ledger._probe": ["crypto"],
     "server._wire": [],
     "server._call": [],
     "server._local": ["crypto"],
+    "server._reader": ["crypto", "lmdb"],
     "server._http2": ["nghttp2"],
     "server._transport": [],
     "bench._load": ["nghttp2"],

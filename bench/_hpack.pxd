@@ -6,23 +6,7 @@
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 from ledger._layout cimport METHOD_COUNT
-
-cdef extern from "<nghttp2/nghttp2.h>" nogil:
-    ctypedef struct nghttp2_hd_inflater:
-        pass
-    ctypedef struct nghttp2_nv:
-        uint8_t* name
-        uint8_t* value
-        size_t namelen
-        size_t valuelen
-        uint8_t flags
-    enum:
-        NGHTTP2_HD_INFLATE_EMIT
-        NGHTTP2_HD_INFLATE_FINAL
-    int nghttp2_hd_inflate_new(nghttp2_hd_inflater** inflater)
-    void nghttp2_hd_inflate_del(nghttp2_hd_inflater* inflater)
-    ssize_t nghttp2_hd_inflate_hd2(nghttp2_hd_inflater* inflater, nghttp2_nv* field, int* flags, const uint8_t* data, size_t size, int final)
-    int nghttp2_hd_inflate_end_headers(nghttp2_hd_inflater* inflater)
+from server._nghttp2 cimport *
 
 cdef enum:
     HPACK_BLOCK_BYTES_MAX = 2048    # of a request's header block: its longest field is an authority of a host name and a port

@@ -306,10 +306,10 @@ cdef inline double random_unit(uint64_t* state) noexcept nogil:
 cdef uint8_t draw_method(Load* load) noexcept nogil:
     cdef double point = random_unit(&load.maker.random)
     cdef uint8_t method
-    for method in range(METHOD_COUNT - 1):
+    for method in range(METHOD_COUNT):
         if point < load.weight_below[method]:
-            return method
-    return METHOD_COUNT - 1
+            break
+    return method
 
 
 cdef void patch_reservation(uint8_t* at, int64_t reservation_id) noexcept nogil:
@@ -1110,6 +1110,8 @@ cdef class Client:
         for number in range(METHOD_COUNT):
             below += sum(weight for name, weight in weights.items() if METHODS[name] == number) / total
             load.weight_below[number] = below
+        for number in range(max(METHODS[name] for name, weight in weights.items() if weight > 0), METHOD_COUNT):
+            load.weight_below[number] = 2.0     # whatever rounding left of 1
         load.source = SOURCE_MIX
         load.rate = rate
         load.spin_ns = spin_us * 1000

@@ -33,7 +33,7 @@ class Service:
         self.log = data.with_name(data.name + ".log")
         self._ports_file = data.with_name(data.name + ".ports.json")
         self._ports_file.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "server", "serve", "--data", str(data), "--program", str(PROGRAM),
+        command = [sys.executable, "-m", "server", "serve", "--no-follow", "--data", str(data), "--program", str(PROGRAM),
                    "--ports-file", str(self._ports_file), *arguments]
         for name, address in ports.items():
             command += [f"--{name}", address]

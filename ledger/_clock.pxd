@@ -4,7 +4,7 @@
 # The Python twin of monotonic_us() is time.monotonic_ns() // 1000.
 
 from libc.stdint cimport int64_t
-from ledger._limits cimport TIME_JUMP_US_MAX
+from ledger._limits cimport TIME_GAP_US_MAX, TIME_JUMP_US_MAX
 
 cdef extern from *:
     """
@@ -33,7 +33,7 @@ cdef struct Clock:
     int64_t behind_us           # how far realtime is behind server time: a step back, waited out
     int64_t ahead_us            # how far realtime is ahead of what is believed; above 0 only with alarm
     bint stepped                # a forward step while running: time goes on by the boot clock, ticks stand still
-    bint gap                    # a forward gap against the journal at start: time is realtime, ticks stand still
+    bint gap                    # a forward gap against the journal at start: the same, from the journal's time on
 
 
 cdef inline void clock_open(Clock* clock, const int64_t* file) noexcept nogil:
@@ -47,17 +47,26 @@ cdef inline void clock_open(Clock* clock, const int64_t* file) noexcept nogil:
     clock.gap = False
 
 
+cdef inline void clock_hold(Clock* clock) noexcept nogil:
+    # At start, with last_us set: realtime is not believed, time goes on from there by the boot clock.
+    clock.gap = True
+    clock.offset_us = clock.last_us - clock.boot_us
+
+
 cdef inline int64_t clock_turn(Clock* clock) noexcept nogil:
     # Reads the clocks once for a turn of the loop; returns the server time in us.
     cdef int64_t now, ahead
+    cdef bint was_gap = clock.gap
     clock.boot_us = boot_us()
     if clock.file != NULL:
         now = clock_file_us(clock.file)
     else:
         now = realtime_us()
         ahead = now - clock.boot_us - clock.offset_us
-        clock.stepped = ahead > TIME_JUMP_US_MAX
-        if clock.stepped:
+        # After a gap at start nobody knows how long the service was down: what the start would have believed ends it.
+        clock.gap = ahead > TIME_GAP_US_MAX if was_gap else False
+        clock.stepped = False if was_gap else ahead > TIME_JUMP_US_MAX
+        if clock.stepped or clock.gap:
             # Entries with times of the future could not be taken back: go on by the boot clock until the step is gone.
             clock.ahead_us = ahead
             now = clock.boot_us + clock.offset_us

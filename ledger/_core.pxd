@@ -3,8 +3,9 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._hash cimport Hash128
-from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, METHOD_COUNT, Outcome, WALLETS_MAX
+from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, Lookup, METHOD_COUNT, Outcome, WALLETS_MAX
 from ledger._rules cimport Program
+from ledger._table cimport KeyTable
 
 # How the core reads an entry that it wrote earlier (for repeats). NULL when it cannot be had.
 ctypedef const uint8_t* (*FindEntry)(void* owner, uint64_t sequence, uint32_t* size) noexcept nogil
@@ -52,6 +53,62 @@ cdef struct CoreStats:          # read by metrics from another thread: plain ali
     int64_t reserved_points[WALLETS_MAX]    # held by ACTIVE reservations now
     int64_t reserved_total_points[WALLETS_MAX]  # ever reserved
 
+cdef enum:                      # SnapshotSection: what a chunk of a snapshot holds; docs/journal-format.md
+    SNAPSHOT_PROGRAM = 1
+    SNAPSHOT_FINISHED = 2
+    SNAPSHOT_ACCOUNTS = 3
+    SNAPSHOT_IDENTIFIERS = 4
+    SNAPSHOT_KEYS = 5
+    SNAPSHOT_END = 6
+    SNAPSHOT_SECTION_COUNT = 7
+    SNAPSHOT_CHUNK_BYTES = 4_194_304    # at most in a chunk; every record fits one
+    SNAPSHOT_KEY_TABLES = 2     # request ids, receipt keys
+
+cdef packed struct SnapshotHead:    # what a snapshot says of itself, little endian; docs/journal-format.md
+    uint8_t magic[8]
+    uint32_t version
+    uint32_t size               # of this struct
+    uint8_t directory[16]
+    uint8_t head_hash[32]       # of the group that ends with `sequence`
+    uint64_t sequence
+    int64_t time_us             # server time of that entry
+    uint64_t digest_sequence
+    Hash128 digest
+    Hash128 begun_with          # key check
+    uint32_t has_begun
+    uint32_t program            # version in force
+    uint64_t keys_from[SNAPSHOT_KEY_TABLES]     # the keys of every entry from this one on are in it
+    int64_t forgotten[SNAPSHOT_KEY_TABLES]      # the highest order of those that are not; INT64_MIN: none
+    uint64_t keys[SNAPSHOT_KEY_TABLES]
+    uint64_t members
+    uint64_t identifiers
+    uint64_t lots
+    uint64_t lot_units          # arena units that the lots and holds need
+    uint64_t reservations_active
+    uint64_t reservations_finished
+    uint64_t members_max        # sizes of the writer's tables
+    uint64_t ids_max
+    uint64_t reservations_max
+    int64_t issued_points[WALLETS_MAX]
+    int64_t redeemed_points[WALLETS_MAX]
+    int64_t expired_points[WALLETS_MAX]
+    int64_t adjusted_points[WALLETS_MAX]
+    int64_t reserved_total_points[WALLETS_MAX]
+
+cdef enum:                      # LoadResult: why a snapshot's state cannot be taken; 0 = taken
+    LOAD_OK = 0
+    LOAD_BROKEN = 1             # records that do not fit each other or their counts
+    LOAD_DIGEST = 2             # the state's digest is another than the head's
+    LOAD_PROGRAM = 3            # the programme's image does not load
+    LOAD_KEY = 4                # the identity key is not the one that the journal was begun with
+    LOAD_MEMBERS = 5            # more members, identifiers or lots than members_max has room for
+    LOAD_RESERVATIONS = 6       # more active reservations than there is room for
+    LOAD_KEYS_GAP = 7           # between the runs of dropped keys and its first ones some are missing
+    LOAD_KEYS = 8               # its keys do not fit the key tables
+
+ctypedef int (*SnapshotPut)(void* owner, uint32_t section, const uint8_t* data, uint32_t size) noexcept nogil
+    # Takes a chunk; anything but 0 ends the saving and is returned.
+
 cdef struct Core                # its fields are in _core.pyx alone
 
 cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except NULL
@@ -60,6 +117,28 @@ cdef void core_close(Core* core) noexcept
 cdef void core_set_find(Core* core, FindEntry find, void* owner) noexcept nogil
 cdef void core_set_full(Core* core, bint full, int64_t free_bytes, int64_t free_bytes_min) noexcept nogil
     # While full, new writes are refused with JOURNAL_FULL; reads and repeats are answered.
+cdef void core_describe(const Core* core, SnapshotHead* head) noexcept nogil
+    # Everything of a snapshot's head but magic, directory and head_hash. Walks the accounts.
+cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, SnapshotPut put, void* owner) noexcept nogil
+    # The whole state in chunks, SNAPSHOT_END last. buffer: SNAPSHOT_CHUNK_BYTES. 0, or what `put` returned. Only reads the core.
+cdef int core_load_begin(Core* core, const SnapshotHead* head) noexcept nogil
+    # Into a core just opened. LoadResult; after anything but LOAD_OK the core is spoilt and has to be opened anew.
+cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const uint8_t* data, uint32_t size) noexcept nogil
+    # One chunk, in the order of saving. LoadResult; with SNAPSHOT_END the state is complete and its digest was met.
+cdef enum:                      # KeyKind: which of the two key tables
+    KEYS_REQUEST = 0            # request ids by sent_time
+    KEYS_RECEIPT = 1            # receipt keys by business day
+    KEYS_COUNT = 2
+
+cdef KeyTable* core_keys(Core* core, uint32_t kind) noexcept nogil
+    # For whoever keeps runs or snapshots of the keys. Nobody calls it: full generations drop out of memory for good.
+cdef void core_set_covered(Core* core, uint64_t requests, uint64_t receipts) noexcept nogil
+    # Up to which sequences runs hold the keys of every entry; UINT64_MAX (also before the first call): nobody keeps runs.
+    # With runs a generation is dropped only when they hold it, and new ids are refused with IDS_BEHIND while there is no room.
+cdef bint core_keys_room(Core* core) noexcept nogil
+    # Whether core_apply has room for the keys of one more entry. core_execute asks by itself.
+cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil
+    # Counts an entry of the journal as the next sequence and remembers its keys, nothing else. ApplyResult.
 cdef const Program* core_program(const Core* core) noexcept nogil
     # The programme in force; NULL before the first PROGRAM entry.
 cdef const CoreStats* core_stats(const Core* core) noexcept nogil
@@ -69,6 +148,10 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
     # entry: room for COMMAND_ENTRY_BYTES_MAX bytes; afterwards it holds outcome.written entries (written_size bytes) back to back:
     # first an EXPIRE_RESERVATION for each of the member's reservations that were due, last the command's own.
     # Reads and repeats write nothing. core_program must not be NULL.
+    # outcome.parked: memory does not reach back far enough; nothing was decided. Ask the runs and execute it again with the answer.
+cdef bint core_foresee(const Core* core, const Command* command, Lookup* lookup) noexcept nogil
+    # Whether a write that core_prepare has seen will most likely be parked, and with which question. Decides nothing: to ask too much or
+    # too little costs time alone.
 cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept nogil
     # Starts the memory reads of commands that will be executed next, all at once instead of one after another. Changes nothing
     # but the commands' hashes; a command may also be executed without it.

@@ -10,7 +10,7 @@
 #     reservations, a read computes without them, and lots are judged by their days.
 # (d) All tables are reserved at start; nothing here allocates afterwards, except a new programme's image.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -18,24 +18,26 @@ from ledger._arith cimport add_overflow, day_from_yyyymmdd, max_i64, min_i64
 from ledger._entry cimport (
     Cursor, EntryView, EntryWriter, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
-    section_begin, section_end,
+    section_begin, section_end, unzigzag, zigzag,
 )
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._identity cimport identity_hash
 from ledger._layout cimport *
 from ledger._limits cimport *
 from ledger._lots cimport (
-    Arena, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_search,
+    Arena, BLOCK_SHIFT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
+    units_of,
 )
 from ledger._rules cimport (
     Program, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
 )
 from ledger._status cimport *
 from ledger._table cimport (
-    IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ReservationMap, identifiers_add, identifiers_close, identifiers_find,
-    identifiers_open, identifiers_remove, keys_add, keys_close, keys_count, keys_find, keys_open, keys_touch, touch, range_of, reservations_add,
-    reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first,
-    slot_second, slot_set_first, slot_set_second, unreserve_memory,
+    Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
+    generation_at, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, keys_begin_at, keys_close,
+    keys_count, keys_drop, keys_find, keys_insert, keys_look, keys_open, keys_put, keys_room, keys_touch, keys_turn, touch, range_of,
+    reservations_add, reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first, slot_second,
+    slot_set_first, slot_set_second, unreserve_memory,
 )
 
 cdef extern from "_verify.h" nogil:
@@ -44,6 +46,8 @@ cdef extern from "_verify.h" nogil:
 cdef enum:
     CHANGES_MAX = 16_384        # lot changes of one entry: 16 wallets * 400 lots, or AWARDS_MAX new ones, with room
     NO_INDEX = 0xFFFFFFFF
+    IDENTIFIER_TYPES_MAX = 32   # what IdentifierSlot has room for
+    OWNER_HOLD = 0x80000000     # owner of a piece: an index of the pool, not an account number
     MICROSECONDS = 1_000_000
     FACT_ACCOUNT = 1
     FACT_LOT = 2
@@ -138,11 +142,11 @@ cdef struct Core:
     Hash128 digest
     Account* accounts           # account of member m at [m - 1]
     uint64_t accounts_max
+    uint64_t ids_max
     IdentifierTable identifiers
     uint64_t unlinked_sequence  # of the last UNLINK entry: an answer that an identifier names nobody waits for it
     Arena arena
-    KeyTable request_ids
-    KeyTable receipt_keys
+    KeyTable keys[KEYS_COUNT]   # request ids, receipt keys
     ReservationMap reservation_map
     Reservation* pool
     uint32_t pool_max
@@ -155,8 +159,13 @@ cdef struct Core:
     uint32_t sweep_at           # next account of the rolling sweep, from 0
     Program* program            # NULL before the first PROGRAM entry
     uint32_t program_count
+    uint64_t digest_sequence    # of the last DIGEST entry
     uint8_t identity_key[16]
     uint8_t has_key
+    uint64_t[KEYS_COUNT] loading_first      # first_sequence of the generation of keys that a snapshot is loading; 0: none yet
+    uint64_t[KEYS_COUNT] loading_beside     # keys that stood in the filling generation before
+    Hash128 begun_with          # key check of the identity key that the journal was begun with
+    bint has_begun
     FindEntry find
     void* find_owner
     DayCache now_day
@@ -179,6 +188,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     if core == NULL:
         raise MemoryError("the ledger's tables cannot be reserved")
     core.accounts_max = sizes.members_max
+    core.ids_max = sizes.ids_max
     core.pool_max = sizes.reservations_max
     core.pool_free = NO_INDEX
     core.finished_first = NO_INDEX
@@ -193,8 +203,8 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = core.accounts != NULL and core.pool != NULL and core.heap != NULL
     ok = ok and identifiers_open(&core.identifiers, <uint64_t>sizes.members_max * 3)
     ok = ok and arena_open(&core.arena, lots)
-    ok = ok and keys_open(&core.request_ids, sizes.ids_max)
-    ok = ok and keys_open(&core.receipt_keys, sizes.ids_max)
+    ok = ok and keys_open(&core.keys[KEYS_REQUEST], sizes.ids_max)
+    ok = ok and keys_open(&core.keys[KEYS_RECEIPT], sizes.ids_max)
     ok = ok and reservations_open(&core.reservation_map, core.pool_max)
     if not ok:
         core_close(core)
@@ -210,8 +220,8 @@ cdef void core_close(Core* core) noexcept:
     unreserve_memory(core.heap, <uint64_t>core.pool_max * sizeof(uint32_t) + 64)
     identifiers_close(&core.identifiers)
     arena_close(&core.arena)
-    keys_close(&core.request_ids)
-    keys_close(&core.receipt_keys)
+    keys_close(&core.keys[KEYS_REQUEST])
+    keys_close(&core.keys[KEYS_RECEIPT])
     reservations_close(&core.reservation_map)
     program_free(core.program)
     free(core)
@@ -232,6 +242,30 @@ cdef void core_set_full(Core* core, bint full, int64_t free_bytes, int64_t free_
     core.full = full
     core.full_free_bytes = free_bytes
     core.full_free_bytes_min = free_bytes_min
+
+
+cdef KeyTable* core_keys(Core* core, uint32_t kind) noexcept nogil:
+    return &core.keys[kind]
+
+
+cdef void core_set_covered(Core* core, uint64_t requests, uint64_t receipts) noexcept nogil:
+    core.keys[KEYS_REQUEST].covered = requests
+    core.keys[KEYS_RECEIPT].covered = receipts
+
+
+cdef bint core_keys_room(Core* core) noexcept nogil:
+    cdef uint64_t dropped = core.keys[KEYS_REQUEST].dropped + core.keys[KEYS_RECEIPT].dropped
+    cdef bint room = keys_room(&core.keys[KEYS_REQUEST]) and keys_room(&core.keys[KEYS_RECEIPT])
+    if core.keys[KEYS_REQUEST].dropped + core.keys[KEYS_RECEIPT].dropped != dropped:
+        count_keys(core)
+    return room
+
+
+cdef inline void count_keys(Core* core) noexcept nogil:
+    core.stats.request_ids = keys_count(&core.keys[KEYS_REQUEST])
+    core.stats.receipt_keys = keys_count(&core.keys[KEYS_RECEIPT])
+    core.stats.bytes_request_ids = core.stats.request_ids * sizeof(KeySlot)
+    core.stats.bytes_receipt_keys = core.stats.receipt_keys * sizeof(KeySlot)
 
 
 cdef const Program* core_program(const Core* core) noexcept nogil:
@@ -981,13 +1015,49 @@ cdef void answer_from_entry(const EntryView* view, Outcome* outcome) noexcept no
         outcome.b = get_signed(&cursor)
 
 
-cdef void answer_repeat(Core* core, const Command* command, const Decision* d, uint64_t sequence, Outcome* outcome) noexcept nogil:
-    cdef EntryView view
+# --- keys that memory has dropped -----------------------------------------------------------------------------------
+
+cdef inline bint runs_kept(const KeyTable* table) noexcept nogil:
+    return table.covered != UINT64_MAX
+
+
+cdef inline bint runs_told(const Command* command, const KeyTable* table, uint64_t until) noexcept nogil:
+    # Whether the runs were asked, all of them that memory does not hold by now: a generation may have been dropped meanwhile.
+    return command.hashed & LOOKED_UP and not command.found.unreadable and until >= table.keys_from - 1
+
+
+cdef void ask_runs(const Core* core, const Command* command, const Decision* d, uint32_t ask, Outcome* outcome) noexcept nogil:
+    # Parks the command: whatever memory cannot answer is asked at once.
+    if command.hashed & LOOKED_UP and command.found.unreadable:
+        refuse(outcome, STATUS_IDS_UNREADABLE, 0, 0)
+        return
+    outcome.parked = 1
+    outcome.lookup.ask = ask
+    outcome.lookup.request = d.request
+    outcome.lookup.sent_time_us = command.sent_time_us
+    if d.receipt_keyed and command.business_day <= core.keys[KEYS_RECEIPT].forgotten:
+        outcome.lookup.ask |= ASK_RECEIPT
+        outcome.lookup.receipt = d.receipt_hash
+        outcome.lookup.business_day = command.business_day
+
+
+cdef bint entry_of_request(const Core* core, uint64_t sequence, Hash128 request, bint by_run, EntryView* view, Outcome* outcome) noexcept nogil:
+    # The entry that a request id stands for. False: a run has led to an entry of another request, so it is not of this journal.
     cdef uint32_t size = 0
     cdef const uint8_t* entry = core.find(core.find_owner, sequence, &size) if core.find != NULL else NULL
-    cdef uint16_t field
+    cdef bint good = entry != NULL and entry_view(entry, size, view) and memcmp(view.header.request, &request, 16) == 0
     # An id in memory whose entry cannot be read means that the journal is damaged under us.
-    VERIFY(entry != NULL and entry_view(entry, size, &view))
+    VERIFY(good or by_run)
+    if not good:
+        refuse(outcome, STATUS_IDS_UNREADABLE, 0, 0)
+    return good
+
+
+cdef void answer_repeat(Core* core, const Command* command, const Decision* d, uint64_t sequence, bint by_run, Outcome* outcome) noexcept nogil:
+    cdef EntryView view
+    cdef uint16_t field
+    if not entry_of_request(core, sequence, d.request, by_run, &view, outcome):
+        return
     outcome.sequence = sequence
     outcome.wait_sequence = sequence
     field = differing_field(core, command, d, &view, &outcome.index)
@@ -1001,24 +1071,34 @@ cdef void answer_repeat(Core* core, const Command* command, const Decision* d, u
 
 
 cdef void read_operation(Core* core, const Command* command, Outcome* outcome) noexcept nogil:
-    cdef Hash128 request
-    cdef KeySlot* slot
+    cdef Decision* d = &core.decision
+    cdef const KeyTable* table = &core.keys[KEYS_REQUEST]
     cdef EntryView view
-    cdef uint32_t size = 0
-    cdef const uint8_t* entry
+    cdef uint64_t sequence, unused
+    cdef bint timed = command.given & GIVEN_SENT_TIME != 0
+    cdef bint by_run = False
     if not check_request_id(command.request_id, outcome):
         return
-    request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
-    slot = keys_find(&core.request_ids, request)
-    if slot == NULL:
-        if command.given & GIVEN_SENT_TIME and command.sent_time_us <= core.request_ids.forgotten:
-            refuse(outcome, STATUS_SENT_TIME_TOO_OLD, core.request_ids.forgotten + 1, 0)
-        else:
+    d.request = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
+    d.receipt_keyed = 0
+    if not keys_find(table, d.request, &sequence, &unused):
+        if table.forgotten == ORDER_NONE or (timed and command.sent_time_us > table.forgotten) or (not timed and not runs_kept(table)):
             refuse(outcome, STATUS_OPERATION_NOT_FOUND, 0, 0)
+            return
+        if not runs_kept(table):
+            refuse(outcome, STATUS_SENT_TIME_TOO_OLD, table.forgotten + 1, 0)
+            return
+        if not runs_told(command, table, command.found.requests_until):
+            ask_runs(core, command, d, ASK_REQUEST if timed else ASK_REQUEST | ASK_ANY_TIME, outcome)
+            return
+        sequence = command.found.request
+        by_run = True
+        if sequence == 0:
+            refuse(outcome, STATUS_OPERATION_NOT_FOUND, 0, 0)
+            return
+    if not entry_of_request(core, sequence, d.request, by_run, &view, outcome):
         return
-    outcome.sequence = slot_first(slot)
-    entry = core.find(core.find_owner, outcome.sequence, &size) if core.find != NULL else NULL
-    VERIFY(entry != NULL and entry_view(entry, size, &view))
+    outcome.sequence = sequence
     answer_from_entry(&view, outcome)
     outcome.status = STATUS_OK      # the operation was found; the codec shows its refusal inside the answer
     outcome.wait_sequence = outcome.sequence
@@ -1168,8 +1248,7 @@ cdef uint16_t check_room(Core* core, const Decision* d, const Account* account, 
             return STATUS_LOTS_LIMIT
     if fresh != 0:
         lots = fresh + (account.lot_count if account != NULL else 0)
-        if ((account == NULL or account.lots == NO_PIECE or lots > <uint32_t>1 << account.lot_class)
-                and not arena_has(&core.arena, class_for(lots))):
+        if (account == NULL or account.lots == NO_PIECE or lots > units_of(account.lot_class)) and not arena_has(&core.arena):
             return STATUS_TABLE_FULL
     return STATUS_OK
 
@@ -1601,10 +1680,11 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     cdef EntryWriter writer
     cdef EntryHeader* header
     cdef Account* account = NULL
-    cdef KeySlot* slot
+    cdef const KeyTable* requests = &core.keys[KEYS_REQUEST]
+    cdef const KeyTable* receipts = &core.keys[KEYS_RECEIPT]
     cdef const Reservation* captured = NULL
     cdef int64_t captured_points = 0, available
-    cdef uint64_t posted_by = 0
+    cdef uint64_t first, second, posted_by = 0
     cdef uint8_t method = command.method
     cdef uint16_t status = STATUS_OK
     cdef uint32_t size
@@ -1620,15 +1700,24 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if method != METHOD_ENROLL and method != METHOD_UNLINK:
         d.member = find_member(core, &command.member, d.member_hash)
         d.named = d.member != 0 and command.member.kind != MEMBER_BY_ID
-    slot = keys_find(&core.request_ids, d.request)
-    if slot != NULL:
-        answer_repeat(core, command, d, slot_first(slot), outcome)
+    if keys_find(requests, d.request, &first, &second):
+        answer_repeat(core, command, d, first, False, outcome)
         return
-    if command.sent_time_us <= core.request_ids.forgotten:
-        refuse(outcome, STATUS_SENT_TIME_TOO_OLD, core.request_ids.forgotten + 1, 0)
-        return
+    if command.sent_time_us <= requests.forgotten:
+        if not runs_kept(requests):
+            refuse(outcome, STATUS_SENT_TIME_TOO_OLD, requests.forgotten + 1, 0)
+            return
+        if not runs_told(command, requests, command.found.requests_until):
+            ask_runs(core, command, d, ASK_REQUEST, outcome)
+            return
+        if command.found.request != 0:
+            answer_repeat(core, command, d, command.found.request, True, outcome)
+            return
     if core.full:
         refuse(outcome, STATUS_JOURNAL_FULL, core.full_free_bytes, core.full_free_bytes_min)
+        return
+    if not core_keys_room(core):
+        refuse(outcome, STATUS_IDS_BEHIND, 0, 0)
         return
     if not check_world(core, command, d, outcome):
         return
@@ -1654,17 +1743,22 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
 
     # Was this receipt seen before?
     if d.receipt_keyed:
-        slot = keys_find(&core.receipt_keys, d.receipt_hash)
-        if slot != NULL:
-            posted_by = slot_first(slot) if earns else 0
-            if posted_by == 0 and pays:
-                posted_by = slot_second(slot)
-            if posted_by != 0:
-                refuse(outcome, STATUS_RECEIPT_ALREADY_POSTED, <int64_t>posted_by, 0)
-                outcome.wait_sequence = max_i64(<int64_t>posted_by, <int64_t>outcome.wait_sequence)
+        keys_find(receipts, d.receipt_hash, &first, &second)
+        if command.business_day <= receipts.forgotten and ((earns and first == 0) or (pays and second == 0)):
+            if not runs_kept(receipts):
+                refuse(outcome, STATUS_RECEIPT_TOO_OLD, receipts.forgotten, 0)
                 return
-        elif command.business_day <= core.receipt_keys.forgotten:
-            refuse(outcome, STATUS_RECEIPT_TOO_OLD, core.receipt_keys.forgotten, 0)
+            if not runs_told(command, receipts, command.found.receipts_until):
+                ask_runs(core, command, d, 0, outcome)
+                return
+            first = first if first != 0 else command.found.first
+            second = second if second != 0 else command.found.second
+        posted_by = first if earns else 0
+        if posted_by == 0 and pays:
+            posted_by = second
+        if posted_by != 0:
+            refuse(outcome, STATUS_RECEIPT_ALREADY_POSTED, <int64_t>posted_by, 0)
+            outcome.wait_sequence = max_i64(<int64_t>posted_by, <int64_t>outcome.wait_sequence)
             return
 
     if account != NULL and reservations_due(core, account, d.now_us):
@@ -1685,7 +1779,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
                 outcome.b = command.points
                 status = STATUS_INSUFFICIENT_POINTS
             elif ((core.pool_used == core.pool_max and core.pool_free == NO_INDEX and core.finished_first == NO_INDEX)
-                    or not arena_has(&core.arena, class_for(d.change_count))):
+                    or not arena_has(&core.arena)):
                 status = STATUS_TABLE_FULL
     elif method == METHOD_ADJUST:
         status = decide_adjustment(core, command, d, account, outcome)
@@ -1749,9 +1843,9 @@ cdef void prepare_hashes(Core* core, Command* command) noexcept nogil:
 
 cdef void touch_tables(const Core* core, const Command* command) noexcept nogil:
     if command.hashed & HASHED_REQUEST:
-        keys_touch(&core.request_ids, command.request_hash)
+        keys_touch(&core.keys[KEYS_REQUEST], command.request_hash)
     if command.hashed & HASHED_RECEIPT:
-        keys_touch(&core.receipt_keys, command.receipt_hash)
+        keys_touch(&core.keys[KEYS_RECEIPT], command.receipt_hash)
     if command.hashed & HASHED_MEMBER:
         touch(&core.identifiers.slots[range_of(command.member_hash.lo, core.identifiers.capacity)])
 
@@ -1763,6 +1857,23 @@ cdef uint32_t prepared_member(const Core* core, const Command* command) noexcept
     if command.member.kind == MEMBER_BY_ID and 1 <= command.member.member_id <= <int64_t>core.stats.members:
         return <uint32_t>command.member.member_id
     return 0
+
+
+cdef bint core_foresee(const Core* core, const Command* command, Lookup* lookup) noexcept nogil:
+    cdef const KeyTable* requests = &core.keys[KEYS_REQUEST]
+    cdef const KeyTable* receipts = &core.keys[KEYS_RECEIPT]
+    lookup.ask = 0
+    if command.hashed & LOOKED_UP or not runs_kept(requests):
+        return False
+    if command.hashed & HASHED_REQUEST and command.given & GIVEN_SENT_TIME and command.sent_time_us <= requests.forgotten:
+        lookup.ask |= ASK_REQUEST
+        lookup.request = command.request_hash
+        lookup.sent_time_us = command.sent_time_us
+    if command.hashed & HASHED_RECEIPT and command.business_day <= receipts.forgotten:
+        lookup.ask |= ASK_RECEIPT
+        lookup.receipt = command.receipt_hash
+        lookup.business_day = command.business_day
+    return lookup.ask != 0
 
 
 cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept nogil:
@@ -1794,6 +1905,7 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
     outcome.replayed = 0
     outcome.written = 0
     outcome.opened = 0
+    outcome.parked = 0
     outcome.a = 0
     outcome.b = 0
     outcome.wait_sequence = 0
@@ -1914,8 +2026,6 @@ cdef Hash128 key_check(const Core* core) noexcept nogil:
 cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
     cdef const Slice* image = &view.sections[SECTION_IMAGE]
     cdef const Slice* check = &view.sections[SECTION_KEY_CHECK]
-    cdef Program* program
-    cdef uint8_t* copy
     cdef Hash128 expected
     if image.data == NULL or image.size == 0:
         return APPLY_PROGRAM
@@ -1923,19 +2033,27 @@ cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
         expected = key_check(core)
         if check.size != 16 or memcmp(check.data, &expected, 16) != 0:
             return APPLY_KEY
-    program = <Program*>calloc(1, sizeof(Program))
-    copy = <uint8_t*>malloc(image.size)
+    if check.data != NULL and check.size == 16:
+        memcpy(&core.begun_with, check.data, 16)
+        core.has_begun = True
+    return put_in_force(core, image.data, image.size, core.program_count + 1)
+
+
+cdef int put_in_force(Core* core, const uint8_t* image, uint32_t size, uint32_t version) noexcept nogil:
+    # A copy of the image becomes the programme. ApplyResult.
+    cdef Program* program = <Program*>calloc(1, sizeof(Program))
+    cdef uint8_t* copy = <uint8_t*>malloc(size)
     if program == NULL or copy == NULL:
         free(program)
         free(copy)
         return APPLY_FULL
-    memcpy(copy, image.data, image.size)
-    if program_load(program, copy, image.size) != 0:
+    memcpy(copy, image, size)
+    if program_load(program, copy, size) != 0:
         free(program)
         free(copy)
         return APPLY_PROGRAM
-    core.program_count += 1
-    program.version = core.program_count
+    core.program_count = version
+    program.version = version
     program_free(core.program)
     core.program = program
     core.now_day.until_us = 0
@@ -1955,14 +2073,14 @@ cdef int apply_identifiers(Core* core, const Slice* section, uint32_t member) no
     while cursor_more(&cursor):
         kind = get_byte(&cursor)
         data = get_bytes(&cursor, 16)
-        if data == NULL:
+        if data == NULL or kind >= IDENTIFIER_TYPES_MAX:
             return APPLY_FRAMING
         memcpy(&key, data, 16)
         if identifiers_find(&core.identifiers, key) != 0:
             return APPLY_MEMBER
         if core.identifiers.count >= core.identifiers.count_max:
             return APPLY_FULL
-        identifiers_add(&core.identifiers, key, member)
+        identifiers_add(&core.identifiers, key, member, kind)
         account.identifier_count += 1
         core.stats.identifiers += 1
         core.stats.bytes_identifiers += sizeof(IdentifierSlot)
@@ -1994,6 +2112,25 @@ cdef int apply_unlink(Core* core, const Slice* section, uint32_t member) noexcep
     return APPLY_OK
 
 
+cdef inline void give_piece(Core* core, uint32_t piece, uint8_t cls) noexcept nogil:
+    # Gives a piece up, and tells the owner of the one that took its place.
+    cdef uint32_t owner = arena_give(&core.arena, piece, cls)
+    if owner & OWNER_HOLD:
+        core.pool[owner & ~<uint32_t>OWNER_HOLD].holds = piece
+    elif owner != 0:
+        core.accounts[owner - 1].lots = piece
+
+
+cdef inline void move_lots(Core* core, Account* account, uint32_t member, uint32_t piece, uint8_t cls) noexcept nogil:
+    # The account's lots into a piece just taken.
+    if account.lots != NO_PIECE:
+        memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
+        give_piece(core, account.lots, account.lot_class)
+    account.lots = piece
+    account.lot_class = cls
+    core.arena.lots[piece].owner = member
+
+
 cdef int apply_change(Core* core, Account* account, uint32_t member, const Change* change) noexcept nogil:
     # One lot: add, make or end it.
     cdef bint found
@@ -2021,21 +2158,25 @@ cdef int apply_change(Core* core, Account* account, uint32_t member, const Chang
         for i in range(place, account.lot_count):
             core.arena.lots[account.lots + i] = core.arena.lots[account.lots + i + 1]
         if account.lot_count == 0:
-            arena_give(&core.arena, account.lots, account.lot_class)
+            give_piece(core, account.lots, account.lot_class)
             account.lots = NO_PIECE
+            return APPLY_OK
+        core.arena.lots[account.lots].owner = member
+        if 2 * <uint32_t>account.lot_count <= units_of(account.lot_class):
+            # Half of it is empty: a smaller piece will do. Without room for one it stays as it is.
+            cls = class_for(account.lot_count)
+            piece = arena_take(&core.arena, cls, member)
+            if piece != NO_PIECE:
+                move_lots(core, account, member, piece, cls)
         return APPLY_OK
     if change.points <= 0 or change.held != 0:
         return APPLY_LOTS
-    if account.lots == NO_PIECE or account.lot_count == <uint32_t>1 << account.lot_class:
+    if account.lots == NO_PIECE or account.lot_count == units_of(account.lot_class):
         cls = class_for(<uint32_t>account.lot_count + 1)
-        piece = arena_take(&core.arena, cls)
+        piece = arena_take(&core.arena, cls, member)
         if piece == NO_PIECE:
             return APPLY_FULL
-        if account.lots != NO_PIECE:
-            memcpy(&core.arena.lots[piece], &core.arena.lots[account.lots], account.lot_count * sizeof(Lot))
-            arena_give(&core.arena, account.lots, account.lot_class)
-        account.lots = piece
-        account.lot_class = cls
+        move_lots(core, account, member, piece, cls)
     lots = &core.arena.lots[account.lots]
     i = account.lot_count
     while i > place:
@@ -2048,7 +2189,7 @@ cdef int apply_change(Core* core, Account* account, uint32_t member, const Chang
     lot.expiry_day = change.expiry_day
     lot.wallet = change.wallet
     lot.funder = change.funder
-    lot.next_free = 0
+    lots[0].owner = member
     account.lot_count += 1
     core.stats.lots += 1
     digest_add(&core.digest, lot_fact(lot, member))
@@ -2103,13 +2244,13 @@ cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet
     if total != reserved:
         return APPLY_RESERVATION
     cls = class_for(change_count)
-    if not arena_has(&core.arena, cls):
+    if not arena_has(&core.arena):
         return APPLY_FULL
     index = pool_take(core)
     if index == NO_INDEX:
         return APPLY_FULL
     reservation = &core.pool[index]
-    reservation.holds = arena_take(&core.arena, cls)
+    reservation.holds = arena_take(&core.arena, cls, index | OWNER_HOLD)
     reservation.hold_class = cls
     reservation.hold_count = change_count
     for i in range(change_count):
@@ -2120,7 +2261,6 @@ cdef int apply_reserve(Core* core, uint32_t member, uint64_t id, uint16_t wallet
         hold.expiry_day = core.changes[i].expiry_day
         hold.wallet = core.changes[i].wallet
         hold.funder = core.changes[i].funder
-        hold.next_free = 0
     reservation.id = id
     reservation.expire_time_us = expire_time_us
     reservation.reserved_points = reserved
@@ -2164,7 +2304,7 @@ cdef int apply_end_of_reservation(Core* core, uint32_t member, uint64_t id, uint
     if reservation.next != NO_INDEX:
         core.pool[reservation.next].previous = reservation.previous
     account.reservation_count -= 1
-    arena_give(&core.arena, reservation.holds, reservation.hold_class)
+    give_piece(core, reservation.holds, reservation.hold_class)
     reservation.hold_count = 0
     reservation.state = state
     reservation.captured_points = captured
@@ -2283,31 +2423,36 @@ cdef int apply_reservation(Core* core, const EntryView* view, uint32_t change_co
 
 
 cdef void remember_keys(Core* core, const EntryView* view) noexcept nogil:
-    # The request id, and for a success the receipt key.
+    # The request id, and for a success the receipt key. What is older than keys_from lies in runs.
     cdef const EntryHeader* header = view.header
+    cdef KeyTable* requests = &core.keys[KEYS_REQUEST]
+    cdef KeyTable* receipts = &core.keys[KEYS_RECEIPT]
     cdef Context context
     cdef Hash128 key
     cdef KeySlot* slot
+    cdef uint64_t sequence = core.stats.sequence + 1
     cdef bint earns, pays
+    if sequence < requests.keys_from and sequence < receipts.keys_from:
+        return
     context_read(view, &context)
     memcpy(&key, header.request, 16)
-    if key.lo != 0 or key.hi != 0:
-        slot = keys_add(&core.request_ids, key, header.time_us + context.values[CONTEXT_SENT_TIME])
-        slot_set_first(slot, core.stats.sequence + 1)
+    if (key.lo != 0 or key.hi != 0) and sequence >= requests.keys_from:
+        slot = keys_put(requests, key, header.time_us + context.values[CONTEXT_SENT_TIME], sequence)
+        slot_set_first(slot, sequence)
+    if sequence < receipts.keys_from:
+        return
     if header.status != STATUS_OK or context.store.data == NULL or context.till.data == NULL or context.number.data == NULL:
         return
     if context.store.size > STORE_BYTES_MAX or context.till.size > TILL_BYTES_MAX or context.number.size > RECEIPT_NUMBER_BYTES_MAX:
         return
     key = receipt_key_hash(<int32_t>context.values[CONTEXT_BUSINESS_DAY], context.store, context.till, context.number)
-    slot = keys_find(&core.receipt_keys, key)
-    if slot == NULL:
-        slot = keys_add(&core.receipt_keys, key, context.values[CONTEXT_BUSINESS_DAY])
+    slot = keys_put(receipts, key, context.values[CONTEXT_BUSINESS_DAY], sequence)
     earns = header.kind == KIND_EARN or header.kind == KIND_COMMIT
     pays = header.kind == KIND_BURN or header.kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE
     if earns:
-        slot_set_first(slot, core.stats.sequence + 1)
+        slot_set_first(slot, sequence)
     if pays:
-        slot_set_second(slot, core.stats.sequence + 1)
+        slot_set_second(slot, sequence)
 
 
 cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
@@ -2371,6 +2516,9 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         if (view.sections[SECTION_DIGEST].size != 16 or view.sections[SECTION_DIGEST].data == NULL
                 or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
             return APPLY_DIGEST
+        core.digest_sequence = core.stats.sequence + 1
+    elif header.kind == KIND_RESTORE:
+        pass                    # a mark: what went before it is the state
     elif KIND_EARN <= header.kind <= KIND_UNLINK:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)
@@ -2382,12 +2530,25 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         return result
     core.stats.sequence += 1
     core.stats.time_us = header.time_us
-    core.stats.request_ids = keys_count(&core.request_ids)
-    core.stats.receipt_keys = keys_count(&core.receipt_keys)
+    count_bytes(core)
+    return APPLY_OK
+
+
+cdef inline void count_bytes(Core* core) noexcept nogil:
+    count_keys(core)
     core.stats.bytes_lots = core.arena.live * sizeof(Lot)
     core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)
-    core.stats.bytes_request_ids = core.stats.request_ids * sizeof(KeySlot)
-    core.stats.bytes_receipt_keys = core.stats.receipt_keys * sizeof(KeySlot)
+
+
+include "_core_snapshot.pxi"
+
+
+cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
+    cdef EntryView view
+    if not entry_view(entry, size, &view):
+        return APPLY_FRAMING
+    remember_keys(core, &view)
+    core.stats.sequence += 1
     return APPLY_OK
 
 

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from ledger._core cimport Core
-from ledger._layout cimport Command, Outcome
+from ledger._layout cimport Command, Facts, Lookup, Outcome
 from ledger._rules cimport Program
 
 cdef struct Engine              # its fields are in _engine.pyx alone
@@ -25,6 +25,13 @@ cdef void engine_prepare(Engine* engine, Command** commands, uint32_t count) noe
     # core_prepare: the memory reads of commands that will be executed next.
 cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcome) noexcept nogil
     # Runs the space and readiness gates for writes, then core_execute into the open group. Call only with engine_room.
+    # A parked outcome: nothing was written; hand its lookup to engine_park and execute the command again with the facts.
+cdef void engine_park(Engine* engine, uint64_t token, const Lookup* lookup) noexcept nogil
+    # Hands a question to the look-up thread; token: the caller's, told with the answer. At most LOOKUPS_MAX wait at a time.
+cdef bint engine_foresee(Engine* engine, const Command* command, Lookup* lookup) noexcept nogil
+    # core_foresee: what the runs would be asked for a command that is not yet to be executed, so that they can be asked before.
+cdef bint engine_told(Engine* engine, uint64_t* token, Facts* facts) noexcept nogil
+    # The next answer of the look-up thread, in the order of parking; False when there is none. engine_event_fd announces them.
 cdef void engine_end_turn(Engine* engine, bint alone) noexcept nogil
     # Ticks, takes in a finished flush, seals the open group if no flush is in flight: hands it to the flush thread, or, with
     # `alone` (nobody else is waiting), flushes it right here.
@@ -50,3 +57,5 @@ cdef const Program* engine_program(const Engine* engine) noexcept nogil
 
 cdef class EngineHandle:        # Python's hold on an Engine; see ledger/_engine.pyi
     cdef Engine* engine
+
+    cdef int open_core(self) except -1

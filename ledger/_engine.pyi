@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from ledger._snapshot import Snapshot
+
 class StartRefused(Exception):
     """The ledger does not start: what is wrong, where, and what to do. Nothing was written."""
 
@@ -21,7 +23,9 @@ class EngineHandle:
     def __init__(
         self, *, tail_fd: int, tail_bytes: int, directory: bytes, journal_path: str, create: bool,
         identity_key: bytes, members_max: int, ids_max: int, reservations_max: int, clock_path: str | None, accept_time: bool,
+        ids_path: str | None = None,
     ) -> None: ...
+    def load_snapshot(self, snapshot: Snapshot, progress: Callable[[int, int], None] | None) -> None: ...
     def recover(self, progress: Callable[[int, int], None] | None) -> dict[str, int]:
         """Replay journal and tail. Errors: StartRefused."""
     def seed(self, image: bytes, source: bytes) -> None:
@@ -31,6 +35,10 @@ class EngineHandle:
         """Body of the flush thread; returns after end_threads()."""
     def run_drain(self) -> None:
         """Body of the drain thread; returns after end_threads(), when what is durable has been drained or cannot be."""
+    def run_ids(self) -> None:
+        """Body of the ids thread, which writes runs of request ids and receipt keys; returns after end_threads()."""
+    def run_lookups(self) -> None:
+        """Body of the look-up thread; returns after end_threads()."""
     def end_threads(self) -> None: ...
     def ask_stop(self, level: int) -> None:
         """1: finish what is open, take nothing new; 2: stop now. Seen in the hot thread's next turn. From any thread."""

@@ -14,41 +14,52 @@ c) One group in flight, so a torn write can only be the last group, and the flus
    (flush_group): the flush thread, or the hot thread when nobody else waits (the hand-over costs 50 us).
 d) A failed write or flush of the tail ends the process with status 70: memory is ahead of the disk. A drain that meets a full disk or map is
    tried again; meanwhile the gate refuses writes and reads go on. Any other LMDB error ends the process too.
-e) Recovery reads the tail into the ring, so that what was not drained lies where it was and draining goes on.
+e) Two more threads serve the keys that memory has dropped. Ids writes a full generation as a run once its last entry is durable, so no
+   run ever knows of an entry that a crash could take back. Look-ups asks the runs for calls that hot has parked; they meet hot in two
+   rings, one each way. Neither touches state; without them new ids are refused (IDS_BEHIND) and late calls wait, nothing else.
+f) Recovery reads the tail into the ring, so that what was not drained lies where it was and draining goes on.
 """
 
 import os
+
+from ledger._snapshot import SnapshotUnusable
 
 from libc.errno cimport EIO, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, store_u64
-from ledger._clock cimport Clock, boot_us, clock_open, clock_turn, monotonic_us, realtime_us
+from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, monotonic_us, realtime_us
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
-    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program,
-    core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
+    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
+    core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
+from ledger._ids cimport (
+    IDS_OK, IDS_STOPPED, Ids, ids_ask, ids_begin, ids_close, ids_full, ids_open, ids_pending, ids_tell, ids_text, ids_used_bytes,
+    ids_write_due,
+)
 from ledger._journal cimport (
     Drained, JOURNAL_CRASHED, JOURNAL_END, JOURNAL_FOREIGN, JOURNAL_OK, JOURNAL_SHORT, JOURNAL_TOO_LARGE, Journal, journal_begin, journal_close,
     journal_commit, journal_drained, journal_error, journal_find, journal_full, journal_open, journal_put, journal_release, journal_scan,
-    journal_scan_end, journal_used_bytes,
+    journal_scan_end, journal_sync, journal_used_bytes,
 )
 from ledger._layout cimport (
-    Command, EntryHeader, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Outcome,
+    Command, EntryHeader, Facts, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Lookup, Outcome,
 )
 from ledger._limits cimport (
     COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
-    GROUP_ENTRIES_MAX, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, OUTBOX_BYTES, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX,
-    TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
+    GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
+    LOOKUPS_MAX, OUTBOX_BYTES, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
 from ledger._rules cimport Program
-from ledger._status cimport STATUS_JOURNAL_FULL
+from ledger._snapshot cimport Snapshot
+from ledger._status cimport STATUS_IDS_BEHIND, STATUS_JOURNAL_FULL
+from ledger._table cimport KeyTable
 from ledger._tail cimport (
-    GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, group_check, group_entry, group_hash, group_span, hasher_close,
-    hasher_open, tail_go_direct, tail_read, tail_write,
+    GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, epoch_follows, group_check, group_entry, group_hash, group_span,
+    hasher_close, hasher_open, tail_go_direct, tail_read, tail_write,
 )
 from ledger._thread cimport thread_step_back
 
@@ -84,6 +95,8 @@ cdef extern from *:
         void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         return at == MAP_FAILED ? NULL : at;
     }
+    /* The ring is touched whole at start: by pages of 2 MB that takes a third of the time. Where there are none, nothing changes. */
+    static void engine_map_large_pages(void *at, uint64_t size) { madvise(at, size, MADV_HUGEPAGE); }
     static void engine_unmap(void *at, uint64_t size) { if (at) munmap(at, size); }
     static const int64_t *engine_map_clock(const char *path) {
         int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -118,6 +131,7 @@ cdef extern from *:
     void engine_die_errno(const char* what, int code) noexcept nogil
     int64_t engine_free_bytes(const char* path) noexcept nogil
     void* engine_map(uint64_t size) noexcept nogil
+    void engine_map_large_pages(void* at, uint64_t size) noexcept nogil
     void engine_unmap(void* at, uint64_t size) noexcept nogil
     const int64_t* engine_map_clock(const char* path) noexcept nogil
     int engine_eventfd(int blocking) noexcept nogil
@@ -175,10 +189,20 @@ cdef struct OutboxHead:
     uint32_t payload_size
     uint32_t message_size
 
+cdef struct Parked:             # a call that waits for the runs
+    uint64_t token              # the caller's
+    int64_t parked_us           # monotonic
+    Lookup lookup
+
+cdef struct Told:               # what they said
+    uint64_t token
+    Facts facts
+
 cdef struct Fault:              # why a start is refused
     int where                   # 1 journal, 2 tail
     int group                   # GroupFault
     int apply                   # ApplyResult
+    int ids                     # IdsResult or what LMDB said while a run was written
     int chain                   # 1: not the next sequence; 2: previous_hash is not the hash of the group before
     uint64_t sequence           # of the group, or of the entry with `apply`
     uint64_t position           # tail
@@ -187,6 +211,7 @@ cdef struct Engine:
     # Set at start.
     Core* core
     const CoreStats* core_stats
+    CoreSizes sizes
     Journal journal
     Hasher hasher               # of the flusher; of the starting thread before
     Clock clock
@@ -204,6 +229,13 @@ cdef struct Engine:
     uint8_t[16] directory
     uint8_t[16] identity_key
     char[4096] journal_path
+    uint32_t epoch              # of the groups that are written; 0 while it is not known yet
+    Ids ids
+    bint has_ids                # runs of dropped keys are kept
+    Parked* parked              # LOOKUPS_MAX of them
+    Told* told
+    int ids_fd                  # wakes the ids thread
+    int lookup_fd               # wakes the look-up thread
     bint accept_time            # a gap between the journal and the clock at start was accepted
     uint8_t[64] padding_0
     # Hot thread.
@@ -224,6 +256,10 @@ cdef struct Engine:
     uint64_t turns
     uint64_t ticks
     uint64_t refused_full
+    uint64_t refused_behind
+    uint64_t keys_full          # generations of both tables that were full in the last turn
+    uint64_t parked_put         # published by hot
+    uint64_t told_taken
     uint64_t finds_ring
     uint64_t finds_journal
     Histogram group_entries
@@ -251,6 +287,17 @@ cdef struct Engine:
     uint32_t gate               # GATE_*
     Histogram drain_us
     uint8_t[64] padding_3
+    # Ids thread.
+    uint64_t ids_failures
+    Histogram run_us            # one pass of writing due runs, pauses included
+    uint8_t[64] padding_5
+    # Look-up thread.
+    uint64_t parked_taken
+    uint64_t told_put           # published by the look-up thread
+    uint32_t lookup_asleep
+    uint64_t lookups_unreadable
+    Histogram lookup_us         # from parking to the answer of the runs
+    uint8_t[64] padding_6
     # Anybody.
     uint32_t raised             # event_fd was raised and not cleared
     uint32_t ending             # flush and drain shall return
@@ -388,7 +435,7 @@ cdef void group_seal(Engine* engine) noexcept nogil:
     header.version = 1
     header.flags = 0
     header.shard = 0
-    header.epoch = 1
+    header.epoch = engine.epoch
     header.first_sequence = engine.open_first
     header.drained_sequence = load_u64(&engine.drained_sequence)
     header.time_us = engine.clock.last_us
@@ -483,6 +530,8 @@ cdef void engine_prepare(Engine* engine, Command** commands, uint32_t count) noe
 
 
 cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcome) noexcept nogil:
+    if engine.has_ids:
+        ids_tell(&engine.ids, engine.core)
     # The gate is the core's to check: a repeat of a write that is in the journal is answered all the same.
     core_set_full(engine.core, engine.gate_now != GATE_OPEN, <int64_t>load_u64(&engine.free_bytes), FREE_BYTES_MIN)
     if not engine.open and engine.gate_now == GATE_OPEN:
@@ -491,8 +540,45 @@ cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcom
     core_execute(engine.core, command, engine.clock.last_us, group_next(engine) if engine.open else engine.found, outcome)
     if outcome.status == STATUS_JOURNAL_FULL:
         engine.refused_full += 1
+    elif outcome.status == STATUS_IDS_BEHIND:
+        engine.refused_behind += 1
     if outcome.written:
         group_add(engine, outcome.written, outcome.written_size)
+
+
+cdef void engine_park(Engine* engine, uint64_t token, const Lookup* lookup) noexcept nogil:
+    cdef Parked* parked = &engine.parked[engine.parked_put & (LOOKUPS_MAX - 1)]
+    VERIFY(engine.has_ids and engine.parked_put - engine.told_taken < LOOKUPS_MAX)
+    parked.token = token
+    parked.parked_us = monotonic_us()
+    parked.lookup = lookup[0]
+    store_u64(&engine.parked_put, engine.parked_put + 1)
+    fence()
+    if exchange_u32(&engine.lookup_asleep, 0):
+        engine_event_raise(engine.lookup_fd)
+
+
+cdef bint engine_foresee(Engine* engine, const Command* command, Lookup* lookup) noexcept nogil:
+    return core_foresee(engine.core, command, lookup)
+
+
+cdef bint engine_told(Engine* engine, uint64_t* token, Facts* facts) noexcept nogil:
+    cdef const Told* told
+    if engine.told_taken == load_u64(&engine.told_put):
+        return False
+    told = &engine.told[engine.told_taken & (LOOKUPS_MAX - 1)]
+    token[0] = told.token
+    facts[0] = told.facts
+    engine.told_taken += 1
+    return True
+
+
+cdef inline void call_ids_thread(Engine* engine) noexcept nogil:
+    # When a generation has become full in this turn.
+    cdef uint64_t full = core_keys(engine.core, KEYS_REQUEST).full + core_keys(engine.core, KEYS_RECEIPT).full
+    if full != engine.keys_full:
+        engine.keys_full = full
+        engine_event_raise(engine.ids_fd)
 
 
 cdef void write_digest(Engine* engine) noexcept nogil:
@@ -510,6 +596,8 @@ cdef inline void take_in_flush(Engine* engine) noexcept nogil:
 
 cdef void engine_end_turn(Engine* engine, bint alone) noexcept nogil:
     take_in_flush(engine)
+    if engine.has_ids:
+        call_ids_thread(engine)
     if ticks_may_run(engine):
         if engine.clock.boot_us >= engine.next_tick_us:
             run_ticks(engine)
@@ -753,7 +841,101 @@ cdef void drain_loop(Engine* engine) noexcept nogil:
             engine_event_wait(engine.drain_fd, <int>wait)
 
 
+# --- the ids and the look-up thread -----------------------------------------------------------------------------
+
+cdef inline bint memory_waits(const KeyTable* table) noexcept nogil:
+    # Whether the next generation to fill needs a place that is not free. A glance at hot's own words: at worst a pause too many.
+    return table.full - table.dropped > ID_GENERATIONS - 2
+
+
+cdef bint ids_step(void* owner) noexcept nogil:
+    # Between two steps of a run: leave the disk to the flush, unless memory waits already.
+    cdef Engine* engine = <Engine*>owner
+    if load_u32(&engine.ending):
+        return False
+    if not memory_waits(core_keys(engine.core, KEYS_REQUEST)) and not memory_waits(core_keys(engine.core, KEYS_RECEIPT)):
+        engine_event_wait(engine.ids_fd, RUN_PAUSE_MS)
+    return True
+
+
+cdef void ids_loop(Engine* engine) noexcept nogil:
+    cdef int64_t begin
+    cdef uint64_t runs
+    cdef int wait_ms, code
+    engine_block_signals()
+    thread_step_back(DRAIN_NICE)
+    while load_u32(&engine.ending) == 0:
+        wait_ms = SPACE_CHECK_MS
+        # The last free space is the journal's.
+        if ids_pending(&engine.ids, engine.core) and load_u32(&engine.gate) == GATE_OPEN:
+            wait_ms = IDS_POLL_MS
+            begin = monotonic_us()
+            runs = engine.ids.run_count
+            code = ids_write_due(&engine.ids, engine.core, load_u64(&engine.durable_sequence), ids_step, engine)
+            if engine.ids.run_count != runs:
+                histogram_add(&engine.run_us, <uint64_t>(monotonic_us() - begin))
+            if ids_full(code) or (code == EIO and engine_free_bytes(engine.journal_path) < FREE_BYTES_MIN):
+                store_u64(&engine.ids_failures, engine.ids_failures + 1)
+                wait_ms = IDS_RETRY_MS
+            elif code != IDS_OK and code != IDS_STOPPED:
+                engine_die("writing the ids of earlier requests failed", journal_error(code))
+        engine_event_wait(engine.ids_fd, wait_ms)
+
+
+cdef void lookup_loop(Engine* engine) noexcept nogil:
+    cdef const Lookup* lookups[LOOKUPS_AT_ONCE]
+    cdef Facts* facts[LOOKUPS_AT_ONCE]
+    cdef const Parked* parked
+    cdef uint64_t taken, count
+    cdef int64_t now
+    cdef uint32_t i
+    engine_block_signals()
+    while True:
+        taken = engine.parked_taken
+        count = load_u64(&engine.parked_put) - taken
+        if count == 0:
+            if load_u32(&engine.ending):
+                return
+            store_u32(&engine.lookup_asleep, 1)
+            fence()
+            if load_u64(&engine.parked_put) == taken:
+                engine_event_clear(engine.lookup_fd)    # blocks
+            continue
+        if count > LOOKUPS_AT_ONCE:
+            count = LOOKUPS_AT_ONCE
+        for i in range(<uint32_t>count):
+            parked = &engine.parked[(taken + i) & (LOOKUPS_MAX - 1)]
+            lookups[i] = &parked.lookup
+            facts[i] = &engine.told[(taken + i) & (LOOKUPS_MAX - 1)].facts
+            engine.told[(taken + i) & (LOOKUPS_MAX - 1)].token = parked.token
+        ids_ask(&engine.ids, lookups, facts, <uint32_t>count)
+        now = monotonic_us()
+        for i in range(<uint32_t>count):
+            histogram_add(&engine.lookup_us, <uint64_t>(now - engine.parked[(taken + i) & (LOOKUPS_MAX - 1)].parked_us))
+            engine.lookups_unreadable += facts[i].unreadable
+        engine.parked_taken = taken + count
+        store_u64(&engine.told_put, taken + count)
+        raise_hot(engine)
+
+
 # --- recovery ---------------------------------------------------------------------------------------------------
+
+cdef bint no_pause(void* owner) noexcept nogil:
+    return True
+
+
+cdef int make_room(Engine* engine, Fault* fault) noexcept nogil:
+    # Writes the runs that are due, so that memory may drop what they hold. What they name must be on disk itself.
+    while not core_keys_room(engine.core):
+        if fault.where == 2 and fdatasync(engine.tail_fd) != 0:
+            fault.ids = EIO
+            return -1
+        fault.ids = ids_write_due(&engine.ids, engine.core, engine.core_stats.sequence, no_pause, NULL)
+        if fault.ids != IDS_OK:
+            return -1
+        ids_tell(&engine.ids, engine.core)
+    return 0
+
 
 cdef int replay_group(Engine* engine, const uint8_t* group, uint64_t room, Fault* fault) noexcept nogil:
     # Checks one group as the next of the chain and applies its entries. 0, or -1 with the fault filled in.
@@ -770,8 +952,15 @@ cdef int replay_group(Engine* engine, const uint8_t* group, uint64_t room, Fault
     if memcmp(header.previous_hash, engine.head_hash, 32) != 0:
         fault.chain = 2
         return -1
+    if not epoch_follows(engine.epoch, group):
+        fault.group = GROUP_FOREIGN
+        return -1
+    engine.epoch = header.epoch
     for i in range(header.count):
         size = (<const EntryHeader*>at).size
+        if engine.has_ids and not core_keys_room(engine.core) and make_room(engine, fault) != 0:
+            fault.sequence = header.first_sequence + i
+            return -1
         fault.apply = core_apply(engine.core, at, size)
         if fault.apply != APPLY_OK:
             fault.sequence = header.first_sequence + i
@@ -801,6 +990,20 @@ cdef int replay_records(Engine* engine, const uint8_t* buffer, uint64_t filled, 
             return -1
         at += 16 + ((size + 7) & ~<uint64_t>7)
     return 0
+
+
+cdef uint32_t last_epoch(Engine* engine, uint64_t sequence) noexcept nogil:
+    # The epoch of the journal's last group; 1 for an empty journal.
+    cdef uint64_t size
+    cdef uint32_t epoch = 1
+    cdef const uint8_t* group
+    if sequence != 0:
+        group = journal_find(&engine.journal, sequence, &size)
+        if group != NULL:
+            if size >= GROUP_HEADER_BYTES:
+                epoch = (<const GroupHeader*>group).epoch
+            journal_release(&engine.journal)
+    return epoch
 
 
 cdef inline bint group_follows(Engine* engine, uint64_t position) noexcept nogil:
@@ -870,7 +1073,7 @@ _APPLY_TEXTS = {
 }
 _GROUP_TEXTS = {
     GROUP_ABSENT: "is not a group",
-    GROUP_FOREIGN: "belongs to another directory, shard or version",
+    GROUP_FOREIGN: "belongs to another directory, shard, version or epoch",
     GROUP_FRAMING: "does not agree with its own sizes",
     GROUP_HASH: "does not have the hash that it was written with",
 }
@@ -879,6 +1082,9 @@ _GROUP_TEXTS = {
 cdef object fault_text(const Fault* fault):
     """What a fault met at recovery means, for people."""
     place = "the journal (journal/data.mdb)" if fault.where == 1 else f"the tail (position {fault.position})"
+    if fault.ids != IDS_OK:
+        return (f"the ids of earlier requests (ids/data.mdb) cannot be written: {journal_error(fault.ids).decode()}; see to the disk and "
+                "start again")
     if fault.apply == APPLY_KEY:
         return "identity.key is not the key that this journal was begun with: put the right file in its place; nothing was changed"
     if fault.apply == APPLY_FULL:
@@ -932,15 +1138,17 @@ cdef class EngineHandle:
         if self.engine == NULL:
             raise MemoryError("no memory for the engine")
         self.engine.tail_fd = self.engine.event_fd = self.engine.flush_fd = self.engine.drain_fd = self.engine.outbox_fd = -1
+        self.engine.ids_fd = self.engine.lookup_fd = -1
 
     def __dealloc__(self):
         self.close()
         free(self.engine)
 
     def __init__(self, *, int tail_fd, uint64_t tail_bytes, bytes directory, str journal_path, bint create,
-                 bytes identity_key, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, clock_path, bint accept_time):
+                 bytes identity_key, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, clock_path, bint accept_time,
+                 ids_path=None):
         cdef Engine* engine = self.engine
-        cdef CoreSizes sizes
+        cdef const char* ids_at
         cdef const int64_t* clock_at = NULL
         cdef uint64_t refs = 64
         cdef int code
@@ -964,15 +1172,22 @@ cdef class EngineHandle:
         engine.inbox.data = <uint8_t*>engine_map(INBOX_BYTES)
         engine.outbox.capacity = OUTBOX_BYTES
         engine.outbox.data = <uint8_t*>engine_map(OUTBOX_BYTES)
+        engine.parked = <Parked*>engine_map(LOOKUPS_MAX * sizeof(Parked))
+        engine.told = <Told*>engine_map(LOOKUPS_MAX * sizeof(Told))
+        if engine.parked == NULL or engine.told == NULL:
+            raise MemoryError("no memory for the rings of look-ups")
         if engine.refs == NULL or engine.ring == NULL or engine.found == NULL or engine.inbox.data == NULL or engine.outbox.data == NULL:
             raise MemoryError(f"no memory for the ring of {engine.ring_bytes} bytes")
+        engine_map_large_pages(engine.ring, engine.ring_bytes)
         engine.event_fd = engine_eventfd(0)
         engine.flush_fd = engine_eventfd(1)
         engine.drain_fd = engine_eventfd(0)
         engine.outbox_fd = engine_eventfd(0)
-        if min(engine.event_fd, engine.flush_fd, engine.drain_fd, engine.outbox_fd) < 0:
+        engine.ids_fd = engine_eventfd(0)
+        engine.lookup_fd = engine_eventfd(1)
+        if min(engine.event_fd, engine.flush_fd, engine.drain_fd, engine.outbox_fd, engine.ids_fd, engine.lookup_fd) < 0:
             raise OSError("no file descriptors left for the engine's events")
-        engine.flush_us.base = engine.drain_us.base = 10
+        engine.flush_us.base = engine.drain_us.base = engine.lookup_us.base = engine.run_us.base = 10
         engine.group_entries.base = 1
         engine.group_bytes.base = 100
         hasher_open(&engine.hasher)
@@ -983,23 +1198,48 @@ cdef class EngineHandle:
                 raise StartRefused(f"the clock file {clock_path} cannot be read: it must hold 8 bytes")
         clock_open(&engine.clock, clock_at)
         engine.accept_time = accept_time
-        memset(&sizes, 0, sizeof(CoreSizes))
-        sizes.members_max = members_max
-        sizes.ids_max = ids_max
-        sizes.reservations_max = reservations_max
-        before = _mapped_bytes()
-        engine.core = core_open(&sizes, engine.identity_key)
-        engine.core_bytes = max(0, _mapped_bytes() - before)
-        engine.core_stats = core_stats(engine.core)
+        memset(&engine.sizes, 0, sizeof(CoreSizes))
+        engine.sizes.members_max = members_max
+        engine.sizes.ids_max = ids_max
+        engine.sizes.reservations_max = reservations_max
+        self.open_core()
         with nogil:
             code = journal_open(&engine.journal, engine.journal_path, create, engine.directory)
         if code != 0:
             raise StartRefused(journal_text(code))
+        if ids_path is None:
+            return
+        ids_bytes = ids_path.encode()
+        ids_at = ids_bytes
+        with nogil:
+            code = ids_open(&engine.ids, ids_at, engine.directory, True)
+        if code != 0:
+            raise StartRefused(ids_text(&engine.ids, code))
+        engine.has_ids = True
+        ids_begin(&engine.ids, engine.core)
+
+    cdef int open_core(self) except -1:
+        # Empty tables, in place of those that may be there.
+        cdef Engine* engine = self.engine
+        if engine.core != NULL:
+            core_close(engine.core)
+            engine.core = NULL
+            engine.core_stats = NULL
+        before = _mapped_bytes()
+        engine.core = core_open(&engine.sizes, engine.identity_key)
+        engine.core_bytes = max(0, _mapped_bytes() - before)
+        engine.core_stats = core_stats(engine.core)
+        if engine.has_ids:
+            ids_begin(&engine.ids, engine.core)
+        return 0
 
     def close(self):
         """Give everything back. Called once both threads have ended; again does nothing."""
         cdef Engine* engine = self.engine
         journal_close(&engine.journal)
+        if engine.has_ids:
+            ids_close(&engine.ids)
+            engine.has_ids = False
         if engine.core != NULL:
             core_close(engine.core)
             engine.core = NULL
@@ -1009,19 +1249,50 @@ cdef class EngineHandle:
         engine_unmap(engine.refs, (engine.refs_mask + 1) * sizeof(GroupRef))
         engine_unmap(engine.ring, engine.ring_bytes)
         engine_unmap(engine.found, ENTRY_BYTES_MAX)
+        engine_unmap(engine.parked, LOOKUPS_MAX * sizeof(Parked))
+        engine_unmap(engine.told, LOOKUPS_MAX * sizeof(Told))
+        engine.parked = NULL
+        engine.told = NULL
         engine_unmap(engine.inbox.data, engine.inbox.capacity)
         engine_unmap(engine.outbox.data, engine.outbox.capacity)
         engine.refs = NULL
         engine.ring = engine.found = engine.inbox.data = engine.outbox.data = NULL
-        for fd in (engine.event_fd, engine.flush_fd, engine.drain_fd, engine.outbox_fd):
+        for fd in (engine.event_fd, engine.flush_fd, engine.drain_fd, engine.outbox_fd, engine.ids_fd, engine.lookup_fd):
             if fd >= 0:
                 close(fd)
-        engine.event_fd = engine.flush_fd = engine.drain_fd = engine.outbox_fd = -1
+        engine.event_fd = engine.flush_fd = engine.drain_fd = engine.outbox_fd = engine.ids_fd = engine.lookup_fd = -1
 
     # --- start ---
 
+    def load_snapshot(self, Snapshot snapshot not None, progress):
+        """The snapshot becomes the state behind which `recover` goes on. Before `recover`.
+
+        Shape:   progress(done, total) in bytes; None: nobody looks.
+        Errors:  SnapshotUnusable, TablesTooSmall (the state is empty again).
+        """
+        cdef Engine* engine = self.engine
+        cdef const GroupHeader* header
+        cdef uint64_t room = 0
+        cdef bint fits = False
+        cdef uint64_t sequence = snapshot.head_read.sequence
+        # What is beyond LMDB may be in the tail, but a snapshot is only written of what is in LMDB.
+        header = <const GroupHeader*>journal_find(&engine.journal, sequence, &room)
+        if header != NULL:
+            fits = (room >= GROUP_HEADER_BYTES and header.first_sequence + header.count - 1 == sequence
+                    and memcmp(header.hash, snapshot.head_read.head_hash, 32) == 0)
+            journal_release(&engine.journal)
+        if not fits:
+            raise SnapshotUnusable(f"the journal has no such group that ends with entry {sequence}")
+        try:
+            snapshot.load_into(engine.core, progress)
+        except BaseException:
+            self.open_core()
+            raise
+        memcpy(engine.head_hash, snapshot.head_read.head_hash, 32)
+        engine.digest_sequence = snapshot.head_read.digest_sequence
+
     def recover(self, progress):
-        """Replay journal and tail into the core, check the chain, and set the ring so that draining goes on.
+        """Replay journal (behind a snapshot, if one was loaded) and tail into the core, check the chain, and set the ring so that draining goes on.
 
         Shape:   progress(done, total) in sequences of the journal, about every 8 MB; None: nobody looks.
         Errors:  StartRefused; nothing was written.
@@ -1030,7 +1301,7 @@ cdef class EngineHandle:
         cdef Engine* engine = self.engine
         cdef Drained drained
         cdef Fault fault
-        cdef uint64_t next_sequence = 1
+        cdef uint64_t next_sequence = engine.core_stats.sequence + 1
         cdef uint64_t filled = 0
         cdef uint64_t buffer_size = DRAIN_BYTES + GROUP_BYTES_MAX + 65536
         cdef uint64_t last_sequence, last_position, noted
@@ -1070,6 +1341,8 @@ cdef class EngineHandle:
         if drained.position >= engine.ring_bytes or drained.position % TAIL_BLOCK_BYTES != 0:
             raise StartRefused(f"the journal (journal/data.mdb) names position {drained.position} of a tail that has "
                                f"{engine.ring_bytes} bytes: the tail is another one. {_RESTORE}")
+        if engine.epoch == 0:       # nothing of the journal was replayed
+            engine.epoch = last_epoch(engine, drained.sequence)
         engine.drained_sequence = drained.sequence
         engine.drained_offset = drained.position
         engine.head = drained.position
@@ -1086,21 +1359,38 @@ cdef class EngineHandle:
             raise StartRefused(f"the tail is damaged: it should go on with entry {engine.core_stats.sequence + 1} at position "
                                f"{engine.head % engine.ring_bytes} and does not, but a later group (up to entry {last_sequence}) lies "
                                f"at position {last_position}. {_RESTORE}")
+        if last_sequence == drained.sequence and last_sequence != 0 and memcmp(
+                (<const GroupHeader*>(engine.ring + last_position)).hash, drained.hash, 32) != 0:
+            raise StartRefused(f"the tail and the journal are of two histories: both end with entry {last_sequence}, with different hashes. "
+                               f"{_RESTORE}")
         if last_sequence < drained.sequence:
             raise StartRefused(f"the tail was set back or replaced: the journal ends with entry {drained.sequence}, but the newest group in "
                                f"the tail ends with {last_sequence}, so later writes may be missing. {_RESTORE}")
+        for kind, what in ((KEYS_REQUEST, "request ids"), (KEYS_RECEIPT, "receipt keys")):
+            if engine.has_ids and engine.ids.covered[kind] > engine.core_stats.sequence:
+                raise StartRefused(f"the {what} on disk (ids/data.mdb) reach to entry {engine.ids.covered[kind]}, but the journal ends with "
+                                   f"{engine.core_stats.sequence}: they are of another time. `daybook ids DIR --rebuild` makes them again")
         if engine.sealed_groups and fdatasync(engine.tail_fd) != 0:
             # The groups may have been read from memory that never reached the disk.
             raise StartRefused("the tail cannot be flushed: see to its disk")
+        with nogil:
+            # The same for the journal: the place of its groups in the tail is free from now on, and new groups say that they are in it.
+            code = journal_sync(&engine.journal)
+        if code != 0:
+            raise StartRefused(f"the journal (journal/data.mdb) cannot be flushed: {journal_error(code).decode()}. See to its disk")
         tail_go_direct(engine.tail_fd)
+        if engine.has_ids:
+            ids_write_due(&engine.ids, engine.core, 0, no_pause, NULL)  # writes nothing: counts what lies in runs already
+            engine.keys_full = core_keys(engine.core, KEYS_REQUEST).full + core_keys(engine.core, KEYS_RECEIPT).full
         engine.durable_groups = engine.handed_groups = engine.sealed_groups
         engine.durable_sequence = engine.core_stats.sequence
         core_set_find(engine.core, find_entry, engine)
         gap_us = 0
         if engine.core_stats.sequence and engine.clock.file == NULL:
             gap_us = realtime_us() - engine.core_stats.time_us
-        engine.clock.gap = gap_us > TIME_GAP_US_MAX and not engine.accept_time
         engine.clock.last_us = engine.core_stats.time_us
+        if gap_us > TIME_GAP_US_MAX and not engine.accept_time:
+            clock_hold(&engine.clock)
         clock_turn(&engine.clock)
         engine.next_tick_us = engine.clock.boot_us
         engine.next_digest_us = engine.clock.boot_us + <int64_t>DIGEST_INTERVAL_S * 1000000
@@ -1146,8 +1436,20 @@ cdef class EngineHandle:
         with nogil:
             drain_loop(self.engine)
 
+    def run_ids(self):
+        if self.engine.has_ids:
+            with nogil:
+                ids_loop(self.engine)
+
+    def run_lookups(self):
+        if self.engine.has_ids:
+            with nogil:
+                lookup_loop(self.engine)
+
     def end_threads(self):
         store_u32(&self.engine.ending, 1)
+        engine_event_raise(self.engine.ids_fd)
+        engine_event_raise(self.engine.lookup_fd)
         engine_event_raise(self.engine.flush_fd)
         engine_event_raise(self.engine.drain_fd)
 
@@ -1241,7 +1543,7 @@ cdef class EngineHandle:
         """Memory reserved: [(what, bytes)]."""
         cdef Engine* engine = self.engine
         return [("core tables", engine.core_bytes), ("ring", engine.ring_bytes), ("group index", (engine.refs_mask + 1) * sizeof(GroupRef)),
-                ("inbox", engine.inbox.capacity), ("outbox", engine.outbox.capacity)]
+                ("inbox", engine.inbox.capacity), ("outbox", engine.outbox.capacity), ("look-ups", LOOKUPS_MAX * (sizeof(Parked) + sizeof(Told)))]
 
     @property
     def sequence(self):
@@ -1337,6 +1639,13 @@ cdef class EngineHandle:
             "clock_gap": bool(engine.clock.gap),
             "clock_ahead_us": engine.clock.ahead_us,
             "clock_behind_us": engine.clock.behind_us,
+            "ids": {
+                "runs": load_u64(&engine.ids.run_count), "keys": load_u64(&engine.ids.keys), "bytes": ids_used_bytes(&engine.ids),
+                "failures": load_u64(&engine.ids_failures), "refused_behind": engine.refused_behind,
+                "lookups": load_u64(&engine.told_put), "waiting": load_u64(&engine.parked_put) - load_u64(&engine.told_put),
+                "unreadable": engine.lookups_unreadable, "lookup_us": histogram_python(&engine.lookup_us),
+                "run_us": histogram_python(&engine.run_us),
+            },
             "turns": engine.turns,
             "ticks": engine.ticks,
             "finds_ring": engine.finds_ring,

@@ -66,5 +66,6 @@ cdef extern from *:
         uint64_t hi
     Hash128 siphash "ledger_siphash"(const uint8_t* key, const uint8_t* data, uint32_t size) noexcept nogil
     Hash128 fact_hash "ledger_fact"(uint64_t w0, uint64_t w1, uint64_t w2, uint64_t w3, uint64_t w4, uint64_t w5) noexcept nogil
+    uint64_t fold "ledger_fold"(uint64_t a, uint64_t b) noexcept nogil
     void digest_add "ledger_digest_add"(Hash128* sum, Hash128 fact) noexcept nogil
     void digest_sub "ledger_digest_sub"(Hash128* sum, Hash128 fact) noexcept nogil

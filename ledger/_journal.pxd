@@ -2,15 +2,7 @@
 # cimported by ledger/_engine.pyx alone; other processes read with ledger/journal.py.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-
-cdef extern from "lmdb.h" nogil:
-    ctypedef struct MDB_env:
-        pass
-    ctypedef struct MDB_txn:
-        pass
-    ctypedef struct MDB_cursor:
-        pass
-    ctypedef unsigned int MDB_dbi
+from ledger._lmdb cimport MDB_cursor, MDB_dbi, MDB_env, MDB_txn
 
 cdef enum:                      # JournalResult: beside LMDB's own codes and errno
     JOURNAL_OK = 0
@@ -45,6 +37,8 @@ cdef int journal_scan(Journal* journal, uint64_t* next_sequence, uint8_t* buffer
     # Copies records from key >= next_sequence on into buffer, each behind its key and its size (8 bytes each) and padded to 8 bytes,
     # and moves next_sequence behind the last key copied. JOURNAL_OK, JOURNAL_END when none was left, or what is wrong. Survives damaged pages.
 cdef void journal_scan_end(Journal* journal) noexcept nogil
+cdef int journal_sync(Journal* journal) noexcept nogil
+    # What was read is on disk when this returns 0: a process that was killed in a commit may have left it in memory alone.
 
 # The drain thread: begin, put in rising order, commit. Any failure leaves the journal as it was and the transaction aborted.
 cdef int journal_begin(Journal* journal) noexcept nogil

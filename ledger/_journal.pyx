@@ -18,99 +18,13 @@ from libc.string cimport memcmp, memcpy, memset
 from ledger._layout cimport GROUP_HEADER_BYTES
 from ledger._limits cimport GROUP_BYTES_MAX, JOURNAL_MAP_BYTES
 
-cdef extern from "lmdb.h" nogil:
-    ctypedef struct MDB_val:
-        size_t mv_size
-        void* mv_data
-    ctypedef struct MDB_stat:
-        unsigned int ms_psize
-    ctypedef struct MDB_envinfo:
-        size_t me_last_pgno
-    ctypedef enum MDB_cursor_op:
-        MDB_SET_RANGE
-        MDB_NEXT
-        MDB_PREV
-        MDB_LAST
-    enum:
-        MDB_NOTLS
-        MDB_RDONLY
-        MDB_CREATE
-        MDB_INTEGERKEY
-        MDB_APPEND
-        MDB_SUCCESS
-        MDB_NOTFOUND
-        MDB_MAP_FULL
-    int mdb_env_create(MDB_env** env)
-    int mdb_env_set_mapsize(MDB_env* env, size_t size)
-    int mdb_env_set_maxdbs(MDB_env* env, MDB_dbi count)
-    int mdb_env_open(MDB_env* env, const char* path, unsigned int flags, unsigned int mode)
-    int mdb_env_get_fd(MDB_env* env, int* fd)
-    int mdb_env_stat(MDB_env* env, MDB_stat* stat)
-    int mdb_env_info(MDB_env* env, MDB_envinfo* info)
-    void mdb_env_close(MDB_env* env)
-    int mdb_reader_check(MDB_env* env, int* dead)
-    int mdb_txn_begin(MDB_env* env, MDB_txn* parent, unsigned int flags, MDB_txn** txn)
-    int mdb_txn_commit(MDB_txn* txn)
-    void mdb_txn_abort(MDB_txn* txn)
-    void mdb_txn_reset(MDB_txn* txn)
-    int mdb_txn_renew(MDB_txn* txn)
-    int mdb_dbi_open(MDB_txn* txn, const char* name, unsigned int flags, MDB_dbi* dbi)
-    int mdb_put(MDB_txn* txn, MDB_dbi dbi, MDB_val* key, MDB_val* data, unsigned int flags)
-    int mdb_get(MDB_txn* txn, MDB_dbi dbi, MDB_val* key, MDB_val* data)
-    int mdb_cursor_open(MDB_txn* txn, MDB_dbi dbi, MDB_cursor** cursor)
-    int mdb_cursor_renew(MDB_txn* txn, MDB_cursor* cursor)
-    void mdb_cursor_close(MDB_cursor* cursor)
-    int mdb_cursor_get(MDB_cursor* cursor, MDB_val* key, MDB_val* data, MDB_cursor_op op)
-    const char* mdb_strerror(int code)
-
-cdef extern from *:
-    """
-    #include <setjmp.h>
-    #include <signal.h>
-    #include <stdio.h>
-    #include <stdlib.h>
-    #include <sys/stat.h>
-    #include <lmdb.h>
-
-    /* Runs body(argument) and turns a fault or failed assertion inside it into -(signal number). Only the thread that asked is caught;
-       a fault anywhere else dies as usual. What body held stays as it was: the caller gives the environment up. */
-    static __thread sigjmp_buf *journal_guard_at;
-    static void journal_guard_signal(int number) {
-        if (journal_guard_at) siglongjmp(*journal_guard_at, number);
-        signal(number, SIG_DFL);
-        raise(number);
-    }
-    static void journal_guard_assert(MDB_env *env, const char *text) {
-        if (journal_guard_at) siglongjmp(*journal_guard_at, SIGABRT);
-        fprintf(stderr, "daybook: LMDB found its own pages damaged: %s\\n", text);
-        abort();
-    }
-    static int journal_guarded(int (*body)(void *), void *argument) {
-        struct sigaction ours, old_bus, old_segv;
-        sigjmp_buf here;
-        int number;
-        volatile int result = 0;
-        ours.sa_handler = journal_guard_signal;
-        ours.sa_flags = SA_NODEFER;
-        sigemptyset(&ours.sa_mask);
-        sigaction(SIGBUS, &ours, &old_bus);
-        sigaction(SIGSEGV, &ours, &old_segv);
-        number = sigsetjmp(here, 1);
-        if (number == 0) { journal_guard_at = &here; result = body(argument); } else result = -number;
-        journal_guard_at = NULL;
-        sigaction(SIGBUS, &old_bus, NULL);
-        sigaction(SIGSEGV, &old_segv, NULL);
-        return result;
-    }
-    static void journal_set_assert(MDB_env *env) { mdb_env_set_assert(env, journal_guard_assert); }
-    static int64_t journal_file_bytes(int fd) {
-        struct stat facts;
-        return fstat(fd, &facts) == 0 ? (int64_t)facts.st_size : -1;
-    }
-    """
-    int journal_guarded(int (*body)(void*) noexcept nogil, void* argument) noexcept nogil
-    void journal_set_assert(MDB_env* env) noexcept nogil
-    int64_t journal_file_bytes(int fd) noexcept nogil
+from ledger._lmdb cimport (
+    MDB_APPEND, MDB_CREATE, MDB_INTEGERKEY, MDB_LAST, MDB_MAP_FULL, MDB_NEXT, MDB_NOTFOUND, MDB_NOTLS, MDB_PREV, MDB_RDONLY, MDB_SET_RANGE,
+    MDB_SUCCESS, MDB_cursor, MDB_envinfo, MDB_stat, MDB_txn, MDB_val, lmdb_file_bytes, lmdb_guarded, lmdb_set_assert, mdb_cursor_close,
+    mdb_cursor_get, mdb_cursor_open, mdb_cursor_renew, mdb_dbi_open, mdb_env_close, mdb_env_create, mdb_env_get_fd, mdb_env_info,
+    mdb_env_open, mdb_env_set_mapsize, mdb_env_set_maxdbs, mdb_env_stat, mdb_env_sync, mdb_get, mdb_put, mdb_reader_check, mdb_strerror, mdb_txn_abort,
+    mdb_txn_begin, mdb_txn_commit, mdb_txn_renew, mdb_txn_reset,
+)
 
 if sizeof(Drained) != 56:
     raise ImportError(f"meta/drained has {sizeof(Drained)} bytes: the journal's format says 56")
@@ -141,7 +55,7 @@ cdef int journal_open_body(void* argument) noexcept nogil:
     code = mdb_env_create(&journal.env)
     if code != MDB_SUCCESS:
         return code
-    journal_set_assert(journal.env)
+    lmdb_set_assert(journal.env)
     mdb_env_set_mapsize(journal.env, JOURNAL_MAP_BYTES)
     mdb_env_set_maxdbs(journal.env, 4)
     code = mdb_env_open(journal.env, opening.path, MDB_NOTLS, 0o640)
@@ -152,7 +66,7 @@ cdef int journal_open_body(void* argument) noexcept nogil:
         mdb_env_stat(journal.env, &facts)
         mdb_env_info(journal.env, &info)
         mdb_env_get_fd(journal.env, &fd)
-        if journal_file_bytes(fd) < <int64_t>((info.me_last_pgno + 1) * facts.ms_psize):
+        if lmdb_file_bytes(fd) < <int64_t>((info.me_last_pgno + 1) * facts.ms_psize):
             return JOURNAL_SHORT
     code = mdb_txn_begin(journal.env, NULL, 0 if opening.create else MDB_RDONLY, &txn)
     if code != MDB_SUCCESS:
@@ -194,7 +108,7 @@ cdef int journal_open(Journal* journal, const char* path, bint create, const uin
     opening.path = path
     opening.create = create
     opening.directory = directory
-    code = journal_guarded(journal_open_body, &opening)
+    code = lmdb_guarded(journal_open_body, &opening)
     if code < 0 and code > -64:     # a signal; LMDB's own codes lie below -30000
         memset(journal, 0, sizeof(Journal))
         return JOURNAL_CRASHED
@@ -284,7 +198,7 @@ cdef int journal_scan(Journal* journal, uint64_t* next_sequence, uint8_t* buffer
     scan.buffer = buffer
     scan.buffer_size = buffer_size
     scan.filled = 0
-    code = journal_guarded(journal_scan_body, &scan)
+    code = lmdb_guarded(journal_scan_body, &scan)
     next_sequence[0] = scan.next_sequence
     filled[0] = scan.filled
     if code < 0 and code > -64:
@@ -301,6 +215,10 @@ cdef void journal_scan_end(Journal* journal) noexcept nogil:
     if journal.scan_txn != NULL:
         mdb_txn_abort(journal.scan_txn)
         journal.scan_txn = NULL
+
+
+cdef int journal_sync(Journal* journal) noexcept nogil:
+    return mdb_env_sync(journal.env, 1)
 
 
 # --- the drain thread -------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ cdef enum:                      # EntryKind
     KIND_UNLINK = 12            # its IDENTIFIERS are taken from the account
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
+    KIND_RESTORE = 22           # a back-up was restored: the first entry of a new epoch; changes nothing
 
 cdef enum:                      # EntryFlag
     FLAG_OPENED = 1             # the entry opens the account it names
@@ -76,7 +77,7 @@ cdef enum:                      # ContextTag
     CONTEXT_TOTAL = 8           # receipt total, minor units
     CONTEXT_PAYMENT = 9         # commit: 1 burn, 2 capture; absent: none
     CONTEXT_IDENTIFIERS = 10    # enroll: how many identifiers were sent
-    CONTEXT_NAMED = 11          # low 32 bits of the hash of an identifier that named the entry's account; once for each, see journal-format.md
+    CONTEXT_NAMED = 11          # low 32 bits of the hash of an identifier that named the account; once for each
     CONTEXT_IDENTIFIER = 12     # low 64 bits of the hash of the identifier asked (link, unlink)
     CONTEXT_EXPIRY_DAY = 13     # yyyymmdd asked (adjust); absent: never
     CONTEXT_STORE = 128
@@ -126,6 +127,27 @@ cdef enum:                      # HashedBit of Command.hashed: hashes that core_
     HASHED_REQUEST = 1
     HASHED_MEMBER = 2
     HASHED_RECEIPT = 4
+    LOOKED_UP = 8               # not by core_prepare: `found` holds what the runs said
+
+cdef enum:                      # AskBit of Lookup.ask
+    ASK_REQUEST = 1             # the request id, in the runs whose sent_times reach to its own
+    ASK_RECEIPT = 2             # the receipt key, in the runs whose business days reach to its own
+    ASK_ANY_TIME = 4            # the request id in every run: its sent_time is not known
+
+cdef struct Lookup:             # what the runs of dropped keys are asked for one command
+    Hash128 request
+    Hash128 receipt
+    int64_t sent_time_us
+    int64_t business_day        # yyyymmdd
+    uint32_t ask                # AskBit
+
+cdef struct Facts:              # what they said
+    uint64_t request            # sequence of the request id's entry; 0: in no run
+    uint64_t first              # of the receipt key: its earn; 0: in no run
+    uint64_t second             # of the receipt key: its burn or capture; 0: in no run
+    uint64_t requests_until     # the runs that were asked hold the request ids of every entry up to this sequence
+    uint64_t receipts_until     # and the receipt keys
+    uint32_t unreadable         # 1: a run cannot be read, so nothing is known
 
 cdef struct Slice:              # bytes inside somebody else's buffer; valid until that buffer is reused
     const uint8_t* data
@@ -169,6 +191,7 @@ cdef struct Command:
     Hash128 request_hash        # of the request id, the member and the receipt key; valid with their HashedBit
     Hash128 member_hash
     Hash128 receipt_hash
+    Facts found                 # valid with LOOKED_UP
     uint32_t hashed             # HashedBit; 0 from the codec, set by core_prepare
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
     Line lines[LINES_MAX]
@@ -203,6 +226,7 @@ cdef struct Outcome:
     uint8_t replayed            # 1: the first outcome of an id seen before
     uint8_t written             # new entries in the buffer given to core_execute, back to back (0, 1, or more: see there)
     uint8_t opened              # 1: reserved for the codec; read it from the entry's flags
+    uint8_t parked              # 1: not decided, nothing written: execute it again with what the runs say to `lookup`
     int64_t value               # for VALUE_NUMBER
     Slice text                  # for VALUE_TEXT; valid as long as the request
     int64_t a                   # STATUS_ROWS[status].a
@@ -212,6 +236,7 @@ cdef struct Outcome:
     const uint8_t* entry        # the entry that answers a write (also of a remembered refusal); NULL for reads
     uint32_t entry_size         # bytes of entry
     uint32_t written_size       # bytes of all new entries in the buffer
+    Lookup lookup               # valid with `parked`
     BalanceView balance         # for METHOD_GET_BALANCE
 
 cdef struct Award:              # what a rule gave; written by the rules, read by _core
@@ -246,7 +271,7 @@ cdef packed struct GroupHeader: # 128 bytes, little endian; docs/journal-format.
     uint16_t version            # 1
     uint16_t flags              # 0
     uint32_t shard              # 0 until there are several
-    uint32_t epoch              # 1 until there are several writers
+    uint32_t epoch              # 1, and one more with each restore: its first entry is a RESTORE
     uint64_t first_sequence     # of the first entry, from 1
     uint64_t drained_sequence   # last sequence known to be in LMDB when this was sealed
     int64_t time_us             # server time of sealing

@@ -17,7 +17,7 @@ from ledger._rules cimport (
     ImageHeader, ImageWallet, Program, RuleOp, ZoneSpan, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
 )
 from ledger._table cimport (
-    IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, range_of,
+    IDENTIFIER_MEMBER_MASK, IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, range_of,
 )
 
 if sizeof(ImageHeader) != 192 or sizeof(ImageWallet) != 40 or sizeof(RuleOp) != 48 or sizeof(ZoneSpan) != 16:
@@ -245,7 +245,7 @@ cdef class Identifiers:
         """The key must not be there."""
         cdef Hash128 hashed
         hashed.lo, hashed.hi = key
-        identifiers_add(&self.table, hashed, member)
+        identifiers_add(&self.table, hashed, member, 2)
 
     def remove(self, tuple key not None):
         """The key must be there."""
@@ -270,4 +270,5 @@ cdef class Identifiers:
     def slots(self):
         """(low word, high word, member) of every slot; member 0: empty."""
         cdef uint64_t i
-        return [(self.table.slots[i].lo, self.table.slots[i].hi, self.table.slots[i].member) for i in range(self.table.capacity)]
+        return [(self.table.slots[i].lo, self.table.slots[i].hi, self.table.slots[i].member & IDENTIFIER_MEMBER_MASK)
+                for i in range(self.table.capacity)]

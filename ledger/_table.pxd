@@ -3,12 +3,15 @@
 #
 # (a) IdentifierTable: 128-bit hash -> member, with backward-shift deletion: no tombstones, so a look-up never gets longer.
 # (b) KeyTable: 128-bit hash -> sequences, in generations: one fills, two are remembered, one is being cleared a little with
-#     each insert, so that forgetting a generation never stalls a call.
+#     each insert, so that forgetting a generation never stalls a call. A full generation never changes: what is learnt later of
+#     a key goes into the filling one, and whoever looks merges. It is dropped when a run holds its keys (ledger/_ids.pyx), or,
+#     where nobody keeps runs, when its place is needed.
 # (c) ReservationMap: reservation id -> pool index, with backward-shift deletion.
 # Capacities are chosen for a load of at most 3/4; the range of a hash is its product with the capacity (no power of two needed).
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from ledger._atomic cimport store_u64
 from ledger._hash cimport Hash128
 from ledger._limits cimport ID_GENERATIONS
 
@@ -53,7 +56,11 @@ cdef extern from *:
 cdef packed struct IdentifierSlot:      # 20 bytes
     uint64_t lo
     uint64_t hi
-    uint32_t member             # from 1; 0: empty
+    uint32_t member             # account number from 1, and the identifier's type << IDENTIFIER_TYPE_SHIFT; 0: empty
+
+cdef enum:
+    IDENTIFIER_TYPE_SHIFT = 27      # account numbers are at most MEMBERS_MAX_LIMIT
+    IDENTIFIER_MEMBER_MASK = 0x7FFFFFF
 
 cdef struct IdentifierTable:
     IdentifierSlot* slots
@@ -78,14 +85,14 @@ cdef inline uint32_t identifiers_find(const IdentifierTable* table, Hash128 key)
     cdef uint64_t at = range_of(key.lo, table.capacity)
     while table.slots[at].member != 0:
         if table.slots[at].lo == key.lo and table.slots[at].hi == key.hi:
-            return table.slots[at].member
+            return table.slots[at].member & IDENTIFIER_MEMBER_MASK
         at += 1
         if at == table.capacity:
             at = 0
     return 0
 
 
-cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t member) noexcept nogil:
+cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t member, uint8_t kind) noexcept nogil:
     # The key is not in the table and count < count_max.
     cdef uint64_t at = range_of(key.lo, table.capacity)
     VERIFY(table.count < table.count_max)
@@ -95,7 +102,7 @@ cdef inline void identifiers_add(IdentifierTable* table, Hash128 key, uint32_t m
             at = 0
     table.slots[at].lo = key.lo
     table.slots[at].hi = key.hi
-    table.slots[at].member = member
+    table.slots[at].member = member | <uint32_t>kind << IDENTIFIER_TYPE_SHIFT
     table.count += 1
 
 
@@ -130,6 +137,9 @@ cdef inline void identifiers_remove(IdentifierTable* table, Hash128 key) noexcep
 
 # --- (b) request ids and receipt keys ----------------------------------------------------------------------------
 
+cdef enum:
+    CLEAR_STEP_BYTES = 1_048_576    # zeroed at once when the place of a dropped generation is waited for
+
 cdef packed struct KeySlot:     # 28 bytes; lo == hi == 0: empty. 48-bit sequences: a million a second for 8 years
     uint64_t lo
     uint64_t hi
@@ -141,16 +151,22 @@ cdef packed struct KeySlot:     # 28 bytes; lo == hi == 0: empty. 48-bit sequenc
 cdef struct Generation:
     KeySlot* slots
     uint64_t count
-    int64_t order_max           # the highest sent_time (us) or business day that went in; INT64_MIN: none
+    uint64_t first_sequence     # it holds the keys of the entries first_sequence..last_sequence
+    uint64_t last_sequence      # valid once it is full
+    int64_t order_min           # the lowest sent_time (us) or business day that went in; INT64_MAX: none
+    int64_t order_max           # the highest; ORDER_NONE: none
+    uint32_t dirty              # 1: not all zeros
 
 cdef struct KeyTable:
-    Generation generations[ID_GENERATIONS]
-    uint32_t filling            # index of the generation that takes new keys
-    uint32_t is_clear           # 1: the generation after `filling` is all zeros
+    Generation generations[ID_GENERATIONS]      # generation number n, from 0, lies at n % ID_GENERATIONS
+    uint64_t full               # generations that became full, ever: number `full` fills. Published: a full one never changes again
+    uint64_t dropped            # numbers below it are forgotten. Published before their place is used again
     uint64_t capacity           # slots of a generation
     uint64_t count_max          # keys of a generation
-    uint64_t cleared            # bytes of the generation after `filling` that are zeros again
-    int64_t forgotten           # the highest order that may have been forgotten; INT64_MIN: nothing was
+    uint64_t cleared            # bytes of the generation behind the filling one that are zeros again, while it is dirty
+    uint64_t covered            # the keys of every entry up to this sequence lie in runs; UINT64_MAX: nobody keeps runs
+    uint64_t keys_from          # the keys of every entry from this sequence on are in memory
+    int64_t forgotten           # the highest order that may have been dropped; ORDER_NONE: nothing was
 
 
 cdef inline uint64_t slot_first(const KeySlot* slot) noexcept nogil:
@@ -177,13 +193,16 @@ cdef inline bint keys_open(KeyTable* table, uint64_t remembered) noexcept nogil:
     memset(table, 0, sizeof(KeyTable))
     table.count_max = remembered // 2 if remembered >= 2 else 1
     table.capacity = table.count_max + table.count_max // 3 + 8
-    table.is_clear = 1
+    table.covered = UINT64_MAX
+    table.keys_from = 1
     table.forgotten = ORDER_NONE
     for i in range(ID_GENERATIONS):
+        table.generations[i].order_min = INT64_MAX
         table.generations[i].order_max = ORDER_NONE
         table.generations[i].slots = <KeySlot*>reserve_memory(table.capacity * sizeof(KeySlot))
         if table.generations[i].slots == NULL:
             return False
+    table.generations[0].first_sequence = 1
     return True
 
 
@@ -193,89 +212,156 @@ cdef inline void keys_close(KeyTable* table) noexcept nogil:
         unreserve_memory(table.generations[i].slots, table.capacity * sizeof(KeySlot))
 
 
+cdef inline void keys_begin_at(KeyTable* table, uint64_t sequence, int64_t forgotten) noexcept nogil:
+    # Of an empty table: the keys of entries before `sequence` lie in runs and are not put in; forgotten: their highest order.
+    table.keys_from = sequence
+    table.generations[0].first_sequence = sequence
+    table.forgotten = forgotten
+
+
+cdef inline Generation* generation_at(const KeyTable* table, uint64_t number) noexcept nogil:
+    return <Generation*>&table.generations[number % ID_GENERATIONS]
+
+
 cdef inline void keys_touch(const KeyTable* table, Hash128 key) noexcept nogil:
+    cdef uint64_t at = range_of(key.lo, table.capacity), number
+    for number in range(table.dropped, table.full + 1):
+        touch(&generation_at(table, number).slots[at])
+
+
+cdef inline KeySlot* keys_look(const KeyTable* table, const Generation* generation, Hash128 key) noexcept nogil:
+    # NULL when the key is not in this generation.
+    cdef KeySlot* slots = generation.slots
     cdef uint64_t at = range_of(key.lo, table.capacity)
-    cdef uint32_t i
-    for i in range(ID_GENERATIONS):
-        if table.generations[i].count != 0:
-            touch(&table.generations[i].slots[at])
-
-
-cdef inline KeySlot* keys_find(const KeyTable* table, Hash128 key) noexcept nogil:
-    # NULL when the key is in no remembered generation.
-    cdef uint64_t start = range_of(key.lo, table.capacity), at
-    cdef KeySlot* slots
-    cdef uint32_t i
-    for i in range(ID_GENERATIONS):
-        if table.generations[i].count == 0:
-            continue
-        slots = table.generations[i].slots
-        at = start
-        while slots[at].lo != 0 or slots[at].hi != 0:
-            if slots[at].lo == key.lo and slots[at].hi == key.hi:
-                return &slots[at]
-            at += 1
-            if at == table.capacity:
-                at = 0
+    while slots[at].lo != 0 or slots[at].hi != 0:
+        if slots[at].lo == key.lo and slots[at].hi == key.hi:
+            return &slots[at]
+        at += 1
+        if at == table.capacity:
+            at = 0
     return NULL
+
+
+cdef inline bint keys_find(const KeyTable* table, Hash128 key, uint64_t* first, uint64_t* second) noexcept nogil:
+    # What memory says of a key, newest generation first: a slot may know only one of the two sequences. False: nothing.
+    cdef uint64_t number = table.full + 1
+    cdef const KeySlot* slot
+    cdef bint found = False
+    first[0] = 0
+    second[0] = 0
+    while number > table.dropped:
+        number -= 1
+        slot = keys_look(table, generation_at(table, number), key)
+        if slot != NULL:
+            found = True
+            if first[0] == 0:
+                first[0] = slot_first(slot)
+            if second[0] == 0:
+                second[0] = slot_second(slot)
+    return found
 
 
 cdef inline void keys_clear_some(KeyTable* table, uint64_t bytes) noexcept nogil:
     # Zeroed in place: giving the pages back would cost a fault each when they fill again.
-    cdef Generation* next = &table.generations[(table.filling + 1) % ID_GENERATIONS]
+    cdef Generation* next = generation_at(table, table.full + 1)
     cdef uint64_t left = table.capacity * sizeof(KeySlot) - table.cleared
     if bytes > left:
         bytes = left
     memset(<uint8_t*>next.slots + table.cleared, 0, bytes)
     table.cleared += bytes
     if bytes == left:
-        table.is_clear = 1
+        next.dirty = 0
 
 
-cdef inline void keys_turn(KeyTable* table) noexcept nogil:
-    # The filling generation is full: the next one (clear by now) takes over, the oldest is forgotten.
+cdef inline bint keys_drop(KeyTable* table) noexcept nogil:
+    # Forgets the oldest generation, if the next one to fill needs its place and a run holds its keys. False: the run is not there yet.
     cdef Generation* oldest
-    if not table.is_clear:
+    if table.full - table.dropped <= ID_GENERATIONS - 2:
+        return True
+    oldest = generation_at(table, table.dropped)
+    if oldest.last_sequence > table.covered:
+        return False
+    if oldest.order_max > table.forgotten:
+        table.forgotten = oldest.order_max
+    table.keys_from = oldest.last_sequence + 1
+    oldest.count = 0
+    table.cleared = 0
+    store_u64(&table.dropped, table.dropped + 1)
+    return True
+
+
+cdef inline bint keys_room(KeyTable* table) noexcept nogil:
+    # Whether a new key has room. Where the run of the oldest generation came late, its place is cleared here, a step with each question.
+    if not generation_at(table, table.full + 1).dirty:
+        return True
+    if generation_at(table, table.full).count < table.count_max:
+        return True
+    if not keys_drop(table):
+        return False
+    keys_clear_some(table, CLEAR_STEP_BYTES)
+    return not generation_at(table, table.full + 1).dirty
+
+
+cdef inline void keys_turn(KeyTable* table, uint64_t sequence) noexcept nogil:
+    # The filling generation is full and never changes again; the next one takes the keys of `sequence` and later entries.
+    cdef Generation* next = generation_at(table, table.full + 1)
+    cdef bint dropped = keys_drop(table)
+    VERIFY(dropped)
+    if next.dirty:
         keys_clear_some(table, table.capacity * sizeof(KeySlot))
-    VERIFY(table.is_clear)
-    table.filling = (table.filling + 1) % ID_GENERATIONS
-    table.generations[table.filling].order_max = ORDER_NONE
-    oldest = &table.generations[(table.filling + 1) % ID_GENERATIONS]
-    if oldest.count != 0:
-        if oldest.order_max > table.forgotten:
-            table.forgotten = oldest.order_max
-        oldest.count = 0
-        table.is_clear = 0
-        table.cleared = 0
+    generation_at(table, table.full).last_sequence = sequence - 1
+    next.first_sequence = sequence
+    next.order_min = INT64_MAX
+    next.order_max = ORDER_NONE
+    next.dirty = 1
+    store_u64(&table.full, table.full + 1)
+    keys_drop(table)
 
 
-cdef inline KeySlot* keys_add(KeyTable* table, Hash128 key, int64_t order) noexcept nogil:
-    # The key is in no remembered generation. Returns its new slot, both sequences 0.
-    cdef Generation* generation
-    cdef uint64_t at
-    if table.generations[table.filling].count >= table.count_max:
-        keys_turn(table)
-    elif not table.is_clear:
-        keys_clear_some(table, 8 * sizeof(KeySlot))
-    generation = &table.generations[table.filling]
-    at = range_of(key.lo, table.capacity)
+cdef inline void keys_clear_with(KeyTable* table, const Generation* filling) noexcept nogil:
+    # So much with each new key that the place is clear before the filling generation is full.
+    cdef uint64_t left = table.capacity * sizeof(KeySlot) - table.cleared
+    cdef uint64_t room = table.count_max - filling.count
+    cdef uint64_t step = 8 * sizeof(KeySlot)
+    keys_clear_some(table, step if left <= room * step else left // room + 1)
+
+
+cdef inline KeySlot* keys_insert(const KeyTable* table, Generation* generation, Hash128 key) noexcept nogil:
+    # A new slot, both sequences 0. The key is not in this generation, and there is room.
+    cdef uint64_t at = range_of(key.lo, table.capacity)
     while generation.slots[at].lo != 0 or generation.slots[at].hi != 0:
         at += 1
         if at == table.capacity:
             at = 0
     generation.slots[at].lo = key.lo
     generation.slots[at].hi = key.hi
+    generation.dirty = 1
     generation.count += 1
-    if order > generation.order_max:
-        generation.order_max = order
     return &generation.slots[at]
 
 
+cdef inline KeySlot* keys_put(KeyTable* table, Hash128 key, int64_t order, uint64_t sequence) noexcept nogil:
+    # The key's slot in the filling generation, for an entry with this sequence; a new slot has both sequences 0. There must be room.
+    cdef Generation* filling = generation_at(table, table.full)
+    cdef KeySlot* slot = keys_look(table, filling, key)
+    if slot != NULL:
+        return slot
+    if filling.count >= table.count_max:
+        keys_turn(table, sequence)
+        filling = generation_at(table, table.full)
+    elif generation_at(table, table.full + 1).dirty and keys_drop(table):
+        keys_clear_with(table, filling)
+    if order > filling.order_max:
+        filling.order_max = order
+    if order < filling.order_min:
+        filling.order_min = order
+    return keys_insert(table, filling, key)
+
+
 cdef inline uint64_t keys_count(const KeyTable* table) noexcept nogil:
-    cdef uint64_t count = 0
-    cdef uint32_t i
-    for i in range(ID_GENERATIONS):
-        count += table.generations[i].count
+    cdef uint64_t count = 0, number
+    for number in range(table.dropped, table.full + 1):
+        count += generation_at(table, number).count
     return count
 
 

@@ -2,7 +2,7 @@
 # cimported by ledger/_engine.pyx (writes, recovers) and whoever checks groups.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from ledger._layout cimport ENTRY_HEADER_BYTES, EntryHeader, GROUP_HEADER_BYTES, GroupHeader
+from ledger._layout cimport ENTRY_HEADER_BYTES, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, KIND_RESTORE
 from ledger._limits cimport TAIL_BLOCK_BYTES
 
 cdef extern from *:
@@ -21,7 +21,7 @@ cdef struct Hasher:             # SHA-256 by OpenSSL; used by one thread at a ti
 cdef enum:                      # GroupFault: what is wrong with a group by itself; 0 = sound
     GROUP_SOUND = 0
     GROUP_ABSENT = 1            # no group begins here: no room, or other bytes
-    GROUP_FOREIGN = 2           # of another version, shard, epoch or directory
+    GROUP_FOREIGN = 2           # of another version, shard or directory, or of an epoch that cannot stand here
     GROUP_FRAMING = 3           # count, size and entries do not agree
     GROUP_HASH = 4              # its bytes are not the ones that were hashed
     GROUP_FAULT_COUNT = 5
@@ -41,6 +41,16 @@ cdef int tail_read(int fd, uint8_t* ring, uint64_t size) noexcept nogil
 cdef inline uint64_t group_span(uint64_t size) noexcept nogil:
     # Bytes that a group with `size` bytes of entries takes in the ring.
     return (size + GROUP_HEADER_BYTES + TAIL_BLOCK_BYTES - 1) & ~<uint64_t>(TAIL_BLOCK_BYTES - 1)
+
+
+cdef inline bint epoch_follows(uint32_t before, const uint8_t* group) noexcept nogil:
+    # Whether a sound group may stand behind one of epoch `before` (0: not known): the same epoch, or the next one, begun by a RESTORE.
+    cdef const GroupHeader* header = <const GroupHeader*>group
+    if header.first_sequence == 1:
+        return header.epoch == 1
+    if before == 0 or header.epoch == before:
+        return True
+    return header.epoch == before + 1 and (<const EntryHeader*>(group + GROUP_HEADER_BYTES)).kind == KIND_RESTORE
 
 
 cdef inline const uint8_t* group_entry(const uint8_t* group, uint64_t room, uint64_t sequence, uint32_t* size) noexcept nogil:

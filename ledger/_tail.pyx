@@ -81,7 +81,7 @@ cdef int group_check(Hasher* hasher, const uint8_t* group, uint64_t room, const 
     cdef uint8_t[32] hash
     if room < GROUP_HEADER_BYTES or header.magic != GROUP_MAGIC:
         return GROUP_ABSENT
-    if (header.version != 1 or header.flags != 0 or header.shard != 0 or header.epoch != 1
+    if (header.version != 1 or header.flags != 0 or header.shard != 0 or header.epoch == 0
             or memcmp(header.directory, directory, 16) != 0):
         return GROUP_FOREIGN
     if header.size > room - GROUP_HEADER_BYTES or header.count == 0 or header.first_sequence == 0:

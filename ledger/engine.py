@@ -1,7 +1,8 @@
 """Start, recover, stop: the data directory around the engine.
 
 For: creating and opening a data directory, refusing what is wrong with it in one clear sentence, running the flush and the drain
-thread, and the clean end. Not for the loop's steps (ledger/_engine.pyx), sockets or flags (server/). Called by `daybook serve` and tests.
+thread, and the clean end. Not for the loop's steps (ledger/_engine.pyx), sockets or flags (server/). Called by `daybook serve` and
+tests; ledger/restore.py makes a directory from the same parts.
 
 The bytes on disk are docs/journal-format.md. A start after a clean stop is the same as a start after kill -9: both recover.
 """
@@ -15,19 +16,23 @@ import os
 import re
 import secrets
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import limits
+from ledger import ids, limits, snapshot
 from ledger._engine import EngineHandle, StartRefused
+from ledger._snapshot import SnapshotUnusable, TablesTooSmall
 from ledger.rules import CompiledProgram, ProgramError, compile_file
 
-__all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "open_ledger"]
+__all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "create_tail", "open_ledger", "read_key", "sync_directory",
+           "sync_way", "write_file"]
 
 Progress = Callable[[str, int, int], None]
-"""progress(what, done, total): what is "tail" (bytes written) or "journal" (entries replayed)."""
+"""progress(what, done, total): what is "tail" (bytes written), "snapshot" (bytes loaded) or "journal" (entries replayed)."""
 
 FORMAT_VERSION = 1
 _FORMAT = re.compile(rb"daybook (\d+)\n([0-9a-f]{32})\n")
@@ -36,6 +41,7 @@ _BLOCK = limits.TAIL_BLOCK_BYTES
 _BLOCK_0 = struct.Struct("<8sIIQ16s")
 _TAIL_MAGIC, _TAIL_VERSION = b"DAYTAIL1", 1
 _CHUNK_BYTES = 1 << 20  # the tail is written in steps of a megabyte, so that progress can be seen
+_LOCK_TRIES, _LOCK_STEP_MS = 20, 10  # a back-up looks at the lock for some microseconds: that must not refuse a start
 _FIRST_PAGES_BYTES = 8192  # LMDB's two meta pages: a data.mdb that is shorter would be taken for a new one
 
 STATS = """Keys of EngineHandle.stats(). All numbers are plain integers; a histogram is {"bounds", "counts", "sum"} with upper bounds.
@@ -52,9 +58,11 @@ inbox_calls, outbox_calls    calls of the control port on their way in and out
 tail_used_bytes of tail_bytes, map_used_bytes of map_bytes, free_bytes against free_bytes_min
 gate                 0 open, 1 closed: little free space, 2 closed: the drain meets a full disk or map; refused_full: writes refused
 clock_stepped        1: realtime made a forward step that is not believed (clock_ahead_us); ticks stand still
-clock_gap            1: the clock was more than 7 days ahead of the journal at start; ticks stand still
+clock_gap            1: the clock was more than 7 days ahead of the journal at start and is not believed; ticks stand still
 clock_behind_us      how far realtime is behind server time
 turns, ticks         of the hot loop; entries written by ticks
+ids                  runs of dropped keys: runs, keys, bytes, failures (no space, tried again), refused_behind; lookups and how many wait now,
+                     unreadable, lookup_us and run_us (histograms)
 finds_ring, finds_journal    entries read again for repeats: from memory, from LMDB
 """
 
@@ -66,28 +74,30 @@ class Recovered(NamedTuple):
     sequence: int  # last entry of journal and tail
     journal_sequence: int  # last entry that was in LMDB already
     tail_groups: int  # groups that were only in the tail
-    gap_us: int  # above 0: the clock is this far ahead of the journal (more than 7 days), ticks stand still
+    gap_us: int  # above 0: the clock is this far ahead of the journal (more than 7 days) and not believed
 
 
 class OpenLedger:
     """An open data directory with its engine. Order: start(), the hot thread runs and ends, stop()."""
 
     def __init__(self, data: Path, lock_fd: int, tail_fd: int, handle: EngineHandle, directory: bytes, program: CompiledProgram,
-                 recovered: Recovered, sizes: dict[str, int]) -> None:
+                 recovered: Recovered, begun_at: int, sizes: dict[str, int]) -> None:
         self.data = data
         self.handle = handle
         self.directory = directory.hex()
         self.program = program
         self.recovered = recovered
+        self.begun_at = begun_at  # last entry of the snapshot that the start began with; 0: there was none, all was replayed
         self._fds = [tail_fd, lock_fd]
         self._sizes = sizes
         self._threads: list[threading.Thread] = []
         self.head = (0, "")  # after stop(): last sequence and its group's hash, for `verify --expect-head`
 
     def start(self) -> None:
-        """Start the flush and the drain thread. Neither takes the GIL again; a failure in them ends the process (status 70)."""
+        """Start the flush, the drain, the ids and the look-up thread. None takes the GIL again; a failure in them ends the process (status 70)."""
         assert not self._threads
-        for name, body in (("flush", self.handle.run_flush), ("drain", self.handle.run_drain)):
+        for name, body in (("flush", self.handle.run_flush), ("drain", self.handle.run_drain), ("ids", self.handle.run_ids),
+                           ("lookups", self.handle.run_lookups)):
             thread = threading.Thread(target=body, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -117,15 +127,20 @@ class OpenLedger:
         return sorted(self._sizes.items(), key=lambda row: -row[1])
 
 
+def _warn(text: str) -> None:
+    print(f"daybook: {text}", file=sys.stderr, flush=True)
+
+
 def open_ledger(
     data: Path, program: Path, *, tail: Path | None = None, members_max: int = limits.MEMBERS_MAX_DEFAULT,
     ids_max: int = limits.IDS_MAX_DEFAULT, clock_file: Path | None = None, accept_time: bool = False,
-    tail_bytes: int = limits.TAIL_BYTES_DEFAULT, progress: Progress | None = None,
+    tail_bytes: int = limits.TAIL_BYTES_DEFAULT, progress: Progress | None = None, warn: Callable[[str], None] = _warn,
 ) -> OpenLedger:
     """Open a data directory, or create it, and recover its state.
 
     `tail`: another directory for the tail file. `tail_bytes`: its size when it is created. `clock_file`: a file of 8 bytes that holds the
-    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal.
+    time (int64, us), for tests. `accept_time`: believe a clock more than 7 days ahead of the journal. `warn`: told why a snapshot is
+    passed over.
     Errors: StartRefused, one sentence with what to do; nothing was written (an interrupted creation is begun anew by the next start).
     """
     _check_numbers(members_max, ids_max, tail_bytes)
@@ -140,14 +155,21 @@ def open_ledger(
         _check_new(data, tail_path, tail_bytes)
         fds.append(_lock(data))
         directory, created = _identify(data, tail_path, tail_bytes, progress)
-        key = _read_key(data / "identity.key")
+        key = read_key(data / "identity.key")
         if not (data / "journal" / "data.mdb").exists() or (data / "journal" / "data.mdb").stat().st_size < _FIRST_PAGES_BYTES:
             raise StartRefused(f"the journal {data / 'journal' / 'data.mdb'} is missing or cut off: restore the data directory from a "
                                "copy of one moment (journal and tail together)")
+        try:
+            ids.make(data, directory)
+        except OSError as error:
+            raise _refusal(error, f"{data / 'ids'} cannot be made") from None
+        except ids.IdsRefused as error:
+            raise StartRefused(str(error)) from None
         tail_fd, size = _open_tail(tail_path, directory)
         fds.insert(0, tail_fd)
         handle = _open_engine(data, tail_fd, size, directory, key, members_max, ids_max, clock_file, accept_time, create=False)
         try:
+            begun_at = _load_snapshot(handle, data, directory, warn, progress)
             found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
             if found["sequence"] == 0:
                 handle.seed(compiled.image, compiled.source)
@@ -162,7 +184,7 @@ def open_ledger(
         raise
     recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"])
     sizes = dict(handle.plan())
-    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, sizes)
+    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, begun_at, sizes)
 
 
 def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
@@ -175,6 +197,20 @@ def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
             raise StartRefused(f"{name} must be {low}..{high}, was {value}")
     if tail_bytes % _BLOCK:
         raise StartRefused(f"the tail's size must be a multiple of {_BLOCK}, was {tail_bytes}")
+
+
+def _load_snapshot(handle: EngineHandle, data: Path, directory: bytes, warn: Callable[[str], None], progress: Progress | None) -> int:
+    """Begin with the newest snapshot that can be used. Returns its last sequence; 0: there is none. Errors: StartRefused."""
+    for found in snapshot.usable(data, directory, warn):
+        try:
+            handle.load_snapshot(found, None if progress is None else lambda done, total: progress("snapshot", done, total))
+        except SnapshotUnusable as why:
+            snapshot.passed_over(found.path, why, warn)
+        except TablesTooSmall as error:
+            raise StartRefused(str(error)) from None
+        else:
+            return found.sequence
+    return 0
 
 
 def _check_program(image: bytes, compiled: CompiledProgram, program: Path) -> None:
@@ -199,7 +235,6 @@ def _refusal(error: OSError, what: str) -> StartRefused:
 
 def _lock(data: Path) -> int:
     """Make the directory if need be and take its lock. Returns the descriptor that holds it."""
-    made = not data.exists()
     try:
         data.mkdir(mode=0o750, parents=True, exist_ok=True)
     except FileExistsError:
@@ -207,20 +242,21 @@ def _lock(data: Path) -> int:
     except OSError as error:
         raise _refusal(error, f"the data directory {data} cannot be made") from None
     try:
-        if made:
-            _sync_directory(data.parent)
         fd = os.open(data / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise _refusal(error, f"the data directory {data} cannot be written") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise StartRefused(f"the data directory {data} is in use by another process: stop it first, or name another directory") from None
-    return fd
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_LOCK_STEP_MS / 1000)
+        else:
+            return fd
+    os.close(fd)
+    raise StartRefused(f"the data directory {data} is in use by another process: stop it first, or name another directory")
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -228,7 +264,19 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _write_file(path: Path, content: bytes, mode: int) -> None:
+def sync_way(path: Path) -> None:
+    """The names that lead to a directory, up to its file system's root: it may have been made just now, by this start or one before."""
+    device = path.stat().st_dev
+    for above in path.parents:
+        try:
+            if above.stat().st_dev != device:
+                return
+            sync_directory(above)
+        except PermissionError:
+            continue  # a directory that this user may pass but not read: its names are not of our making
+
+
+def write_file(path: Path, content: bytes, mode: int) -> None:
     """A small file, on disk under its name when this returns (the directory's own sync is the caller's)."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
@@ -242,7 +290,9 @@ def _write_file(path: Path, content: bytes, mode: int) -> None:
 def _identify(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | None) -> tuple[bytes, bool]:
     """The directory's id, and whether the directory was created just now."""
     try:
-        return _read_format(data / "FORMAT"), False
+        directory = _read_format(data / "FORMAT")
+        sync_directory(data)  # a start that was killed may have given FORMAT its name without making that durable
+        return directory, False
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -307,10 +357,14 @@ def _remove_remains(data: Path, tail_path: Path) -> None:
         directory = None  # not even this file was complete
     if directory is not None and _tail_directory(tail_path) == directory:
         ours.append(tail_path)
-    for path in [*ours, data / "FORMAT.new"]:
+    for path in ours:
         path.unlink(missing_ok=True)
     if (data / "journal").exists():
         (data / "journal").rmdir()
+    # FORMAT.new says whose the remains are: it is the last to go.
+    sync_directory(data)
+    sync_directory(tail_path.parent)
+    (data / "FORMAT.new").unlink()
 
 
 def _tail_directory(path: Path) -> bytes | None:
@@ -322,25 +376,30 @@ def _tail_directory(path: Path) -> bytes | None:
 
 
 def _create(data: Path, tail_path: Path, tail_bytes: int, progress: Progress | None) -> bytes:
-    """Make everything of a new directory; FORMAT gets its name last, so that a directory with FORMAT is complete."""
+    """Make everything of a new directory; FORMAT gets its name last, so that a directory with FORMAT is complete.
+
+    Disks and file systems keep no order of their own: what must be there before something else is synced before it is begun.
+    """
     directory = secrets.token_bytes(16)
-    _write_file(data / "FORMAT.new", b"daybook %d\n%s\n" % (FORMAT_VERSION, directory.hex().encode()), 0o640)
-    _sync_directory(data)
-    _write_file(data / "identity.key", secrets.token_hex(16).encode() + b"\n", 0o600)
-    _create_tail(tail_path, tail_bytes, directory, progress)
+    sync_way(data)
+    write_file(data / "FORMAT.new", b"daybook %d\n%s\n" % (FORMAT_VERSION, directory.hex().encode()), 0o640)
+    sync_directory(data)
+    write_file(data / "identity.key", secrets.token_hex(16).encode() + b"\n", 0o600)
+    create_tail(tail_path, tail_bytes, directory, progress)
     (data / "journal").mkdir(mode=0o750)
     fd = os.open(tail_path, os.O_RDWR | os.O_CLOEXEC)
     try:
         _open_engine(data, fd, limits.TAIL_BYTES_MIN, directory, bytes(16), 1, 1, None, False, create=True).close()
     finally:
         os.close(fd)
-    _sync_directory(data / "journal")
+    sync_directory(data / "journal")
+    sync_directory(data)  # identity.key and journal have their names
     (data / "FORMAT.new").rename(data / "FORMAT")
-    _sync_directory(data)
+    sync_directory(data)
     return directory
 
 
-def _create_tail(path: Path, size: int, directory: bytes, progress: Progress | None) -> None:
+def create_tail(path: Path, size: int, directory: bytes, progress: Progress | None) -> None:
     """Write the tail once with zeros (not a hole, not an unwritten extent: those make each flush write metadata too) and its block 0."""
     making = path.with_name("tail.new")
     fd = os.open(making, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
@@ -359,7 +418,7 @@ def _create_tail(path: Path, size: int, directory: bytes, progress: Progress | N
     finally:
         os.close(fd)
     making.rename(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def _write_all(fd: int, content: bytes, offset: int) -> None:
@@ -367,7 +426,7 @@ def _write_all(fd: int, content: bytes, offset: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _read_key(path: Path) -> bytes:
+def read_key(path: Path) -> bytes:
     """The identity key. It is a secret: a file that others can read is refused."""
     try:
         mode = path.stat().st_mode & 0o777
@@ -417,12 +476,12 @@ def _open_tail(path: Path, directory: bytes) -> tuple[int, int]:
 
 def _open_engine(data: Path, tail_fd: int, tail_bytes: int, directory: bytes, key: bytes, members_max: int, ids_max: int,
                  clock_file: Path | None, accept_time: bool, *, create: bool) -> EngineHandle:
-    reservations_max = min(limits.RESERVATIONS_MAX, max(4096, members_max))
+    reservations_max = min(limits.RESERVATIONS_MAX, max(limits.RESERVATIONS_MAX_LEAST, members_max))
     try:
         return EngineHandle(
             tail_fd=tail_fd, tail_bytes=tail_bytes, directory=directory, journal_path=str(data / "journal"), create=create,
             identity_key=key, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max,
-            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time)
+            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time, ids_path=None if create else str(data / "ids"))
     except MemoryError as error:
         raise StartRefused(f"the tables do not fit into memory ({error}): lower --members-max ({members_max}) "
                            f"or --ids-max ({ids_max})") from None

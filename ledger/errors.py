@@ -100,6 +100,10 @@ STATUSES = (
     Status(52, "TOO_MANY_CALLS", UNAVAILABLE, True, False, "", "", "too many calls are open: try again"),
     Status(53, "DEADLINE_PASSED", DEADLINE_EXCEEDED, True, False, "", "",
            "the deadline passed before the request was decided: nothing was written"),
+    Status(54, "IDS_BEHIND", UNAVAILABLE, True, False, "", "",
+           "request ids come faster than the ids of earlier requests can be written to disk: try again"),
+    Status(55, "IDS_UNREADABLE", UNAVAILABLE, True, False, "", "",
+           "whether this request was seen before cannot be told now: the ids of earlier requests on disk are damaged"),
 )
 
 BY_NAME = {status.name: status for status in STATUSES}

@@ -2,7 +2,8 @@
 
 Written from docs/journal-format.md alone, in plain Python, so that it is a second reader beside the compiled one. Not for the
 service itself (one process, one LMDB library: the service writes and reads through ledger/_journal.pyx) and not for
-judging a whole directory (ledger/verify.py). Used by verify, export and tests. Opens everything read-only.
+judging a whole directory (ledger/verify.py). Used by verify, back-ups, export and tests. Opens everything read-only, but for NewJournal,
+which makes the LMDB file of a restored directory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+import lmdb.verify
 
 from ledger import limits
 
@@ -31,9 +33,10 @@ GROUP_HASHED_BYTES = 96
 ENTRY_HEADER = struct.Struct("<IBBHqII16s")
 DRAINED = struct.Struct("<Q32sQq")
 NO_HASH = bytes(32)
+WALK_TRIES = 3  # a meta page half written is gone at the next look
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
-         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 20: "program", 21: "digest"}
+         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 20: "program", 21: "digest", 22: "restore"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
 IDENTIFIERS = {2: "card", 3: "phone", 4: "email", 5: "app"}
@@ -208,6 +211,24 @@ class Journal:
         except lmdb.Error as error:
             raise Damage(str(self.file), f"LMDB cannot read it: {error}") from None
 
+    def walk(self) -> None:
+        """Every page of the file, as LMDB's own format has it: reachable once or free, framed, in order. Not what the records say.
+
+        A read transaction keeps the pages of the moment, also beside a running service; only the meta page may be caught half
+        written, so a finding must show again. Errors: Damage.
+        """
+        problems: list[str] = []
+        for _ in range(WALK_TRIES):
+            with self._transaction(self.meta):
+                try:
+                    problems = lmdb.verify.verify(str(self.file))
+                except lmdb.verify.VerifyError as error:
+                    problems = [str(error)]
+            if not problems:
+                return
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise Damage(str(self.file), f"its pages are damaged: {problems[0]}{more}")
+
     def drained(self) -> Drained:
         """How far the drain has got, as of now; zeros before the first drain."""
         with self._transaction(self.meta) as transaction:
@@ -225,6 +246,18 @@ class Journal:
             if not cursor.last():
                 return 0, b""
             return _key(cursor.key()), bytes(cursor.value())
+
+    def group_end(self, sequence: int) -> bytes | None:
+        """Hash of the group that ends with `sequence`, unchecked; None: no group ends there."""
+        with self._transaction(self.groups) as transaction, transaction.cursor() as cursor:
+            if not (cursor.prev() if cursor.set_range((sequence + 1).to_bytes(8, "little")) else cursor.last()):
+                return None
+            record = bytes(cursor.value()[:GROUP_HEADER.size])
+        if len(record) < GROUP_HEADER.size:
+            return None
+        header = GROUP_HEADER.unpack(record)
+        first, count, hash_ = header[5], header[8], header[12]
+        return hash_ if first + count - 1 == sequence else None
 
     def last_records(self, count: int) -> list[bytes]:
         """The last groups' records, the newest first, unchecked."""
@@ -251,6 +284,61 @@ class Journal:
                         break
                 after = batch[-1][0]
                 yield batch
+
+
+class NewJournal:
+    """Makes the LMDB file of a new data directory, for a restore: put groups in rising order, then finish. A context manager.
+
+    Errors: OSError (a full disk, or whatever the system says).
+    """
+
+    def __init__(self, folder: Path, directory: bytes) -> None:
+        self.path = Path(folder)
+        self.path.mkdir(mode=0o750, exist_ok=True)
+        with self._system_errors():
+            # Flushed once, at the end: until FORMAT has its name, nobody believes this file.
+            self.env = lmdb.open(str(self.path), map_size=limits.JOURNAL_MAP_BYTES, max_dbs=4, sync=False, mode=0o640)
+            self.groups = self.env.open_db(b"groups", integerkey=True)
+            self.meta = self.env.open_db(b"meta")
+            with self.env.begin(write=True) as transaction:
+                transaction.put(b"directory", directory, db=self.meta)
+        self._waiting: list[Group] = []
+        self._bytes = 0
+
+    @contextmanager
+    def _system_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.Error as error:
+            raise OSError(f"{self.path / 'data.mdb'} cannot be written: {error}") from None
+
+    def __enter__(self) -> NewJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.env.close()
+        (self.path / "lock.mdb").unlink(missing_ok=True)
+
+    def put(self, group: Group) -> None:
+        self._waiting.append(group)
+        self._bytes += len(group.record)
+        if self._bytes >= limits.RESTORE_COMMIT_BYTES:
+            self._commit()
+
+    def _commit(self) -> None:
+        with self._system_errors(), self.env.begin(write=True) as transaction:
+            for group in self._waiting:
+                transaction.put(group.first_sequence.to_bytes(8, "little"), group.record, db=self.groups, append=True)
+        self._waiting.clear()
+        self._bytes = 0
+
+    def finish(self, last: Group) -> None:
+        """Everything on disk, with `last` as what was drained; the next group stands at the tail's position 0."""
+        self._commit()
+        with self._system_errors():
+            with self.env.begin(write=True) as transaction:
+                transaction.put(b"drained", DRAINED.pack(last.last_sequence, last.hash, 0, last.time_us), db=self.meta)
+            self.env.sync(True)
 
 
 def _key(key: bytes) -> int:
@@ -318,6 +406,10 @@ class Tail:
         have = os.fstat(self._fd).st_size
         if have != file_bytes:
             raise Damage(where, f"the file has {have} bytes, it was made with {file_bytes}")
+
+    def flush(self) -> None:
+        """What was written before a crash may still be in memory only. Not for beside a running service, whose flushes it would delay."""
+        os.fdatasync(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)

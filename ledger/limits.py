@@ -71,14 +71,37 @@ TIME_JUMP_US_MAX = 3_600_000_000  # a clock step above an hour stops the ticks
 TIME_GAP_US_MAX = 604_800_000_000  # a start more than 7 days after the journal's last entry stops them too
 SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s is far below FREE_BYTES_MIN
 
+# --- back-ups ---------------------------------------------------------------------------------------------------
+BACKUP_FILE_BYTES = 268_435_456  # a file of a back-up ends behind this: small enough to send again, few enough to list
+BACKUP_FLUSH_BYTES = 4_194_304  # written between two flushes: a larger one would stand before the service's own for too long
+BACKUP_BYTES_PER_S = 50_000_000  # copied a second unless told otherwise: a third of a plain disk; 50 GB take 17 minutes
+RESTORE_COMMIT_BYTES = 67_108_864  # one LMDB transaction of a restore: bounds its dirty pages in memory
+
+# --- snapshots (the follower writes them) -----------------------------------------------------------------------
+SNAPSHOT_ENTRIES = 10_000_000  # a start replays at most about so many behind a snapshot: 10 s
+SNAPSHOT_INTERVAL_S = 600  # and no snapshot is older than this while entries come in
+SNAPSHOT_PAUSE_S = 60  # between two, however fast entries come: the disk has other work
+SNAPSHOT_STOP_SHARE = 1  # at a stop one is written when it spares more entries than it writes members: each takes about a microsecond
+SNAPSHOTS_KEPT = 2  # the newest, and one more in case it is damaged
+SNAPSHOT_SYNC_BYTES = 16_777_216  # flushed at a time: a longer flush holds up the service's own on the same disk
+SNAPSHOT_BYTES_PER_S = 67_108_864  # 10M members (1 GB) in 16 s, with most of the disk left to the service
+
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
 IDS_MAX_DEFAULT = 16_000_000  # --ids-max: request ids remembered (receipt keys: the same number); the biggest chain has 12.4 million a day
 MEMBERS_MAX_LIMIT = 100_000_000  # slots are uint32 with room to spare
 IDS_MAX_LIMIT = 1_000_000_000
 ID_GENERATIONS = 4  # one filling, two remembered, one being cleared
+RUNS_MAX = 1_048_576  # runs of dropped ids: at 8 million keys each more than the ledger has sequences
+RUN_STEP_BLOCKS = 512  # blocks of a run written at once: 2 MB hold the disk from the tail's flush for ~10 ms
+RUN_PAUSE_MS = 20  # and so long the flush has the disk to itself between two steps
+IDS_POLL_MS = 5  # how often the ids thread looks whether a full generation became durable
+IDS_RETRY_MS = 100  # and whether there is space again
+LOOKUPS_MAX = 32_768  # calls that wait for the runs: every stream and every call of the control port, and a step of every batch
+LOOKUPS_AT_ONCE = 64  # asked in one reading of the runs, before their calls are told
 LOTS_PER_MEMBER_PLANNED = 8  # 32-byte units of the lot arena per member: ~6 lots and the slack of size classes
 RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
+RESERVATIONS_MAX_LEAST = 4096  # room for them in a ledger of few members; between the two: one a member
 
 # --- the checkout port ------------------------------------------------------------------------------------------
 CONNECTIONS_MAX = 4096  # a gateway per store opens one or two
@@ -116,6 +139,7 @@ assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
 assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
 assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX + 4 * TAIL_BLOCK_BYTES
+assert LOOKUPS_MAX >= STREAMS_MAX + INBOX_CALLS_MAX + BATCHES_MAX * BATCH_STEP
 assert INBOX_BYTES >= 4 * REQUEST_BYTES_MAX
 assert OUTBOX_BYTES >= 4 * ANSWER_BYTES_MAX
 assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63

@@ -1,4 +1,5 @@
-"""Judges a whole data directory: LMDB, then the undrained tail; chain, framing, sums and state through the compiled apply.
+"""Judges a whole data directory: LMDB's pages and groups, then the undrained tail; or a back-up. Chain, framing, sums and state through
+the compiled apply.
 
 Works in another process than the service, also while it runs. Not for repairing and not for printing (server/cli.py, its caller).
 """
@@ -13,7 +14,8 @@ from typing import Any
 
 from ledger import limits
 from ledger._verifier import Verifier, guard
-from ledger.journal import Damage, Drained, Group, Journal, JournalError, NotReadable, Tail, read_group
+from ledger.backup import BackUp, is_back_up
+from ledger.journal import NO_HASH, Damage, Drained, Group, Journal, JournalError, NotReadable, Tail, read_group
 
 MEMBERS_GUESS_MIN = 65_536  # tables of the first pass have at least this room; four times as much each time it was too little
 GUESS_GROUPS = 64  # the last groups of the journal name some of its newest members: twice the highest is the first guess
@@ -24,11 +26,12 @@ SETTLE_MS = 20  # between two looks: a few looks between two drains
 
 FAULTS = {
     "size": "the record's size or its number of entries is impossible",
-    "magic": "the record is no group of version 1 (magic, version, flags, shard or epoch)",
+    "magic": "the record is no group of version 1 (magic, version, flags or shard)",
     "directory": "the group belongs to another data directory",
     "sequence": "the group does not begin with the next sequence: groups are missing or out of order",
     "hash": "the group's hash does not fit its bytes: the record was changed",
     "chain": "the group does not follow the one before: its previous hash is another",
+    "epoch": "the group is of another epoch than the one before, and no restore begins it",
     "time": "the group is older than the one before: time went back",
     "entries": "the entry's framing is broken",
     "postings": "the entry's postings are broken or name an unknown account or wallet",
@@ -69,24 +72,28 @@ def parse_head(text: str) -> tuple[int, bytes]:
     return int(sequence), bytes.fromhex(hash_)
 
 
-def verify(data: Path, *, tail: Path | None = None, expect: tuple[int, bytes] | None = None,
+def verify(data: Path, *, tail: Path | None = None, expect: tuple[int, bytes] | None = None, key: bytes | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None, end_on_crash: bool = False) -> Report:
-    """Check everything under `data`. `progress(done, total)` counts sequences; total may grow while a service runs.
+    """Check everything under `data`, a data directory or a back-up. `progress(done, total)` counts sequences; total may grow while a
+    service runs.
 
+    key: the identity key (16 bytes), which must be the one that the journal was begun with.
     end_on_crash: a damaged LMDB file can crash any mapped reader; end the process with status 1 and a clear line then.
     Errors: NotReadable, Damage (the first one found).
     """
     members_max = 0
     while True:
         try:
-            return _pass(Path(data), Path(tail or data), expect, progress, members_max, end_on_crash)
+            if is_back_up(data):
+                return _pass_back_up(BackUp(data), expect, progress, members_max, key)
+            return _pass(Path(data), Path(tail or data), expect, progress, members_max, end_on_crash, key)
         except _TablesTooSmall as small:
             if small.members_max >= limits.MEMBERS_MAX_LIMIT:
                 raise NotReadable(f"{data} holds more than {limits.MEMBERS_MAX_LIMIT} members: this version cannot") from None
             members_max = min(small.members_max * 4, limits.MEMBERS_MAX_LIMIT)
 
 
-def _guess_members(journal: Journal) -> int:
+def _guess_members(journal: Journal | BackUp) -> int:
     """Room for so many members that a second pass is rarely needed, and not so many that the tables leave the processor's caches."""
     highest = 0
     for record in journal.last_records(GUESS_GROUPS):
@@ -100,10 +107,13 @@ def _guess_members(journal: Journal) -> int:
 class _Pass:
     """One pass with tables of one size."""
 
-    def __init__(self, journal: Journal, members_max: int) -> None:
-        self.journal = journal
+    def __init__(self, directory: bytes, members_max: int, expect: tuple[int, bytes] | None, key: bytes | None) -> None:
+        self.directory = directory
         self.members_max = members_max
-        self.verifier = Verifier(journal.directory, members_max, IDS_KEPT, limits.RESERVATIONS_MAX)
+        self.verifier = Verifier(directory, members_max, IDS_KEPT, limits.RESERVATIONS_MAX, key)
+        self.expect = expect
+        if expect is not None:
+            self.verifier.expect(*expect)
 
     def feed(self, batch: list[tuple[int, Any]], where: str) -> None:
         fault = self.verifier.feed(batch)
@@ -123,76 +133,101 @@ class _Pass:
 
 
 def _pass(data: Path, tail: Path, expect: tuple[int, bytes] | None, progress: Callable[[int, int], None], members_max: int,
-          end_on_crash: bool) -> Report:
+          end_on_crash: bool, key: bytes | None) -> Report:
     begun = time.perf_counter_ns()
     with Journal(data) as journal, Tail(tail, journal.directory) as ring:
         if end_on_crash:
-            guard(str(journal.file))
-        work = _Pass(journal, members_max or _guess_members(journal))
-        if expect is not None:
-            work.verifier.expect(*expect)
-        _feed_lmdb(work, progress)
-        from_tail = _feed_tail(work, ring, progress)
-        totals = work.verifier.totals()
-        if not totals["sums_agree"]:
-            raise Damage(str(journal.file), "the sums of the postings differ from the state that they lead to")
-        if expect is not None:
-            _check_expected(expect, work, data)
-        return Report(journal.directory.hex(), f"{work.sequence}:{work.verifier.head_hash.hex()}", totals, from_tail,
-                      (time.perf_counter_ns() - begun) // 1000)
+            guard(str(journal.file), "verify")
+        journal.walk()
+        work = _Pass(journal.directory, members_max or _guess_members(journal), expect, key)
+        _feed_lmdb(work, journal, progress)
+        from_tail = _feed_tail(work, journal, ring, progress)
+        return _report(work, str(journal.file), data, from_tail, begun)
 
 
-def _feed_lmdb(work: _Pass, progress: Callable[[int, int], None]) -> Drained:
+def _pass_back_up(back_up: BackUp, expect: tuple[int, bytes] | None, progress: Callable[[int, int], None], members_max: int,
+                  key: bytes | None) -> Report:
+    begun = time.perf_counter_ns()
+    back_up.check_files()
+    work = _Pass(back_up.directory, members_max or _guess_members(back_up), expect, key)
+    for path, batch in back_up.batches():
+        work.feed(batch, path)
+        progress(work.sequence, back_up.sequence)
+    head = f"{work.sequence}:{work.verifier.head_hash.hex()}"
+    if head != back_up.head:
+        raise Damage(str(back_up.file), f"it says head {back_up.head}, the files end with {head}")
+    return _report(work, str(back_up.path), back_up.path, 0, begun)
+
+
+def _report(work: _Pass, where: str, data: Path, from_tail: int, begun_ns: int) -> Report:
+    """What is left to check when everything was fed, and the report. `where`: whose sums they are."""
+    totals = work.verifier.totals()
+    if not totals["sums_agree"]:
+        raise Damage(where, "the sums of the postings differ from the state that they lead to")
+    if work.expect is not None:
+        _check_expected(work.expect, work, data)
+    return Report(work.directory.hex(), f"{work.sequence}:{work.verifier.head_hash.hex()}", totals, from_tail,
+                  (time.perf_counter_ns() - begun_ns) // 1000)
+
+
+def _feed_lmdb(work: _Pass, journal: Journal, progress: Callable[[int, int], None]) -> Drained:
     """Everything in LMDB behind what was fed, and that `drained` says the same. Returns what it said at the end."""
     while True:
-        drained = work.journal.drained()
+        drained = journal.drained()
         # Groups are found by their first sequence: the one that begins right behind the last fed sequence comes first.
-        for batch in work.journal.batches(work.sequence):
-            work.feed(batch, str(work.journal.file))
+        for batch in journal.batches(work.sequence):
+            work.feed(batch, str(journal.file))
             progress(work.sequence, max(drained.sequence, work.sequence))
         if work.sequence < drained.sequence:
-            raise Damage(str(work.journal.file), f"meta/drained says sequence {drained.sequence}, the groups end with {work.sequence}")
-        now = work.journal.drained()
+            raise Damage(str(journal.file), f"meta/drained says sequence {drained.sequence}, the groups end with {work.sequence}")
+        now = journal.drained()
         if now.sequence == work.sequence:
             if now.hash != work.verifier.head_hash:
-                raise Damage(str(work.journal.file), f"meta/drained has another hash for sequence {now.sequence} than its group")
+                raise Damage(str(journal.file), f"meta/drained has another hash for sequence {now.sequence} than its group")
             return now
         if now.sequence < work.sequence:
             # What was fed from the tail is not drained yet, or LMDB holds groups that its own mark does not know.
-            head, _ = work.journal.head()
+            head, _ = journal.head()
             if head > now.sequence:
-                later = work.journal.drained()
+                later = journal.drained()
                 if later.sequence < head:
-                    raise Damage(str(work.journal.file), f"it holds group {head}, meta/drained says only {later.sequence}")
+                    raise Damage(str(journal.file), f"it holds group {head}, meta/drained says only {later.sequence}")
             return now
 
 
-def _feed_tail(work: _Pass, ring: Tail, progress: Callable[[int, int], None]) -> int:
+def _feed_tail(work: _Pass, journal: Journal, ring: Tail, progress: Callable[[int, int], None]) -> int:
     """The groups that stand only in the tail, and that nothing valid stands behind them. Returns how many were fed.
 
     A running service appends to the ring and drains from it meanwhile. So a group beyond the chain's end is damage only when the chain
     cannot be followed up to it after the ring has had time to settle.
     """
-    fed = _catch_up(work, ring, progress)
+    fed = _catch_up(work, journal, ring, progress)
+    drained, newest = journal.drained(), (0, NO_HASH)
     for position, group in ring.all_groups():
+        newest = max(newest, (group.last_sequence, group.hash))
         for _ in range(SETTLE_TRIES):
             if group.first_sequence <= work.sequence:
                 break
             before = work.sequence
-            fed += _catch_up(work, ring, progress)
+            fed += _catch_up(work, journal, ring, progress)
             if work.sequence == before:
                 time.sleep(SETTLE_MS / 1000)
         else:
             raise Damage(str(ring.path), f"the chain ends with sequence {work.sequence}, but a valid group {group.first_sequence} stands "
                                          f"at position {position} of the ring: acknowledged groups between them are damaged")
-        if group.drained_sequence > (reached := work.journal.drained().sequence):
-            raise Damage(str(work.journal.file), f"it ends with sequence {reached}, but group {group.first_sequence} in {ring.path} knows "
+        if group.drained_sequence > (reached := journal.drained().sequence):
+            raise Damage(str(journal.file), f"it ends with sequence {reached}, but group {group.first_sequence} in {ring.path} knows "
                                                  f"that it had reached {group.drained_sequence}: it was set back")
+    if newest[0] < drained.sequence:
+        raise Damage(str(ring.path), f"its newest group ends with {newest[0]}, the journal with {drained.sequence}: the tail was set back "
+                                     "or replaced, and later writes may be missing")
+    if newest[0] == drained.sequence and newest[1] != drained.hash:
+        raise Damage(str(ring.path), f"tail and journal both end with {drained.sequence}, with different hashes: they are of two histories")
     return fed
 
 
-def _catch_up(work: _Pass, ring: Tail, progress: Callable[[int, int], None]) -> int:
-    return _feed_chain(work, ring, _feed_lmdb(work, progress), progress)
+def _catch_up(work: _Pass, journal: Journal, ring: Tail, progress: Callable[[int, int], None]) -> int:
+    return _feed_chain(work, ring, _feed_lmdb(work, journal, progress), progress)
 
 
 def _feed_chain(work: _Pass, ring: Tail, drained: Drained, progress: Callable[[int, int], None]) -> int:

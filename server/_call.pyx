@@ -7,8 +7,8 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
-from ledger._engine cimport engine_execute, engine_moment, engine_prepare, engine_program, engine_room
-from ledger._layout cimport METHOD_BATCH_POST, METHOD_GET_BALANCE
+from ledger._engine cimport engine_execute, engine_foresee, engine_moment, engine_park, engine_prepare, engine_program, engine_room
+from ledger._layout cimport Facts, LOOKED_UP, Lookup, METHOD_BATCH_POST, METHOD_GET_BALANCE
 from ledger._limits cimport BATCH_STEP
 from ledger._status cimport STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_OK, STATUS_WALLET_NOT_FOUND
 from server._wire cimport (
@@ -37,16 +37,32 @@ cdef void call_prepare(Caller* caller, Engine* engine, uint32_t count) noexcept 
     engine_prepare(engine, commands, good)
 
 
-cdef void call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil:
+cdef bint call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil:
     if caller.decoded[place]:
         engine_execute(engine, &caller.commands[place], &caller.outcomes[place])
+        if caller.outcomes[place].parked:
+            return False
     call_encode(engine_program(engine), caller.commands[place].method, &caller.outcomes[place], answer)
+    return True
 
 
-cdef void call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, Answer* answer) noexcept nogil:
+cdef void call_park(Caller* caller, Engine* engine, uint32_t place, uint64_t token) noexcept nogil:
+    engine_park(engine, token, &caller.outcomes[place].lookup)
+
+
+cdef void call_tell(Caller* caller, uint32_t place, const Facts* facts) noexcept nogil:
+    if caller.decoded[place]:
+        caller.commands[place].found = facts[0]
+        caller.commands[place].hashed |= LOOKED_UP
+
+
+cdef bint call(Caller* caller, Engine* engine, uint8_t method, const uint8_t* request, uint32_t size, const Facts* facts,
+               Answer* answer) noexcept nogil:
     call_read(caller, 0, method, request, size)
+    if facts != NULL:
+        call_tell(caller, 0, facts)
     call_prepare(caller, engine, 1)
-    call_run(caller, engine, 0, answer)
+    return call_run(caller, engine, 0, answer)
 
 
 cdef void call_refuse(Caller* caller, uint16_t status, int64_t a, int64_t b, Answer* answer) noexcept nogil:
@@ -82,6 +98,8 @@ cdef bint batch_begin(Caller* caller, Batch* batch, Answer* answer) noexcept nog
     batch.done = 0
     batch.answer_size = 0
     batch.wait_sequence = 0
+    batch.asked = 0
+    batch.told = 0
     batch.count = wire_batch(batch.method, batch.request, batch.size, &batch.wallet, &caller.outcomes[0])
     if batch.count == 0:
         call_encode(NULL, batch.method, &caller.outcomes[0], answer)
@@ -112,6 +130,35 @@ cdef uint32_t post_late(Caller* caller, Engine* engine, Batch* batch) noexcept n
     return ran
 
 
+cdef void batch_ask(Engine* engine, Batch* batch, uint32_t place, const Lookup* lookup) noexcept nogil:
+    engine_park(engine, batch.token + place, lookup)
+    batch.asked += 1
+
+
+cdef void post_park(Caller* caller, Engine* engine, Batch* batch, uint32_t first, uint32_t count) noexcept nogil:
+    """The command in place `first` must wait for the runs. They are asked for those behind it too: one wait is enough for all of them."""
+    cdef Lookup lookup
+    cdef uint32_t place
+    batch.told_from = batch.done
+    batch.told = 0
+    batch_ask(engine, batch, 0, &caller.outcomes[first].lookup)
+    for place in range(first + 1, count):
+        if caller.decoded[place] and engine_foresee(engine, &caller.commands[place], &lookup):
+            batch_ask(engine, batch, place - first, &lookup)
+
+
+cdef void batch_tell(Batch* batch, uint64_t place, const Facts* facts) noexcept nogil:
+    batch.facts[place] = facts[0]
+    batch.told |= <uint32_t>1 << place
+    batch.asked -= 1
+
+
+cdef inline void post_tell(Caller* caller, Batch* batch, uint32_t place) noexcept nogil:
+    cdef uint32_t at = batch.done + place - batch.told_from
+    if at < BATCH_STEP and batch.told >> at & 1:
+        call_tell(caller, place, &batch.facts[at])
+
+
 cdef uint32_t post_step(Caller* caller, Engine* engine, Batch* batch) noexcept nogil:
     """The next commands: decoded together, so that their memory reads start together, then run one by one."""
     cdef uint32_t offsets[CALLS_AHEAD]
@@ -126,6 +173,8 @@ cdef uint32_t post_step(Caller* caller, Engine* engine, Batch* batch) noexcept n
         part = wire_batch_next(batch.request, batch.size, &offset)
         offsets[place] = offset
         caller.decoded[place] = wire_decode_post(part, &caller.commands[place], &caller.outcomes[place])
+        if batch.told != 0:
+            post_tell(caller, batch, place)
     call_prepare(caller, engine, count)
     for place in range(count):
         if not engine_room(engine):
@@ -133,6 +182,9 @@ cdef uint32_t post_step(Caller* caller, Engine* engine, Batch* batch) noexcept n
         outcome = &caller.outcomes[place]
         if caller.decoded[place]:
             engine_execute(engine, &caller.commands[place], outcome)
+            if outcome.parked:
+                post_park(caller, engine, batch, place, count)
+                return place
         batch.answer_size += wire_post_result(engine_program(engine), caller.commands[place].method, outcome, batch.answer + batch.answer_size)
         batch_wait(batch, outcome)
         batch_count(caller, caller.commands[place].method, outcome)

@@ -2,24 +2,31 @@
 # Not for serving: nothing here is durable, and every call takes the GIL. The codec is server/_wire.pyx, the decisions are ledger/_core.pyx.
 # Imported by tests/ and bench/ alone; the Python signatures stand in _local.pyi.
 
+import os
+
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._core cimport (
-    APPLY_OK, Core, CoreSizes, CoreStats, core_apply, core_close, core_digest, core_execute, core_open, core_prepare, core_program, core_set_find,
-    core_stats, core_tick, core_write_digest, core_write_program,
+    APPLY_OK, Core, CoreSizes, CoreStats, SNAPSHOT_CHUNK_BYTES, core_apply, core_close, core_digest, core_execute, core_keys_room, core_open, core_prepare, core_program,
+    core_set_find, core_stats, core_tick, core_write_digest, core_write_program,
 )
-from ledger._hash cimport Hash128
+from ledger._entry cimport EntryWriter, entry_begin, entry_finish, put_byte, put_bytes, put_signed, put_varint, section_begin, section_end
+from ledger._hash cimport Hash128, siphash
+from ledger._ids cimport IDS_OK, Ids, ids_ask, ids_begin, ids_close, ids_open, ids_tell, ids_text, ids_write_due
 from ledger._layout cimport (
-    Command, EntryHeader, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, MEMBER_BY_CARD,
-    MEMBER_BY_ID, MEMBER_NONE, METHOD_BATCH_POST, METHOD_EARN, METHOD_GET_BALANCE, MemberRef, Outcome, Slice, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT,
+    ACCOUNT_ISSUED, ACCOUNT_MEMBER, Command, ENTRY_HEADER_BYTES, EntryHeader, Facts, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT,
+    GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, KIND_EARN, KIND_ENROLL, LOOKED_UP, Lookup, MEMBER_BY_CARD, MEMBER_BY_ID, MEMBER_NONE,
+    MemberRef, METHOD_BATCH_POST, METHOD_EARN, METHOD_GET_BALANCE, Outcome, SECTION_IDENTIFIERS, SECTION_LOTS, SECTION_POSTINGS, Slice, VALUE_NONE,
+    VALUE_NUMBER, VALUE_TEXT,
 )
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, BATCH_ANSWER_BYTES_MAX, COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, LINES_MAX, TICK_ACCOUNTS_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._rules cimport Program
+from ledger._snapshot cimport Snapshot, SnapshotWriter, snapshot_write
 from ledger._status cimport STATUS_NOT_READY, STATUS_OK
 from server._call cimport Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call_encode
 from server._wire cimport (
@@ -270,6 +277,10 @@ cdef const uint8_t* find_kept(void* owner, uint64_t sequence, uint32_t* size) no
     return entry
 
 
+cdef bint no_pause(void* owner) noexcept nogil:
+    return True
+
+
 cdef struct Kept:               # every entry's bytes, back to back
     uint8_t* data
     uint64_t size               # bytes
@@ -315,6 +326,7 @@ cdef class LocalLedger:
     """The whole ledger in one object: the codec, the core, and every entry's bytes in memory.
 
     image, source: a compiled programme and its YAML; None: none yet, as a follower that will apply() the journal.
+    ids: a directory for runs of dropped keys (one ledger at a time); None: dropped keys are forgotten.
     Units: times in us since 1970; they are given, never read from a clock.
     Errors: MemoryError; ValueError where the image does not load.
     """
@@ -324,10 +336,14 @@ cdef class LocalLedger:
     cdef Answer answer
     cdef uint8_t* entry         # room for the largest entry of any kind
     cdef bint whole             # every entry was kept (run_earns keeps none)
+    cdef Ids* ids               # NULL: none
+    cdef readonly uint64_t lookups  # calls that had to ask the runs
 
     def __cinit__(self, image, source, int64_t now_us, uint32_t members_max=10_000, uint64_t ids_max=100_000,
-                  uint32_t reservations_max=10_000, bytes identity_key not None=bytes(16)):
+                  uint32_t reservations_max=10_000, bytes identity_key not None=bytes(16), ids=None):
         cdef CoreSizes sizes
+        cdef bytes path
+        cdef int code
         sizes.members_max = members_max
         sizes.ids_max = ids_max
         sizes.reservations_max = reservations_max
@@ -344,15 +360,42 @@ cdef class LocalLedger:
             raise MemoryError
         self.core = core_open(&sizes, identity_key)
         core_set_find(self.core, find_kept, &self.kept)
+        if ids is not None:
+            path = str(ids).encode()
+            self.ids = <Ids*>calloc(1, sizeof(Ids))
+            if self.ids == NULL:
+                raise MemoryError
+            code = ids_open(self.ids, path, identity_key, False)
+            if code != IDS_OK:
+                raise ValueError(ids_text(self.ids, code))
+            ids_begin(self.ids, self.core)
         if image is not None:
             self.publish(image, source, now_us)
 
     def __dealloc__(self):
+        self.close()
         core_close(self.core)
         free(self.entry)
         free(self.answer.data)
         free(self.kept.data)
         free(self.kept.offsets)
+
+    def close(self):
+        """Give the runs back, so that another ledger may open them."""
+        if self.ids != NULL:
+            ids_close(self.ids)
+            free(self.ids)
+            self.ids = NULL
+
+    def write_runs(self):
+        """Write every full generation of keys as a run, as the ids thread does. Returns how many runs there are now."""
+        cdef int code
+        if self.ids == NULL:
+            return 0
+        code = ids_write_due(self.ids, self.core, core_stats(self.core).sequence, no_pause, NULL)
+        if code != IDS_OK:
+            raise ValueError(ids_text(self.ids, code))
+        return self.ids.run_count
 
     cdef int keep_entries(self, uint64_t size) except -1:
         if not keep(&self.kept, self.entry, size):
@@ -372,6 +415,43 @@ cdef class LocalLedger:
             result = ledger.apply(entry)
             if result != APPLY_OK:
                 raise ValueError(f"entry {index + 1} cannot be applied: ApplyResult {result}")
+        return ledger
+
+    def save(self, path, bytes directory not None=bytes(16), bytes head_hash not None=bytes(32)):
+        """Write a snapshot file of the state, as the follower does. Errors: OSError."""
+        cdef SnapshotWriter writer
+        cdef int code = 0
+        assert len(directory) == 16 and len(head_hash) == 32
+        memset(&writer, 0, sizeof(SnapshotWriter))
+        writer.core = self.core
+        writer.buffer = <uint8_t*>malloc(SNAPSHOT_CHUNK_BYTES)
+        if writer.buffer == NULL:
+            raise MemoryError
+        try:
+            with open(path, "wb") as file:
+                writer.fd = file.fileno()
+                code = snapshot_write(&writer, directory, head_hash)
+        finally:
+            free(writer.buffer)
+        if code != 0:
+            raise OSError(code, os.strerror(code), str(path))
+        return writer.bytes
+
+    @classmethod
+    def load(cls, path, entries, **sizes):
+        """A new ledger from a snapshot file. entries: of the journal up to its end, for repeats; None: they cannot be answered.
+
+        Errors: SnapshotUnusable, TablesTooSmall.
+        """
+        cdef LocalLedger ledger = cls(None, None, 0, **sizes)
+        cdef Snapshot snapshot = Snapshot(path)
+        cdef const uint8_t* data
+        snapshot.load_into(ledger.core, None)
+        ledger.whole = entries is not None
+        for entry in entries or ():
+            data = entry
+            if not keep(&ledger.kept, data, len(entry)):
+                raise MemoryError("no memory for the kept entries")
         return ledger
 
     def publish(self, bytes image not None, bytes source not None, int64_t now_us):
@@ -426,12 +506,12 @@ cdef class LocalLedger:
                 part = wire_batch_next(data, size, &offset)
                 if method == METHOD_BATCH_POST:
                     if wire_decode_post(part, command, outcome):
-                        core_execute(self.core, command, now_us, self.entry, outcome)
+                        self.decide(now_us)
                         self.keep_entries(outcome.written_size)
                     used += wire_post_result(program, command.method, outcome, out + used)
                 else:
                     if wire_decode_member(part, wallet, command, outcome):
-                        core_execute(self.core, command, now_us, self.entry, outcome)
+                        self.decide(now_us)
                     used += wire_balance_result(program, outcome, out + used)
             if method != METHOD_BATCH_POST:
                 used += wire_balances_end(core_stats(self.core).sequence, now_us, out + used)
@@ -441,6 +521,21 @@ cdef class LocalLedger:
             free(<void*>data)
             free(out)
 
+    cdef void decide(self, int64_t now_us) noexcept nogil:
+        # Executes the first command; what must be looked up is looked up right here.
+        cdef const Lookup* lookup
+        cdef Facts* found
+        if self.ids != NULL:
+            ids_tell(self.ids, self.core)
+        core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
+        while self.caller.outcomes[0].parked:
+            self.lookups += 1
+            lookup = &self.caller.outcomes[0].lookup
+            found = &self.caller.commands[0].found
+            ids_ask(self.ids, &lookup, &found, 1)
+            self.caller.commands[0].hashed |= LOOKED_UP
+            core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
+
     cdef void execute(self, uint8_t method, const uint8_t* data, uint32_t size, int64_t now_us) noexcept nogil:
         # As call() in _call.pyx does with an engine.
         if wire_decode(method, data, size, &self.caller.commands[0], &self.caller.outcomes[0]):
@@ -448,7 +543,7 @@ cdef class LocalLedger:
                 outcome_forget(&self.caller.outcomes[0])
                 self.caller.outcomes[0].status = STATUS_NOT_READY
             else:
-                core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
+                self.decide(now_us)
         call_encode(core_program(self.core), method, &self.caller.outcomes[0], &self.answer)
 
     def outcome(self):
@@ -466,6 +561,9 @@ cdef class LocalLedger:
         cdef const uint8_t* data
         cdef int result
         self.check_whole()
+        while self.ids != NULL and not core_keys_room(self.core):
+            self.write_runs()
+            ids_tell(self.ids, self.core)
         data = exact_copy(entry)
         try:
             result = core_apply(self.core, data, <uint32_t>len(entry))
@@ -534,6 +632,25 @@ cdef class LocalLedger:
             "reserved_total_points": [stats.reserved_total_points[w] for w in range(wallets)],
         }
 
+    def fill(self, uint32_t members, uint32_t identifiers, uint32_t lots, int64_t now_us):
+        """Open `members` members with `identifiers` each and give them `lots` lots, one to all, then the next to all: the way a programme
+        grows, and the hardest for the memory. Applies entries; keeps none. Errors: ValueError (a table is full)."""
+        cdef int32_t day = <int32_t>div_floor(now_us, 86_400_000_000)
+        cdef uint32_t first = <uint32_t>core_stats(self.core).members, member, lot
+        cdef int result = APPLY_OK
+        self.whole = False
+        with nogil:
+            for member in range(first + 1, first + members + 1):
+                result = fill_member(self, member, identifiers, now_us)
+                if result != APPLY_OK:
+                    break
+            for lot in range(lots):
+                for member in range(first + 1, first + members + 1):
+                    if result == APPLY_OK:
+                        result = fill_lot(self, member, day + <int32_t>lot, day + 365 + 30 * <int32_t>lot, 100 + member % 900, now_us)
+        if result != APPLY_OK:
+            raise ValueError(f"entry {core_stats(self.core).sequence + 1} cannot be applied: ApplyResult {result}")
+
     def run_earns(self, const uint32_t[::1] members not None, uint32_t line_count, uint32_t first, int64_t now_us, int64_t step_us,
                   str currency not None):
         """Decide and apply one earn per element of `members`, without the codec and without keeping the entries.
@@ -600,6 +717,58 @@ cdef class LocalLedger:
                     now_us += step_us
                 i += wide
         return done, written
+
+
+cdef uint32_t write_filler(LocalLedger ledger, uint8_t kind, uint32_t member, int64_t now_us, EntryWriter* writer) noexcept nogil:
+    # The head of an entry that no request asked for.
+    cdef EntryHeader* header = entry_begin(writer, ledger.entry)
+    memset(header, 0, ENTRY_HEADER_BYTES)
+    header.kind = kind
+    header.time_us = now_us
+    header.member = member
+    header.program = core_program(ledger.core).version
+    return 0
+
+
+cdef int fill_member(LocalLedger ledger, uint32_t member, uint32_t identifiers, int64_t now_us) noexcept nogil:
+    # Opens a member with so many identifiers. ApplyResult.
+    cdef EntryWriter writer
+    cdef Hash128 hashed
+    cdef uint64_t number
+    cdef uint32_t i
+    write_filler(ledger, KIND_ENROLL, member, now_us, &writer)
+    (<EntryHeader*>ledger.entry).flags = FLAG_OPENED
+    section_begin(&writer, SECTION_IDENTIFIERS)
+    for i in range(identifiers):
+        number = <uint64_t>member << 8 | i
+        hashed = siphash(b"identifiers-fill", <const uint8_t*>&number, sizeof(number))
+        put_byte(&writer, <uint8_t>(MEMBER_BY_CARD + (i & 3)))
+        put_bytes(&writer, <const uint8_t*>&hashed, 16)
+    section_end(&writer)
+    return core_apply(ledger.core, ledger.entry, entry_finish(&writer))
+
+
+cdef int fill_lot(LocalLedger ledger, uint32_t member, int32_t available_day, int32_t expiry_day, int64_t points, int64_t now_us) noexcept nogil:
+    # Gives a member one more lot. ApplyResult.
+    cdef EntryWriter writer
+    write_filler(ledger, KIND_EARN, member, now_us, &writer)
+    section_begin(&writer, SECTION_POSTINGS)
+    put_byte(&writer, ACCOUNT_MEMBER)
+    put_varint(&writer, 0)
+    put_signed(&writer, points)
+    put_byte(&writer, ACCOUNT_ISSUED)
+    put_varint(&writer, 0)
+    put_signed(&writer, -points)
+    section_end(&writer)
+    section_begin(&writer, SECTION_LOTS)
+    put_varint(&writer, 0)
+    put_varint(&writer, <uint64_t>available_day)
+    put_varint(&writer, <uint64_t>expiry_day)
+    put_varint(&writer, 0)
+    put_signed(&writer, points)
+    put_signed(&writer, 0)
+    section_end(&writer)
+    return core_apply(ledger.core, ledger.entry, entry_finish(&writer))
 
 
 cdef void set_slice(Slice* slice, const void* data, uint32_t size) noexcept nogil:

@@ -1,5 +1,5 @@
-# The part of nghttp2 that a server needs: the HPACK decoder. Not for frames (server/_frames.pxd) and not for encoding (server/_hpack.pxd).
-# cimported by server/_http2. Source: nghttp2.h 1.52 as Debian 12 ships it.
+# The part of nghttp2 that is used: the HPACK decoder. Not for frames (server/_frames.pxd) and not for encoding (server/_hpack.pxd).
+# cimported by server/_http2 and bench/_hpack. Source: nghttp2.h 1.52 as Debian 12 ships it.
 
 from libc.stdint cimport uint8_t
 

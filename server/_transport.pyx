@@ -26,8 +26,9 @@ from ledger._clock cimport monotonic_us
 from ledger._engine cimport (
     Engine, EngineHandle, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
     engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
+    engine_told,
 )
-from ledger._layout cimport METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
+from ledger._layout cimport Facts, METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, BATCHES_MAX, BATCHES_PER_CONNECTION_MAX, BATCH_ANSWER_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, CALLS_PER_TURN_MAX,
     CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL, CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX, IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX,
@@ -40,8 +41,8 @@ from ledger._status cimport (
 )
 from server._frames cimport FRAME_BYTES_MAX, FRAME_HEAD_BYTES, HTTP2_CANCEL, HTTP2_ENHANCE_YOUR_CALM, HTTP2_NO_ERROR
 from server._call cimport (
-    Answer, Batch, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, batch_begin, batch_step, call, call_prepare, call_read,
-    call_refuse, call_run,
+    Answer, Batch, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, batch_begin, batch_step, batch_tell, call, call_park,
+    call_prepare, call_read, call_refuse, call_run,
 )
 from server._grpc cimport (
     GRPC_CODE_COUNT, GRPC_PREFIX_BYTES, grpc_base64, grpc_health_service, grpc_percent_encode, grpc_text_is,
@@ -128,6 +129,8 @@ cdef enum:
     NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
     BUCKETS = 20                # len(TRANSPORT_BOUNDS_US) + 1
+    CONTROL_TOKENS = 1_048_576  # tokens of parked calls: below it streams, from it on calls of the control port,
+    BATCH_TOKENS = 2_097_152    # from it on commands of batches, 64 of each
     EVENT_ENGINE = 0            # values of epoll_event.data
     EVENT_LISTENER = 1          # .. + LISTENERS_MAX
     EVENT_CONNECTION = 16       # .. + CONNECTIONS_MAX
@@ -142,6 +145,7 @@ cdef enum StreamState:
     STREAM_READY = 2            # complete, in server.ready; a batch: in server.batches
     STREAM_HELD = 3             # decided, in server.held until durable
     STREAM_ANSWERED = 4         # may leave, in server.answered
+    STREAM_PARKED = 5           # not decided: waits for what the runs of dropped ids say; its request is still in the buffer
 
 cdef struct Stream:             # one call
     Http2Stream wire            # first: the two are cast into each other
@@ -149,7 +153,7 @@ cdef struct Stream:             # one call
     Stream* next
     Stream* sibling_previous    # among the streams of its connection
     Stream* sibling_next
-    Connection* connection      # NULL: the peer has gone and only the decided answer is waited for
+    Connection* connection      # NULL: the peer has gone and only the decided answer, or that of the runs, is waited for
     uint8_t* large              # NULL: everything is in `own`, or in `batch`
     OpenBatch* batch            # of a batch, from its prefix to the end of its answer
     int64_t headers_us          # monotonic us at which its HEADERS were read
@@ -185,11 +189,13 @@ cdef struct OpenBatch:          # the buffers of a batch and how far it is
     uint8_t begun               # looked at, some of it run
     uint8_t waiting             # in server.batches
 
-cdef struct ControlAnswer:      # an answer of the control port, waiting for the disk or for room in the outbox
+cdef struct ControlAnswer:      # a call of the control port that was run: its answer waits for the disk or for room in the outbox;
+                                # or it is parked, and the buffer holds its request
     ControlAnswer* next
     uint64_t token
     uint64_t wait_sequence
     int64_t taken_us
+    int64_t deadline_us         # monotonic us; 0: none
     uint8_t* large              # NULL: in `own`, or in `batch`
     OpenBatch* batch            # of a batch
     uint32_t size
@@ -283,6 +289,7 @@ cdef struct Server:
     ControlAnswer* control_first    # in order
     ControlAnswer* control_last
     uint32_t control_count
+    uint32_t control_batches    # batches of the control port that have not all run
 
     StreamList receiving        # by time of HEADERS
     StreamList ready            # first come, first served
@@ -290,6 +297,8 @@ cdef struct Server:
     OpenBatch* first_batch      # complete requests, not yet all run: the next to go a step stands first
     OpenBatch* last_batch
     uint32_t held_count
+    uint32_t parked_count       # streams and calls of the control port that wait for the runs
+    bint told_left              # the runs have told more than this turn took
     Connection* dirty
     Connection* doomed
 
@@ -415,6 +424,7 @@ cdef OpenBatch* batch_take(Server* server) noexcept nogil:
         batch.deadline_us = 0
         batch.begun = 0
         batch.waiting = 0
+        batch.batch.asked = 0
     return batch
 
 
@@ -445,6 +455,10 @@ cdef void batch_free(Server* server, OpenBatch* batch) noexcept nogil:
     """Gives the buffers back; what has not run never will."""
     if batch.waiting:
         batch_remove(server, batch)
+    if batch.batch.asked > 0:       # the runs will tell: the buffers are free then
+        batch.stream = NULL
+        batch.control = NULL
+        return
     batch.next = server.free_batches
     server.free_batches = batch
 
@@ -519,6 +533,9 @@ cdef void stream_closed(Server* server, Stream* stream, bint well) noexcept nogi
     stream_leave(server, stream)
     if stream.state == STREAM_HELD:     # server.held still points to it: freed at its release
         server.counters.answers_dropped += 1
+        return
+    if stream.state == STREAM_PARKED:   # its token is still out: freed when it comes back
+        server.counters.calls_cancelled += 1
         return
     if stream.state == STREAM_RECEIVING:
         list_remove(&server.receiving, stream)
@@ -1089,6 +1106,12 @@ cdef inline void stream_hold(Server* server, Stream* stream, uint64_t wait_seque
     server.held_count += 1
 
 
+cdef void stream_decided(Server* server, Stream* stream, const Answer* answer) noexcept nogil:
+    """The answer leaves now or when it is durable."""
+    stream_keep(server, stream, answer)
+    stream_hold(server, stream, answer.wait_sequence)
+
+
 cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
     """Runs the first of the queue, which was read into `place`; False: the engine has no room."""
     cdef Stream* stream = server.ready.first
@@ -1103,9 +1126,12 @@ cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
         return False
     list_remove(&server.ready, stream)
     answer.wait_sequence = 0
-    call_run(server.caller, server.engine, place, answer)
-    stream_keep(server, stream, answer)
-    stream_hold(server, stream, answer.wait_sequence)
+    if call_run(server.caller, server.engine, place, answer):
+        stream_decided(server, stream, answer)
+    else:
+        stream.state = STREAM_PARKED
+        server.parked_count += 1
+        call_park(server.caller, server.engine, place, <uint64_t>(stream - server.streams))
     return True
 
 
@@ -1146,9 +1172,9 @@ cdef void server_release(Server* server) noexcept nogil:
 cdef bint control_put(Server* server, ControlAnswer* waiting) noexcept nogil:
     """Hands an answer to the control port and counts it; False: the outbox is full."""
     cdef uint8_t* data = waiting.large if waiting.large != NULL else waiting.own
-    cdef bint well = waiting.grpc_code == 0
     if waiting.batch != NULL:
         data = waiting.batch.answer + GRPC_PREFIX_BYTES
+    cdef bint well = waiting.grpc_code == 0
     if not engine_outbox_put(server.engine, waiting.token, waiting.grpc_code, data if well else NULL, waiting.size if well else 0,
                              NULL if well else data, 0 if well else waiting.size, waiting.message, waiting.message_size):
         return False
@@ -1163,21 +1189,9 @@ cdef bint control_put(Server* server, ControlAnswer* waiting) noexcept nogil:
     return True
 
 
-cdef void control_keep(Server* server, ControlAnswer* waiting, const Answer* answer) noexcept nogil:
-    """Copies an answer for the control port; server_run_inbox has made sure of a large buffer."""
-    server.counters.calls[PORT_CONTROL][waiting.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
-    waiting.wait_sequence = answer.wait_sequence
-    waiting.status = answer.status
-    waiting.grpc_code = <uint8_t>(answer.grpc_code if 0 <= answer.grpc_code < GRPC_CODE_COUNT else 2)
-    waiting.size = answer.size if answer.size <= ANSWER_BYTES_MAX else 0
-    waiting.message_size = answer.message_size if answer.message_size <= MESSAGE_BYTES_MAX else 0
-    if waiting.size > STREAM_BYTES:
-        server.free_large_count -= 1
-        waiting.large = server.free_large[server.free_large_count]
-    memcpy(waiting.large if waiting.large != NULL else waiting.own, answer.data, waiting.size)
-    if waiting.message_size > 0:
-        memcpy(waiting.message, answer.message, waiting.message_size)
-    control_queue(server, waiting)
+cdef inline bint control_expired(Server* server, int64_t deadline_us) noexcept nogil:
+    server.now_us = monotonic_us()
+    return deadline_us != 0 and server.now_us >= deadline_us
 
 
 cdef void control_queue(Server* server, ControlAnswer* waiting) noexcept nogil:
@@ -1188,6 +1202,35 @@ cdef void control_queue(Server* server, ControlAnswer* waiting) noexcept nogil:
     else:
         server.control_first = waiting
     server.control_last = waiting
+    server.control_count += 1
+
+
+cdef void control_decided(Server* server, ControlAnswer* waiting, const Answer* answer) noexcept nogil:
+    """Keeps the answer, at the end of the queue. There is a large buffer, if it needs one."""
+    server.counters.calls[PORT_CONTROL][waiting.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
+    waiting.wait_sequence = answer.wait_sequence
+    waiting.status = answer.status
+    waiting.grpc_code = <uint8_t>(answer.grpc_code if 0 <= answer.grpc_code < GRPC_CODE_COUNT else 2)
+    waiting.size = answer.size if answer.size <= ANSWER_BYTES_MAX else 0
+    waiting.message_size = answer.message_size if answer.message_size <= MESSAGE_BYTES_MAX else 0
+    if waiting.size > STREAM_BYTES and waiting.large == NULL:
+        server.free_large_count -= 1
+        waiting.large = server.free_large[server.free_large_count]
+    memcpy(waiting.large if waiting.large != NULL else waiting.own, answer.data, waiting.size)
+    if waiting.message_size > 0:
+        memcpy(waiting.message, answer.message, waiting.message_size)
+    control_queue(server, waiting)
+
+
+cdef void control_park(Server* server, ControlAnswer* waiting, const InboxCall* taken) noexcept nogil:
+    """Keeps the request until the runs have told what they know of it."""
+    waiting.size = taken.size
+    if taken.size > STREAM_BYTES:
+        server.free_large_count -= 1
+        waiting.large = server.free_large[server.free_large_count]
+    memcpy(waiting.large if waiting.large != NULL else waiting.own, taken.data, taken.size)
+    server.parked_count += 1
+    call_park(server.caller, server.engine, 0, CONTROL_TOKENS + <uint64_t>(waiting - server.control))
 
 
 cdef bint control_begin_batch(Server* server, ControlAnswer* waiting, const InboxCall* taken) noexcept nogil:
@@ -1199,7 +1242,9 @@ cdef bint control_begin_batch(Server* server, ControlAnswer* waiting, const Inbo
     batch.deadline_us = taken.deadline_us
     batch.batch.size = taken.size
     memcpy(batch.request + GRPC_PREFIX_BYTES, taken.data, taken.size)
+    waiting.taken_us = server.now_us
     waiting.batch = batch
+    server.control_batches += 1
     batch_append(server, batch)
     return True
 
@@ -1213,32 +1258,69 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     while (count < CALLS_PER_TURN_MAX and server.free_control != NULL and server.free_large_count > 0 and engine_room(server.engine)
             and engine_inbox_take(server.engine, &taken)):
         count += 1
-        server.now_us = monotonic_us()
+        answer.wait_sequence = 0
         waiting = server.free_control
         server.free_control = waiting.next
-        server.control_count += 1
         waiting.token = taken.token
-        waiting.taken_us = server.now_us
+        waiting.deadline_us = taken.deadline_us
+        waiting.method = taken.method
         waiting.large = NULL
         waiting.batch = NULL
-        answer.wait_sequence = 0
         if taken.method == METHOD_NONE or taken.method == METHOD_HEALTH_CHECK or taken.method >= METHOD_COUNT:
-            taken.method = METHOD_NONE
+            waiting.method = METHOD_NONE
             call_refuse(server.caller, STATUS_METHOD_UNKNOWN, 0, 0, answer)
-        elif taken.deadline_us != 0 and server.now_us >= taken.deadline_us:
+        elif control_expired(server, taken.deadline_us):
             call_refuse(server.caller, STATUS_DEADLINE_PASSED, 0, 0, answer)
         elif taken.size > request_bytes_max(taken.method):
             call_refuse(server.caller, STATUS_MESSAGE_TOO_LARGE, taken.size, request_bytes_max(taken.method), answer)
         elif is_batch(taken.method):
             if control_begin_batch(server, waiting, &taken):
-                waiting.method = taken.method
                 continue
             call_refuse(server.caller, STATUS_TOO_MANY_CALLS, 0, 0, answer)
-        else:
-            call(server.caller, server.engine, taken.method, taken.data, taken.size, answer)
-        waiting.method = taken.method
-        control_keep(server, waiting, answer)
+        elif not call(server.caller, server.engine, taken.method, taken.data, taken.size, NULL, answer):
+            waiting.taken_us = server.now_us
+            control_park(server, waiting, &taken)
+            continue
+        waiting.taken_us = server.now_us
+        control_decided(server, waiting, answer)
     return count
+
+
+cdef void stream_told(Server* server, uint64_t place, const Facts* facts) noexcept nogil:
+    """Runs a parked call again, now that the runs were asked. It may be parked once more, if memory has dropped ids meanwhile."""
+    cdef Stream* stream = &server.streams[place]
+    cdef Answer* answer = &server.answer
+    if stream.connection == NULL:
+        server.parked_count -= 1
+        stream_free(server, stream)
+        return
+    server.now_us = monotonic_us()
+    if stream.deadline_us != 0 and server.now_us >= stream.deadline_us:
+        server.parked_count -= 1
+        stream_refuse(server, stream, STATUS_DEADLINE_PASSED, 0, 0)
+        return
+    answer.wait_sequence = 0
+    if call(server.caller, server.engine, stream.method, (stream.large if stream.large != NULL else stream.own) + GRPC_PREFIX_BYTES,
+            stream.message_size, facts, answer):
+        server.parked_count -= 1
+        stream_decided(server, stream, answer)
+    else:
+        call_park(server.caller, server.engine, 0, place)
+
+
+cdef void control_told(Server* server, uint64_t place, const Facts* facts) noexcept nogil:
+    """As stream_told, for a call of the control port."""
+    cdef ControlAnswer* waiting = &server.control[place]
+    cdef Answer* answer = &server.answer
+    answer.wait_sequence = 0
+    if control_expired(server, waiting.deadline_us):
+        call_refuse(server.caller, STATUS_DEADLINE_PASSED, 0, 0, answer)
+    elif not call(server.caller, server.engine, waiting.method, waiting.large if waiting.large != NULL else waiting.own, waiting.size,
+                  facts, answer):
+        call_park(server.caller, server.engine, 0, CONTROL_TOKENS + place)
+        return
+    server.parked_count -= 1
+    control_decided(server, waiting, answer)
 
 
 cdef void batch_refuse(Server* server, OpenBatch* batch) noexcept nogil:
@@ -1252,7 +1334,8 @@ cdef void batch_refuse(Server* server, OpenBatch* batch) noexcept nogil:
         return
     waiting.batch = NULL
     batch_free(server, batch)
-    control_keep(server, waiting, &server.answer)
+    server.control_batches -= 1
+    control_decided(server, waiting, &server.answer)
 
 
 cdef void batch_finish(Server* server, OpenBatch* batch) noexcept nogil:
@@ -1266,6 +1349,7 @@ cdef void batch_finish(Server* server, OpenBatch* batch) noexcept nogil:
         stream_prefix_answer(stream, batch.answer, batch.batch.answer_size)
         stream_hold(server, stream, wait_sequence)
         return
+    server.control_batches -= 1
     server.counters.calls[PORT_CONTROL][waiting.method][STATUS_OK] += 1
     waiting.wait_sequence = wait_sequence
     waiting.status = STATUS_OK
@@ -1289,6 +1373,7 @@ cdef bint server_begin_batch(Server* server, OpenBatch* batch) noexcept nogil:
         batch.batch.method = batch.stream.method
     else:
         batch.batch.method = batch.control.method
+    batch.batch.token = BATCH_TOKENS + 64 * <uint64_t>(batch - server.open_batches)
     if not batch_begin(server.caller, &batch.batch, &server.answer):
         batch_refuse(server, batch)
         return False
@@ -1316,14 +1401,55 @@ cdef void server_run_batches(Server* server) noexcept nogil:
             batch_refuse(server, batch)
             done += 1
             continue
+        done += ran
+        if batch.batch.asked > 0:
+            batch_remove(server, batch)     # until the runs have told
+            server.parked_count += batch.batch.asked
+            continue
         if ran == 0:
             return
-        done += ran
         if batch.batch.done == batch.batch.count:
             batch_finish(server, batch)
         elif batch.next != NULL:
             batch_remove(server, batch)
             batch_append(server, batch)
+
+
+cdef void batch_told(Server* server, uint64_t place, const Facts* facts) noexcept nogil:
+    """What the runs say to one command of a batch. With the last one that was asked the batch goes on."""
+    cdef OpenBatch* batch = &server.open_batches[place / 64]
+    server.parked_count -= 1
+    batch_tell(&batch.batch, place % 64, facts)
+    if batch.batch.asked > 0:
+        return
+    if batch.stream == NULL and batch.control == NULL:  # it was given up meanwhile
+        batch.next = server.free_batches
+        server.free_batches = batch
+    else:
+        batch_append(server, batch)
+
+
+cdef void server_run_told(Server* server) noexcept nogil:
+    """Runs the calls again that waited for the runs, as many as of the others."""
+    cdef uint64_t token
+    cdef Facts facts
+    cdef uint32_t count = 0
+    server.told_left = False
+    if server.parked_count == 0:
+        return
+    while engine_room(server.engine) and server.free_large_count > 0:
+        if count == CALLS_PER_TURN_MAX:
+            server.told_left = True
+            return
+        if not engine_told(server.engine, &token, &facts):
+            return
+        count += 1
+        if token >= BATCH_TOKENS:
+            batch_told(server, token - BATCH_TOKENS, &facts)
+        elif token >= CONTROL_TOKENS:
+            control_told(server, token - CONTROL_TOKENS, &facts)
+        else:
+            stream_told(server, token, &facts)
 
 
 cdef void server_release_control(Server* server) noexcept nogil:
@@ -1471,7 +1597,8 @@ cdef bint server_finished(Server* server) noexcept nogil:
         return False
     if server.now_us - server.stop_us > server.drain_us:
         return True
-    return (server.connection_count == 0 and server.stream_count == 0 and server.control_count == 0
+    return (server.connection_count == 0 and server.stream_count == 0 and server.control_count == 0 and server.control_batches == 0
+            and server.parked_count == 0
             and engine_idle(server.engine))
 
 
@@ -1480,7 +1607,7 @@ cdef int server_timeout_ms(Server* server) noexcept nogil:
     cdef int64_t sleep_us
     if server.dirty != NULL or server.doomed != NULL:
         return 0
-    if (server.ready.first != NULL or server.first_batch != NULL) and engine_room(server.engine):
+    if (server.ready.first != NULL or server.told_left or server.first_batch != NULL) and engine_room(server.engine):
         return 0
     if server.spin_until_us != 0:
         if monotonic_us() < server.spin_until_us:
@@ -1519,6 +1646,7 @@ cdef void server_turn(Server* server) noexcept nogil:
         server_event(server, &server.events[i])
     if server.stopping != 0 and server.stop_us == 0:
         server_begin_stop(server)
+    server_run_told(server)
     server_run_ready(server)
     inbox_calls = server_run_inbox(server)
     server_run_batches(server)
@@ -1747,6 +1875,7 @@ cdef class CheckoutServer:
             "connections": server.connection_count,
             "streams": server.stream_count,
             "held": server.held_count,
+            "parked": server.parked_count,
             "connections_total": counters.connections_total,
             "connections_refused": counters.connections_refused,
             "streams_refused": counters.streams_refused,

@@ -547,11 +547,11 @@ cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nog
 
 
 cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
-    # Behind the head: AdjustPoints, LinkIdentifier, UnlinkIdentifier. The operator's field number, times 8; the reason is the next. False: unknown.
-    cdef uint32_t operator_tag = 56 if command.method == METHOD_ADJUST else 40 if command.method == METHOD_LINK else 32
-    if tag == operator_tag + 2:
+    # Behind the head: AdjustPoints, LinkIdentifier, UnlinkIdentifier. False: unknown. The reason's field follows the operator's.
+    cdef uint32_t operator_tag = 58 if command.method == METHOD_ADJUST else 42 if command.method == METHOD_LINK else 34
+    if tag == operator_tag:
         read_text(reader, &command.operator_name, FIELD_OPERATOR, -1)
-    elif tag == operator_tag + 10:
+    elif tag == operator_tag + 8:
         read_text(reader, &command.reason, FIELD_REASON, -1)
     elif command.method == METHOD_ADJUST and tag == 34:
         read_text(reader, &command.wallet, FIELD_WALLET, -1)

@@ -18,7 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger import limits
+from server import cli_follow
 from server.cli_admin import adjust, link, unlink
+from server.cli_backup import backup, restore
+from server.cli_ids import ids
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
@@ -49,6 +52,11 @@ def serve(
                                                               "control yet: only for a network that is trusted.")] = False,
     accept_time: Annotated[bool, typer.Option("--accept-time", help="Believe a clock that is more than 7 days ahead of the journal.")
                            ] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Start a follower beside the service: it writes the snapshots that "
+                                                                      "make the next start quick, and serves reads.")] = True,
+    follow_control: Annotated[str, typer.Option(metavar="HOST:PORT", help="The follower's control port.")] = "127.0.0.1:7073",
+    follow_http: Annotated[str, typer.Option(metavar="HOST:PORT", help="/metrics and /healthz of the follower.")] = "127.0.0.1:7074",
+    snapshot_entries: Annotated[int, typer.Option(hidden=True, min=1)] = limits.SNAPSHOT_ENTRIES,
     clock_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     tail_bytes: Annotated[int, typer.Option(hidden=True)] = limits.TAIL_BYTES_DEFAULT,
     ports_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -65,7 +73,8 @@ def serve(
     try:
         config = ServeConfig.make(data=data, program=program, checkout=checkout, control=control, http=http, insecure=insecure, tail=tail,
                                   members_max=members_max, ids_max=ids_max, tail_bytes=tail_bytes, accept_time=accept_time,
-                                  clock_file=clock_file, ports_file=ports_file)
+                                  clock_file=clock_file, ports_file=ports_file, follow=follow, follow_control=follow_control,
+                                  follow_http=follow_http, snapshot_entries=snapshot_entries)
         bar = Bar()
 
         def started(what: service.Started) -> None:
@@ -87,37 +96,46 @@ def _start_table(what: Any, seconds: float) -> Table:
     plan = ledger.memory_plan()
     programme = ledger.program.program
     recovered = ("a new journal" if found.created else
-                 f"sequence {found.sequence:,}, {found.tail_groups:,} groups of it from the tail")
+                 f"sequence {found.sequence:,}: "
+                 + (f"a snapshot up to {ledger.begun_at:,}, " if ledger.begun_at else "no snapshot, ")
+                 + f"{found.sequence - ledger.begun_at:,} entries replayed, {found.tail_groups:,} groups of them from the tail")
     table = Table(title="daybook serves", show_header=False, title_justify="left")
     for name, value in (
         ("data", str(config.data.resolve())), ("tail", str((config.tail or config.data).resolve() / "tail")),
         ("programme", f"{programme.name} ({config.program}), hash {ledger.program.hash[:12]}"),
         ("checkout port", what.ports["checkout"]), ("control port", what.ports["control"]),
         ("metrics", f"http://{what.ports['http']}/metrics"),
+        ("follower", "none (--no-follow): no snapshots are written" if config.follow_control is None else
+         f"started beside: control port {config.follow_control}, metrics http://{config.follow_http}/metrics"),
         ("room for", f"{config.members_max:,} members, {config.ids_max:,} request ids"),
         ("memory at most", f"{mib(sum(size for _, size in plan))}: " + ", ".join(f"{name} {mib(size)}" for name, size in plan[:4])),
         ("recovered", recovered), ("start took", f"{seconds:.2f} s"),
     ):
         table.add_row(name, escape(value))
+    if found.created:
+        table.add_row("identity key", escape(f"{config.data / 'identity.key'} is new: keep a copy of it apart from all back-ups, now"))
     if found.gap_us > 0:
-        table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal: expiries stand still until a start "
-                               "with --accept-time[/]")
+        table.add_row("CLOCK", f"[bold red]{found.gap_us / 86_400e6:.1f} days ahead of the journal and not believed: time goes on from "
+                               "the last entry and expiries stand still. If it is right, start again with --accept-time[/]")
     return table
 
 
 @app.command(epilog="Example: `daybook verify data --expect-head 1482:9f2c...`", rich_help_panel="Journal")
 def verify(
-    data: Annotated[Path, typer.Argument(metavar="DIR", help="The ledger's data directory. A service may be running on it.")],
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="The ledger's data directory (a service may run on it), or a back-up.")],
     tail: Annotated[Path | None, typer.Option(metavar="DIR", help="Directory of the tail, if `serve` was given one.")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="An identity key: check that it is this journal's. Tells whether the "
+                                                                  "copy that is kept apart is the right one.")] = None,
     expect_head: Annotated[str | None, typer.Option(
         metavar="SEQ:HASH", help="A head that an earlier verify or the service's log printed. The journal must still contain it: "
                                  "guards the whole directory against being rolled back.")] = None,
 ) -> None:
-    """Check a whole journal: hash chain, framing, sums, and the state's digest by replaying every entry.
+    """Check a whole journal: LMDB's pages, hash chain, framing, sums, and the state's digest by replaying every entry.
 
-    Reads LMDB and the undrained tail, changes nothing. Exit code 1 says exactly what is damaged and where.
+    Reads LMDB and the undrained tail, or the files of a back-up; changes nothing. Exit code 1 says exactly what is damaged and where.
     """
     from ledger import verify as judge
+    from ledger.engine import StartRefused, read_key
     from ledger.journal import Damage, JournalError
 
     try:
@@ -127,12 +145,14 @@ def verify(
     try:
         bar = Bar()
         try:
-            report = judge.verify(data, tail=tail, expect=expect, end_on_crash=True,
+            report = judge.verify(data, tail=tail, expect=expect, end_on_crash=True, key=None if key is None else read_key(key),
                                   progress=lambda done, total: bar.update("verify", done, total))
         finally:
             bar.stop()
     except Damage as error:
         raise fail(f"verification FAILED: {error}", "keep the directory as it is, and restore from a backup", EXIT_FAILED) from None
+    except StartRefused as error:
+        raise fail(str(error)) from None
     except JournalError as error:
         raise fail(str(error), code=EXIT_FAILED) from None
     out.print(_report_table(report))
@@ -190,10 +210,16 @@ def compile_program(
 
 
 # The commands that have modules of their own.
+app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(cli_follow.follow)
 app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --operator anna --reason 'ticket 4711'`",
             rich_help_panel="By hand")(adjust)
-app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`", rich_help_panel="By hand")(link)
-app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`", rich_help_panel="By hand")(unlink)
+app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`",
+            rich_help_panel="By hand")(link)
+app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`",
+            rich_help_panel="By hand")(unlink)
+app.command(epilog="Example: `daybook backup data --to /mnt/backup/ledger`", rich_help_panel="Journal")(backup)
+app.command(epilog="Example: `daybook restore /mnt/backup/ledger --to data --key identity.key`", rich_help_panel="Journal")(restore)
+app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)
 
 
 def _add_commands() -> None:

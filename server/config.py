@@ -69,6 +69,14 @@ def _check_number(flag: str, value: int, low: int, high: int) -> None:
         raise RefusedToStart(f"{flag} must be {low}..{high}, was {value}")
 
 
+def check_sizes(members_max: int | None, ids_max: int | None) -> None:
+    """The bounds of the tables' sizes; None: not given. Errors: RefusedToStart."""
+    if members_max is not None:
+        _check_number("--members-max", members_max, 1, limits.MEMBERS_MAX_LIMIT)
+    if ids_max is not None:
+        _check_number("--ids-max", ids_max, 1, limits.IDS_MAX_LIMIT)
+
+
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
     """One start. Use `make`, which checks."""
@@ -85,18 +93,30 @@ class ServeConfig:
     accept_time: bool
     clock_file: Path | None
     ports_file: Path | None
+    insecure: bool = False
+    follow_control: Address | None = None  # None: no follower
+    follow_http: Address | None = None
+    snapshot_entries: int = limits.SNAPSHOT_ENTRIES
+
+    @property
+    def follow_ports_file(self) -> Path | None:
+        """Where the follower says which ports it has."""
+        return None if self.ports_file is None else self.ports_file.with_name(self.ports_file.name + ".follow")
 
     @classmethod
     def make(cls, *, data: Path, program: Path, checkout: str, control: str, http: str, insecure: bool, tail: Path | None,
              members_max: int, ids_max: int, tail_bytes: int, accept_time: bool, clock_file: Path | None,
-             ports_file: Path | None) -> ServeConfig:
+             ports_file: Path | None, follow: bool = False, follow_control: str = "", follow_http: str = "",
+             snapshot_entries: int = limits.SNAPSHOT_ENTRIES) -> ServeConfig:
         """From the command line's values. Errors: RefusedToStart."""
-        addresses = [parse_address(text, flag, insecure=insecure)
-                     for flag, text in (("--checkout", checkout), ("--control", control), ("--http", http))]
+        flags = [("--checkout", checkout), ("--control", control), ("--http", http)]
+        if follow:
+            flags += [("--follow-control", follow_control), ("--follow-http", follow_http)]
+        addresses = [parse_address(text, flag, insecure=insecure) for flag, text in flags]
         taken = [str(address) for address in addresses if address.port]
         if len(set(taken)) != len(taken):
             raise RefusedToStart(f"two ports have the same address: {', '.join(taken)}", "give each its own port")
-        _check_number("--members-max", members_max, 1, limits.MEMBERS_MAX_LIMIT)
-        _check_number("--ids-max", ids_max, 1, limits.IDS_MAX_LIMIT)
+        check_sizes(members_max, ids_max)
         _check_number("--tail-bytes", tail_bytes, limits.TAIL_BYTES_MIN, 1 << 40)
-        return cls(data, program, *addresses, tail, members_max, ids_max, tail_bytes, accept_time, clock_file, ports_file)
+        return cls(data, program, *addresses[:3], tail, members_max, ids_max, tail_bytes, accept_time, clock_file, ports_file, insecure,
+                   *(addresses[3:] or (None, None)), snapshot_entries)

@@ -31,7 +31,8 @@ def fail(what: str, hint: str = "", code: int = EXIT_USAGE) -> typer.Exit:
 class Bar:
     """A progress bar on stderr that appears for long work only."""
 
-    words = {"tail": "making the tail (bytes)", "journal": "replaying the journal (entries)", "verify": "verifying (entries)"}
+    words = {"tail": "making the tail (bytes)", "snapshot": "loading the snapshot (bytes)", "journal": "replaying the journal (entries)",
+             "verify": "verifying (entries)", "backup": "copying (entries)", "restore": "restoring (entries)"}
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

@@ -1,7 +1,8 @@
 """The HTTP port: /metrics for Prometheus, /healthz, and a page with links. The only importer of prometheus_client.
 
 Everything is counted in C; the collector here turns those numbers into samples at the moment of a scrape, on the HTTP port's
-own thread, so a scrape costs the tills nothing. Not for counting. Made and stopped by server/service.py; docs/metrics.md lists every name.
+own thread, so a scrape costs the tills nothing. Not for counting. Made and stopped by server/service.py and server/follow.py;
+docs/metrics.md lists every name.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ TRANSPORT = (
     Row("connections", "ledger_connections", "gauge", "Connections of the checkout port open now."),
     Row("streams", "ledger_open_calls", "gauge", "Calls of the checkout port open now, waiting ones included."),
     Row("held", "ledger_held_answers", "gauge", "Answers that wait for the disk now."),
+    Row("parked", "ledger_parked_calls", "gauge", "Calls that wait for what the runs of old ids say, now."),
     Row("connections_total", "ledger_connections_opened", "counter", "Connections accepted."),
     Row("connections_refused", "ledger_connections_refused", "counter", "Connections refused: too many, or out of file descriptors."),
     Row("connections_abused", "ledger_connections_abused", "counter", "Connections closed for a flood of frames or resets."),
@@ -69,6 +71,13 @@ ENGINE = (
     Row("core.reservations_active", "ledger_reservations", "gauge", "Active reservations."),
     Row("core.request_ids", "ledger_request_ids", "gauge", "Request ids remembered in memory."),
     Row("core.receipt_keys", "ledger_receipt_keys", "gauge", "Receipt keys remembered in memory."),
+    Row("ids.runs", "ledger_ids_runs", "gauge", "Runs of ids and receipt keys that memory has dropped or may drop."),
+    Row("ids.keys", "ledger_ids_keys", "gauge", "Ids and receipt keys in runs."),
+    Row("ids.bytes", "ledger_ids_bytes", "gauge", "Size of the runs on disk."),
+    Row("ids.lookups", "ledger_ids_lookups", "counter", "Questions that were asked of the runs."),
+    Row("ids.unreadable", "ledger_ids_unreadable_lookups", "counter", "Questions that met a damaged run."),
+    Row("ids.refused_behind", "ledger_ids_refused_writes", "counter", "Writes refused with IDS_BEHIND."),
+    Row("ids.failures", "ledger_ids_failures", "counter", "Transactions of runs that met a full disk; they are tried again."),
     Row("core.entries_expired_lots", "ledger_expired_lots_entries", "counter", "Entries that posted the expiry of lots."),
     Row("core.entries_expired_reservations", "ledger_expired_reservations_entries", "counter", "Entries that ended reservations by time."),
     Row("drain_lag_entries", "ledger_drain_lag_entries", "gauge", "Entries in the tail that are not in LMDB yet."),
@@ -88,6 +97,29 @@ ENGINE = (
     Row("ticks", "ledger_tick_entries", "counter", "Entries written by ticks."),
 )
 
+# Keys of Follower.stats() (ledger/follower.py).
+FOLLOWER = (
+    Row("sequence", "ledger_follower_sequence", "gauge", "Last journal sequence that the follower has applied."),
+    Row("time_us", "ledger_follower_time_seconds", "gauge", "Server time of that entry, since 1970.", US),
+    Row("lag_entries", "ledger_follower_lag_entries", "gauge", "Entries in LMDB that the follower has not applied yet."),
+    Row("lag_us", "ledger_follower_lag_seconds", "gauge", "How much older what the follower shows is than what LMDB has.", US),
+    Row("members", "ledger_follower_members", "gauge", "Accounts in the follower's state."),
+    Row("groups", "ledger_follower_groups", "counter", "Groups applied since the follower's start."),
+    Row("digests", "ledger_follower_digests_met", "counter", "State digests of the service that the follower's own state has met."),
+    Row("snapshots", "ledger_snapshots", "counter", "Snapshots written since the follower's start."),
+    Row("snapshot_failures", "ledger_snapshot_failures", "counter", "Snapshots that could not be written."),
+    Row("snapshot_writing", "ledger_snapshot_writing", "gauge", "1 while a snapshot is being written."),
+    Row("snapshot_sequence", "ledger_snapshot_sequence", "gauge", "Last journal sequence in the newest snapshot."),
+    Row("snapshot_bytes", "ledger_snapshot_bytes", "gauge", "Size of the snapshot written last."),
+    Row("snapshot_us", "ledger_snapshot_duration_seconds", "gauge", "How long the snapshot written last took.", US),
+)
+
+# Keys of FollowerChild.stats() (server/child.py), on the service's own page.
+CHILD = (
+    Row("running", "ledger_follower_running", "gauge", "1 while the service's follower runs."),
+    Row("restarts", "ledger_follower_restarts", "counter", "Times that the service started its follower again."),
+)
+
 # Label values of the metrics below, and the number or state that each stands for.
 GATE = {"disk_space": 1, "drain": 2}
 CLOCK = {"step": "clock_stepped", "gap": "clock_gap"}
@@ -97,6 +129,8 @@ HISTOGRAMS = (
     Row("group_bytes", "ledger_group_bytes", "histogram", "Bytes of one group."),
     Row("flush_us", "ledger_flush_duration_seconds", "histogram", "Hash, write and flush of one group.", US),
     Row("drain_us", "ledger_drain_duration_seconds", "histogram", "One LMDB transaction of the drain.", US),
+    Row("ids.lookup_us", "ledger_ids_lookup_duration_seconds", "histogram", "From parking a call to the answer of the runs.", US),
+    Row("ids.run_us", "ledger_ids_run_duration_seconds", "histogram", "Writing the runs that were due, pauses included.", US),
 )
 WALLETS = (
     Row("issued_points", "ledger_issued_points", "counter", "Points ever given, from the journal."),
@@ -111,23 +145,21 @@ WALLETS = (
 class LedgerCollector(Collector):
     """Reads both stats dictionaries once per scrape and turns them into metric families."""
 
-    def __init__(self, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]],
+                 child: Callable[[], Mapping[str, Any]]) -> None:
         self._engine = engine
         self._transport = transport
-        try:
-            self._version = metadata.version("daybook")
-        except metadata.PackageNotFoundError:
-            self._version = "not installed"  # run from a source tree
+        self._child = child
 
     def collect(self) -> Iterator[Metric]:
         transport, engine = self._transport(), self._engine()
         yield from _calls(transport)
-        for rows, stats in ((TRANSPORT, transport), (ENGINE, engine)):
+        for rows, stats in ((TRANSPORT, transport), (ENGINE, engine), (CHILD, self._child())):
             for row in rows:
                 yield _family(row, [((), _value(stats, row.key) * row.scale)])
         for row in HISTOGRAMS:
             histogram = HistogramMetricFamily(row.name, row.help, labels=())
-            value = engine[row.key]
+            value = _value(engine, row.key)
             histogram.add_metric((), _cumulative(value["bounds"], value["counts"], row.scale), value["sum"] * row.scale)
             yield histogram
         wallets = engine["core"]["wallets"]
@@ -144,15 +176,37 @@ class LedgerCollector(Collector):
                       [((cause,), engine[key]) for cause, key in CLOCK.items()], "cause")
         yield _family(Row("", "ledger_repeat_reads", "counter", "Entries read again to answer repeats, by where they were found."),
                       [((where,), engine[key]) for where, key in REPEATS.items()], "found")
-        build = GaugeMetricFamily("ledger_build_info", "Always 1; the labels say which build runs.", labels=("version",))
-        build.add_metric((self._version,), 1)
-        yield build
+        yield _build()
 
 
-def _value(stats: Mapping[str, Any], key: str) -> float:
+class FollowerCollector(Collector):
+    """Reads the follower's numbers once per scrape."""
+
+    def __init__(self, follower: Callable[[], Mapping[str, Any]]) -> None:
+        self._follower = follower
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._follower()
+        for row in FOLLOWER:
+            yield _family(row, [((), _value(stats, row.key) * row.scale)])
+        yield _build()
+
+
+def _build() -> Metric:
+    try:
+        version = metadata.version("daybook")
+    except metadata.PackageNotFoundError:
+        version = "not installed"  # run from a source tree
+    build = GaugeMetricFamily("ledger_build_info", "Always 1; the labels say which build runs.", labels=("version",))
+    build.add_metric((version,), 1)
+    return build
+
+
+def _value(stats: Mapping[str, Any], key: str) -> Any:
+    """A number, or a histogram."""
     for part in key.split("."):
         stats = stats[part]
-    return stats  # type: ignore[return-value]  # the last part names a number
+    return stats
 
 
 def _family(row: Row, samples: list[tuple[tuple[str, ...], float]], *labels: str) -> Metric:
@@ -198,9 +252,9 @@ PAGE = """<!doctype html><title>Daybook</title><h1>Daybook</h1>
 class MetricsServer:
     """The HTTP port. Binds at once (errors: OSError), serves from `start` to `close` on its own threads."""
 
-    def __init__(self, address: Address, engine: Callable[[], Mapping[str, Any]], transport: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, address: Address, collector: Collector) -> None:
         registry = CollectorRegistry()  # without auto_describe: registering collects nothing
-        registry.register(LedgerCollector(engine, transport))
+        registry.register(collector)
         ProcessCollector(registry=registry)
         self.stopping = False
         outer = self

@@ -6,10 +6,8 @@ Not for calls (the rooms it starts) and not for the command line (server/cli.py,
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -19,9 +17,11 @@ from typing import Any
 from ledger import limits
 from ledger.engine import OpenLedger, StartRefused, open_ledger
 from server._transport import CheckoutServer
+from server.child import FollowerChild
 from server.config import Address, RefusedToStart, ServeConfig
 from server.control import ControlServer
-from server.metrics import MetricsServer
+from server.metrics import LedgerCollector, MetricsServer
+from server.ports import cannot_listen, check_free, write_ports
 
 EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h: a failed flush or a dead thread; a restart recovers
 WATCH_INTERVAL_S = 1.0  # how often gate and clock are looked at for the event lines
@@ -39,32 +39,15 @@ class Started:
     ledger: OpenLedger
 
 
-def _check_free(address: Address, flag: str) -> None:
-    """Refuse a taken port before a long recovery, not after it. Errors: RefusedToStart."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-            probe.listen(1)
-        except OSError as error:
-            raise _cannot_listen(address, flag, error) from None
-
-
-def _cannot_listen(address: Address, flag: str, error: OSError) -> RefusedToStart:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return RefusedToStart(f"{flag} cannot listen on {address}: {reason}",
-                          f"stop what uses the port (ss -ltnp shows it), or give another address with {flag}")
-
-
 def serve(config: ServeConfig, *, progress: Callable[[str, int, int], None], started: Callable[[Started], None], say: Say) -> int:
     """Run until a signal asks to stop; returns the exit code.
 
     progress(what, done, total): recovery, as ledger.engine has it. started: once, when every port serves.
     Errors: RefusedToStart (nothing runs any more).
     """
+    # Not the follower's: one that was killed with its service may still hold them for a moment.
     for address, flag in ((config.checkout, "--checkout"), (config.control, "--control"), (config.http, "--http")):
-        _check_free(address, flag)
+        check_free(address, flag)
     try:
         ledger = open_ledger(config.data, config.program, tail=config.tail, members_max=config.members_max, ids_max=config.ids_max,
                              clock_file=config.clock_file, tail_bytes=config.tail_bytes, accept_time=config.accept_time,
@@ -87,6 +70,7 @@ class _Running:
         self.ledger = ledger
         self.handle = ledger.handle
         self.say = say
+        self.follower = FollowerChild(config, say)
         self.stop_asked = asyncio.Event()
         self.hot_ended = asyncio.Event()
         self.stopping = False
@@ -97,11 +81,11 @@ class _Running:
         try:
             checkout = CheckoutServer(handle, config.checkout.host, config.checkout.port)
         except OSError as error:
-            raise _cannot_listen(config.checkout, "--checkout", error) from None
+            raise cannot_listen(config.checkout, "--checkout", error) from None
         try:
-            http = MetricsServer(config.http, handle.stats, checkout.stats)
+            http = MetricsServer(config.http, LedgerCollector(handle.stats, checkout.stats, self.follower.stats))
         except OSError as error:
-            raise _cannot_listen(config.http, "--http", error) from None
+            raise cannot_listen(config.http, "--http", error) from None
         control = ControlServer(handle, config.control)
         await control.start()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,8 +96,10 @@ class _Running:
         http.start()
         ports = {"checkout": checkout.port, "control": control.port, "http": http.port}
         started(Started(config, {name: str(Address(getattr(config, name).host, port)) for name, port in ports.items()}, self.ledger))
-        self._write_ports(ports)
+        write_ports(config.ports_file, ports)
         watch = asyncio.create_task(self._watch())
+        if config.follow_control is not None:
+            self.follower.start()
 
         await self.stop_asked.wait()
         self.stopping = True
@@ -131,6 +117,7 @@ class _Running:
         await control.close()
         http.close()
         left = await self.loop.run_in_executor(None, self.ledger.stop)
+        await self.follower.stop()
         sequence, hash_ = self.ledger.head
         where = ("everything is in the journal" if left == 0 else
                  f"{left} groups are in the tail only (full disk): the next start finds them")
@@ -141,6 +128,7 @@ class _Running:
         if self.stop_asked.is_set():
             self.say(f"{signal.Signals(number).name} again: open calls are cut")
             self.handle.ask_stop(2)
+            self.follower.kill()
         self.stop_asked.set()
 
     def _hot(self, checkout: CheckoutServer) -> None:
@@ -156,13 +144,6 @@ class _Running:
                 return
         print(f"daybook: the hot thread ended: {reason}. The process ends; a restart recovers.", file=sys.stderr, flush=True)
         os._exit(EXIT_BROKEN)
-
-    def _write_ports(self, ports: dict[str, int]) -> None:
-        path = self.config.ports_file
-        if path is not None:
-            new = path.with_name(path.name + ".new")
-            new.write_text(json.dumps({**ports, "pid": os.getpid()}) + "\n")
-            new.replace(path)
 
     async def _watch(self) -> None:
         """One line when the space gate or the clock alarm changes."""

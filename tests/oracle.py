@@ -94,26 +94,79 @@ class Written:
     answer: Any
 
 
+@dataclass
+class Generation:
+    """Keys that were put in one after another, with what each stands for, and the range of their orders."""
+
+    first: int  # sequence of the first entry whose keys are in it
+    facts: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    low: int = 2**63
+    high: int = -(2**63)  # times before 1970 can be asked for
+
+
 class Keys:
-    """Keys remembered in generations: one fills, two are kept, then the oldest is forgotten whole."""
+    """Keys in generations: one fills, two are remembered, older ones are dropped: with `runs` only when written, and found there for ever.
 
-    def __init__(self, remembered: int):
-        self.size = max(1, remembered // 2)
-        self.generations: list[dict[Any, tuple[int, Any]]] = [{}]
-        self.forgotten = -1  # the highest order that was forgotten
+    Nothing is ever taken away here. What is in memory matters only where a till changes the order of a key, and for the limits.
+    """
 
-    def find(self, key: Any) -> Any:
-        for generation in self.generations:
-            if key in generation:
-                return generation[key][1]
-        return None
+    def __init__(self, remembered: int, runs: bool):
+        self.size, self.runs = max(1, remembered // 2), runs
+        self.generations = [Generation(1)]  # the last one fills
+        self.dropped = self.written = 0  # how many of them, from the first
+        self.puts: dict[int, tuple[Any, int, dict[str, Any]]] = {}  # by sequence
 
-    def add(self, key: Any, order: int, value: Any) -> None:
-        if len(self.generations[-1]) == self.size:
-            self.generations.append({})
-            if len(self.generations) == 4:
-                self.forgotten = max([self.forgotten, *(order for order, _ in self.generations.pop(0).values())])
-        self.generations[-1][key] = (order, value)
+    @property
+    def forgotten(self) -> int:
+        """The highest order that was dropped."""
+        return max((generation.high for generation in self.generations[:self.dropped]), default=-(2**63))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the place of the oldest generation is needed next."""
+        return len(self.generations) - 1 - self.dropped > 2
+
+    def drop(self) -> bool:
+        if self.crowded:
+            if self.runs and self.dropped >= self.written:
+                return False
+            self.dropped += 1
+        return True
+
+    def room(self) -> bool:
+        return not self.crowded or len(self.generations[-1].facts) < self.size or self.drop()
+
+    def put(self, key: Any, order: int, sequence: int, facts: dict[str, Any]) -> None:
+        self.puts[sequence] = (key, order, facts)
+        filling = self.generations[-1]
+        if key not in filling.facts:
+            if len(filling.facts) == self.size:
+                assert self.drop(), "there was no room"
+                self.generations.append(filling := Generation(sequence))
+            self.drop()
+            filling.low, filling.high = min(filling.low, order), max(filling.high, order)
+        filling.facts.setdefault(key, {}).update(facts)
+
+    def find(self, key: Any, order: int | None) -> dict[str, Any]:
+        """What is known of a key, in memory or, where the order fits (None: any), in runs."""
+        found: dict[str, Any] = {}
+        for number, generation in enumerate(self.generations):
+            if number < self.dropped and (not self.runs or (order is not None and not generation.low <= order <= generation.high)):
+                continue
+            found |= generation.facts.get(key, {})
+        return found
+
+    def write_runs(self) -> None:
+        self.written = len(self.generations) - 1
+
+    def restart(self) -> None:
+        """What a start knows before it reads the journal: the newest two runs come into memory again."""
+        self.dropped = max(0, self.written - 2) if self.runs else 0
+        self.generations = [*self.generations[:self.dropped], Generation(self.generations[self.dropped].first)]
+
+    @property
+    def remembered(self) -> int:
+        return sum(len(generation.facts) for generation in self.generations[self.dropped:])
 
 
 def us(stamp: Any) -> int:
@@ -128,14 +181,15 @@ def set_us(stamp: Any, value: int) -> None:
 class Oracle:
     """The ledger. `call` answers one request at a moment; `due` and `expire_*` are the ticks."""
 
-    def __init__(self, program: Program, identity_key: bytes, now_us: int, members_max: int, ids_max: int, reservations_max: int):
+    def __init__(self, program: Program, identity_key: bytes, now_us: int, members_max: int, ids_max: int, reservations_max: int,
+                 runs: bool = False):
         self.program, self.identity_key = program, identity_key
         self.members_max, self.reservations_max = members_max, reservations_max
         self.sequence, self.time_us = 1, now_us  # entry 1 is the programme
         self.members: list[Member] = []
         self.owners: dict[tuple[int, bytes], int] = {}  # kind and normalised value of an identifier -> member
         self.reservations: dict[int, Reservation] = {}  # finished ones in the order of their ends, before the active ones
-        self.ids, self.receipts = Keys(ids_max), Keys(ids_max)
+        self.ids, self.receipts = Keys(ids_max, runs), Keys(ids_max, runs)
 
     # --- what may be asked
 
@@ -150,11 +204,13 @@ class Oracle:
             if not good:
                 raise Refused("FIELD_INVALID", where)
         content, sent = self.content(method, request), us(request.sent_time)
-        written = self.ids.find(request.request_id)
+        written = self.ids.find(request.request_id, sent).get("written")
         if written is not None:
             return self.repeat(written, content)
-        if sent <= self.ids.forgotten:
+        if not self.ids.runs and sent <= self.ids.forgotten:
             raise Refused("SENT_TIME_TOO_OLD", a=self.ids.forgotten + 1)
+        if not (self.ids.room() and self.receipts.room()):
+            raise Refused("IDS_BEHIND")
         for good, where in self.world_checks(method, request, now_us):
             if not good:
                 raise Refused("FIELD_INVALID", where)
@@ -167,9 +223,9 @@ class Oracle:
             self.sequence, self.time_us = self.sequence + 1, now_us
             named = request.identifiers if method == 7 else [request.member]
             number = next(filter(None, map(self.find, named)), 0)
-            self.ids.add(request.request_id, sent, Written(self.sequence, content, number, refusal))
+            self.ids.put(request.request_id, sent, self.sequence, {"written": Written(self.sequence, content, number, refusal)})
             raise
-        self.ids.add(request.request_id, sent, Written(self.sequence, content, number, answer))
+        self.ids.put(request.request_id, sent, self.sequence, {"written": Written(self.sequence, content, number, answer)})
         return answer
 
     def repeat(self, written: Written, content: dict[str, Any]) -> Any:
@@ -198,9 +254,10 @@ class Oracle:
             raise Refused("FIELD_INVALID", "request_id")
         if not good_stamp(request.sent_time):
             raise Refused("FIELD_INVALID", "sent_time")
-        written = self.ids.find(request.request_id)
+        sent = us(request.sent_time) if request.HasField("sent_time") else None
+        written = self.ids.find(request.request_id, sent).get("written")
         if written is None:
-            if request.HasField("sent_time") and us(request.sent_time) <= self.ids.forgotten:
+            if not self.ids.runs and sent is not None and sent <= self.ids.forgotten:
                 raise Refused("SENT_TIME_TOO_OLD", a=self.ids.forgotten + 1)
             raise Refused("OPERATION_NOT_FOUND")
         if isinstance(written.answer, Refused):
@@ -456,13 +513,14 @@ class Oracle:
             raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))
         key, _ = self.receipt_key(method, request)
         receipt = (key.store, key.till, key.business_day, key.number) if key is not None else None
-        seen = self.receipts.find(receipt) if receipt else None
-        if seen is not None:
-            first = (seen["earn"] if earns else 0) or (seen["pay"] if takes else 0)
+        if receipt:
+            seen = self.receipts.find(receipt, key.business_day)
+            if not self.receipts.runs and key.business_day <= self.receipts.forgotten and not (
+                    (not earns or "earn" in seen) and (not takes or "pay" in seen)):
+                raise Refused("RECEIPT_TOO_OLD", a=self.receipts.forgotten)
+            first = (seen.get("earn", 0) if earns else 0) or (seen.get("pay", 0) if takes else 0)
             if first:
                 raise Refused("RECEIPT_ALREADY_POSTED", a=first)
-        elif receipt and key.business_day <= self.receipts.forgotten:
-            raise Refused("RECEIPT_TOO_OLD", a=self.receipts.forgotten)
 
         # An expired reservation never counts: what is due is posted first, the youngest first.
         for reservation in sorted(self.active(number), key=lambda r: -r.id):
@@ -533,11 +591,8 @@ class Oracle:
             ttl = us(request.ttl) if request.HasField("ttl") else limits.TTL_S_DEFAULT * SECOND
             reservation = self.hold(member, wallet, [(lot, held) for lot, _, held in changes], now_us + ttl)
         if receipt:
-            if seen is None:
-                seen = {"earn": 0, "pay": 0}
-                self.receipts.add(receipt, key.business_day, seen)
-            seen |= {"earn": self.sequence} if earns else {}
-            seen |= {"pay": self.sequence} if takes else {}
+            facts = ({"earn": self.sequence} if earns else {}) | ({"pay": self.sequence} if takes else {})
+            self.receipts.put(receipt, key.business_day, self.sequence, facts)
         answer = answer_type(method)(entry=entry, wallets=wallets)
         if reservation is not None:
             answer.reservation.CopyFrom(self.reservation(reservation))
@@ -604,6 +659,26 @@ class Oracle:
                 reserved += held
         return pb.WalletBalance(wallet=self.program.wallets[wallet].name, posted_points=posted, pending_points=pending,
                                 reserved_points=reserved, available_points=posted - pending - reserved)
+
+    # --- runs of dropped keys
+
+    def write_runs(self) -> None:
+        self.ids.write_runs()
+        self.receipts.write_runs()
+
+    def restart(self) -> None:
+        """The journal is applied again: which keys are in memory afterwards."""
+        for keys in (self.ids, self.receipts):
+            keys.restart()
+        begins = [keys.generations[-1].first for keys in (self.ids, self.receipts)]
+        for sequence in range(1, self.sequence + 1):
+            if not (self.ids.room() and self.receipts.room()):
+                self.write_runs()
+                assert self.ids.room() and self.receipts.room()
+            for keys, begin in zip((self.ids, self.receipts), begins, strict=True):
+                if sequence >= begin and sequence in keys.puts:
+                    key, order, facts = keys.puts[sequence]
+                    keys.put(key, order, sequence, facts)
 
     # --- reservations and ticks
 

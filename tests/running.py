@@ -45,12 +45,13 @@ class RunningServer:
 
     def __init__(self, directory: Path, *, program: Path = PROGRAM, clock: int | None = None,
                  arguments: tuple[str, ...] = ("--members-max", "20000", "--ids-max", "200000"),
-                 environment: dict[str, str] | None = None) -> None:
+                 environment: dict[str, str] | None = None, follows: bool = False) -> None:
         self.directory = Path(directory)
         self.data = self.directory / "data"
         self.program = Path(program)
         self.arguments = arguments
         self.environment = environment or {}
+        self.follows = follows  # start a follower beside the service; its ports: ports.json.follow
         self.clock_file = self.directory / "clock"
         self.has_clock = clock is not None
         self.ports: dict[str, int] = {}
@@ -68,6 +69,10 @@ class RunningServer:
         for port in ("checkout", "control", "http"):
             line += [f"--{port}", "127.0.0.1:0"]
         line += ["--ports-file", str(self.directory / "ports.json")]
+        if self.follows:
+            line += ["--follow-control", "127.0.0.1:0", "--follow-http", "127.0.0.1:0"]
+        else:
+            line += ["--no-follow"]
         if "--tail-bytes" not in self.arguments:
             line += ["--tail-bytes", str(limits.TAIL_BYTES_MIN)]
         if self.has_clock:
@@ -79,6 +84,7 @@ class RunningServer:
         assert self.process is None, "already running"
         ports_file = self.directory / "ports.json"
         ports_file.unlink(missing_ok=True)
+        self.follow_ports_file.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             log_from = log.tell()
             self.process = subprocess.Popen(self.command(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -133,6 +139,11 @@ class RunningServer:
         assert self.process is not None, "not running"
         self.process.wait(timeout_s)
         return self._ended()
+
+    @property
+    def follow_ports_file(self) -> Path:
+        """Ports and process id of the follower, once it serves."""
+        return self.directory / "ports.json.follow"
 
     @property
     def pid(self) -> int:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,14 @@ def kill_many_times(server: RunningServer, kills: int) -> None:
 @pytest.mark.timeout(300)
 def test_20_kills_lose_nothing_and_invent_nothing(server: RunningServer) -> None:
     kill_many_times(server, 20)
+
+
+@pytest.mark.timeout(300)
+def test_5_kills_with_hardly_any_memory_for_ids(new_server: Callable[..., RunningServer]) -> None:
+    """Generations turn all the time, so repeats after the kill are answered from runs, and kills meet runs that are being written."""
+    server = new_server(arguments=("--members-max", "20000", "--ids-max", "60"))
+    server.start()
+    kill_many_times(server, 5)
 
 
 @pytest.mark.soak

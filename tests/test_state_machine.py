@@ -1,14 +1,18 @@
 """The core and the oracle, driven side by side by free commands: answers, balances, digest and journal agree after every step.
 
 The commands are real protobuf requests through the real codec. Clocks jump, ids repeat with the same and with other content,
-single fields go wrong, reservations expire, tables are tiny. At any step the ledger may be replaced by a replay of its journal.
+single fields go wrong, reservations expire, tables are tiny. At any step the ledger may be replaced by a replay of its journal, or by
+a snapshot of any age and the journal behind it.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import weakref
+import tempfile
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +36,9 @@ IDENTITY_KEY = bytes(range(16))
 START = int(datetime(2026, 3, 20, 22, 30, tzinfo=UTC).timestamp()) * SECOND
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, BALANCE, OPERATION = range(1, 10)
 ADJUST, LINK, UNLINK = 11, 12, 13
+
+REMEMBERED = ("request_ids", "receipt_keys", "bytes_request_ids", "bytes_receipt_keys")
+COMPACTED = ("bytes_lots", "bytes_reservations")  # loading a snapshot leaves no slack: these may become smaller
 
 SOURCE = """\
 programme: State machine
@@ -157,16 +164,28 @@ def postings(entry: bytes) -> list[tuple[int, int, int]]:
     return found
 
 
+def memory_file(owner: object) -> Path:
+    """A file in memory that lives as long as its owner: saving flushes, and a disk would make most of a run's time."""
+    descriptor = os.memfd_create("snapshot")
+    weakref.finalize(owner, os.close, descriptor)
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
 class Pair:
     """A core and an oracle that must not differ."""
 
-    def begin(self, zone: str = "Europe/Warsaw", anonymous: bool = True, base: int = 5, **sizes: int) -> None:
+    def begin(self, zone: str = "Europe/Warsaw", anonymous: bool = True, base: int = 5, runs: bool = False, **sizes: int) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="daybook-runs-") if runs else None
+        self.ids = {"ids": self.folder.name} if self.folder else {}
         self.compiled = compile_source(SOURCE.format(zone=zone, anonymous=str(anonymous).lower(), base=base).encode())
         self.sizes = {"members_max": 60, "ids_max": 5000, "reservations_max": 100} | sizes
         self.now = START
-        self.core = LocalLedger(self.compiled.image, self.compiled.source, self.now, identity_key=IDENTITY_KEY, **self.sizes)
-        self.oracle = Oracle(self.compiled.program, IDENTITY_KEY, self.now, **self.sizes)
+        self.core = LocalLedger(self.compiled.image, self.compiled.source, self.now, identity_key=IDENTITY_KEY, **self.sizes, **self.ids)
+        self.oracle = Oracle(self.compiled.program, IDENTITY_KEY, self.now, runs=runs, **self.sizes)
         self.checked = 1  # entries
+        self.files = [memory_file(self), memory_file(self)]
+        self.save()
+        self.reloaded = False
         self.requests = self.receipts = 0
 
     def call(self, method: int, request: Any, back: int = 0) -> Any:
@@ -216,14 +235,40 @@ class Pair:
         self.oracle.time_us = max(self.now, self.oracle.time_us)
 
     def replay(self) -> None:
-        """The journal alone makes the same ledger: the machine goes on with it."""
-        replayed = LocalLedger.replay(self.core.entries(), identity_key=IDENTITY_KEY, **self.sizes)
+        """The journal alone (with the runs, where there are some) makes the same ledger: the machine goes on with it."""
+        self.core.close()
+        replayed = LocalLedger.replay(self.core.entries(), identity_key=IDENTITY_KEY, **self.sizes, **self.ids)
+        self.oracle.restart()
         assert replayed.digest() == self.core.digest()
         told, now = self.core.stats(), replayed.stats()
-        for counted_live in ("entries_expired_lots", "entries_expired_reservations"):
-            told.pop(counted_live), now.pop(counted_live)
+        # Counted live, or as far as memory reaches.
+        for name in ("entries_expired_lots", "entries_expired_reservations", *REMEMBERED, *(COMPACTED if self.reloaded else ())):
+            told.pop(name), now.pop(name)
         assert now == told
         self.core = replayed
+        self.reloaded = False
+
+    def save(self) -> None:
+        """A snapshot of now, for `reload` at some later time."""
+        self.saved = (self.files[0], len(self.core.entries()))
+        self.core.save(self.saved[0])
+
+    def reload(self, **other: int) -> None:
+        """The last snapshot and the journal behind it make the same ledger, also by way of tables of other sizes."""
+        path, count = self.saved
+        entries = self.core.entries()
+        between = LocalLedger.load(path, entries[:count], identity_key=IDENTITY_KEY, **(self.sizes | other))
+        between.save(self.files[1])
+        loaded = LocalLedger.load(self.files[1], entries[:count], identity_key=IDENTITY_KEY, **self.sizes)
+        for entry in entries[count:]:
+            assert loaded.apply(entry) == 0
+        assert loaded.digest() == self.core.digest()
+        told, now = self.core.stats(), loaded.stats()
+        for counted_live in ("entries_expired_lots", "entries_expired_reservations", *COMPACTED):
+            told.pop(counted_live), now.pop(counted_live)
+        assert now == told
+        self.core = loaded
+        self.reloaded = True
 
     def check_journal(self) -> None:
         entries = self.core.entries()
@@ -242,6 +287,7 @@ class Pair:
         stats = self.core.stats()
         assert (stats["sequence"], stats["members"], stats["identifiers"]) == (
             self.oracle.sequence, len(self.oracle.members), len(self.oracle.owners))
+        assert (stats["request_ids"], stats["receipt_keys"]) == (self.oracle.ids.remembered, self.oracle.receipts.remembered)
         assert stats["lots"] == sum(len(member.lots) for member in self.oracle.members)
 
     def check_balances(self) -> None:
@@ -260,11 +306,12 @@ class Ledgers(Pair, RuleBasedStateMachine):
     """One pair, driven freely."""
 
     @initialize(zone=st.sampled_from(["Europe/Warsaw", "America/Sao_Paulo", "UTC"]), anonymous=st.sampled_from([True, True, True, False]),
-                members_max=st.sampled_from([60, 60, 60, 3]), ids_max=st.sampled_from([500, 500, 500, 6, 2]),
-                reservations_max=st.sampled_from([100, 100, 3, 1]))
-    def open(self, zone: str, anonymous: bool, members_max: int, ids_max: int, reservations_max: int) -> None:
-        self.begin(zone, anonymous, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max)
+                members_max=st.sampled_from([60, 60, 60, 3]), ids_max=st.sampled_from([500, 500, 10, 6, 2]),
+                reservations_max=st.sampled_from([100, 100, 3, 1]), runs=st.sampled_from([True, True, True, False]))
+    def open(self, zone: str, anonymous: bool, members_max: int, ids_max: int, reservations_max: int, runs: bool) -> None:
+        self.begin(zone, anonymous, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max, runs=runs)
         self.sent: list[tuple[int, Any]] = []  # every request, as it went out
+        self.keys: list[Any] = []  # every receipt key
         self.well_formed: list[tuple[int, Any]] = []  # those with nothing wrong in themselves: one change makes at most one fault
         for card in CARDS[:2]:  # so that there is something to do from the first step
             request = pb.EarnPointsRequest(request_id=f"opening--{card}", member=pb.MemberRef(card=card), receipt=pb.Receipt(
@@ -310,7 +357,8 @@ class Ledgers(Pair, RuleBasedStateMachine):
         date = datetime.fromtimestamp((self.now + day * DAY) // SECOND, UTC)
         number = self.receipts - self.pick(data, [0, 0, 0, 1], [2, 3], "receipt before")
         till = self.pick(data, ["1"], ["2"], "till")
-        return pb.ReceiptKey(store="S1", till=till, business_day=int(f"{date:%Y%m%d}"), number=f"n{number}")
+        self.keys.append(pb.ReceiptKey(store="S1", till=till, business_day=int(f"{date:%Y%m%d}"), number=f"n{number}"))
+        return self.keys[-1]
 
     def purchase_time(self, data: Any, holder: Any, usual: list[int | None]) -> None:
         ago = self.pick(data, usual, [-300 * SECOND, -301 * SECOND, 400 * DAY, 401 * DAY], "bought")
@@ -448,10 +496,33 @@ class Ledgers(Pair, RuleBasedStateMachine):
         method, request = data.draw(st.sampled_from(self.sent[-30:]), label="repeated")
         self.call(method, request)
 
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def repeat_late(self, data: Any) -> None:
+        """A till asks again after days, with others behind it."""
+        method, request = data.draw(st.sampled_from(self.sent), label="repeated")
+        self.call(method, request)
+
+    @precondition(lambda self: self.keys)
+    @rule(data=st.data())
+    def come_late_with_a_receipt(self, data: Any) -> None:
+        """A receipt that was posted long ago, or half of it, or one like it that was not: under a new id."""
+        key = pb.ReceiptKey()
+        key.CopyFrom(data.draw(st.sampled_from(self.keys), label="receipt"))
+        if data.draw(st.integers(0, 3)) == 0:
+            key.number += "x"
+        if data.draw(st.booleans()):
+            request = pb.BurnPointsRequest(member=self.member(data), points=data.draw(st.sampled_from([1, 5])), receipt_key=key)
+            self.send(data, BURN, request)
+        else:
+            receipt = pb.Receipt(key=key, currency_code="EUR", total_minor=100)
+            self.send(data, EARN, pb.EarnPointsRequest(member=self.member(data), receipt=receipt))
+
     @precondition(lambda self: self.well_formed)
     @rule(data=st.data())
     def repeat_changed(self, data: Any) -> None:
-        method, request = data.draw(st.sampled_from(self.well_formed[-30:]), label="repeated")
+        recent = self.well_formed[-30:] if data.draw(st.booleans()) else self.well_formed
+        method, request = data.draw(st.sampled_from(recent), label="repeated")
         changed = type(request)()
         changed.CopyFrom(request)
         mutate(data, changed)
@@ -472,9 +543,13 @@ class Ledgers(Pair, RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def ask_operation(self, data: Any) -> None:
-        _, request = data.draw(st.sampled_from([*self.sent[-30:], (0, pb.GetOperationRequest(request_id="never-sent-before"))]))
+        sent = self.sent[-30:] if data.draw(st.booleans()) else self.sent
+        _, request = data.draw(st.sampled_from([*sent, (0, pb.GetOperationRequest(request_id="never-sent-before"))]))
         ask = pb.GetOperationRequest(request_id=request.request_id)
-        if data.draw(st.booleans()):
+        how = data.draw(st.sampled_from(["no time", "its time", "a time"]))
+        if how == "its time":
+            ask.sent_time.CopyFrom(request.sent_time)
+        elif how == "a time":
             set_us(ask.sent_time, self.now - data.draw(st.sampled_from([0, DAY, 100 * DAY])))
         if data.draw(st.integers(0, 9)) == 0:
             mutate(data, ask)
@@ -516,6 +591,21 @@ class Ledgers(Pair, RuleBasedStateMachine):
     def restart(self) -> None:
         self.replay()
 
+    @rule()
+    def take_snapshot(self) -> None:
+        self.save()
+
+    @precondition(lambda self: not self.folder)
+    @rule(members_max=st.sampled_from([60, 61, 4000]), reservations_max=st.sampled_from([100, 5000]))
+    def restart_from_snapshot(self, members_max: int, reservations_max: int) -> None:
+        self.reload(members_max=members_max, reservations_max=reservations_max)
+    @precondition(lambda self: self.folder)
+    @rule()
+    def write_runs(self) -> None:
+        """The ids thread comes to it."""
+        self.core.write_runs()
+        self.oracle.write_runs()
+
     @invariant()
     def all_is_the_same(self) -> None:
         self.check()
@@ -524,6 +614,9 @@ class Ledgers(Pair, RuleBasedStateMachine):
         if hasattr(self, "core"):
             self.post_digest()
             self.replay()
+            self.core.close()
+            if self.folder:
+                self.folder.cleanup()
 
 
 SEED = int(os.environ.get("DAYBOOK_SEED", random.SystemRandom().randrange(2**32)))

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
-    "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lots", "_rules", "_table", "_thread", "_layout")} | GENERATED
-ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal"}
+    "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lmdb", "_lots", "_rules", "_table", "_thread", "_layout")} | GENERATED
+ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in ("check", "currencies", "lower", "model", "reference", "syntax", "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
@@ -38,12 +38,22 @@ ARROWS: dict[str, set[str]] = {
     "ledger._core": LEAVES,
     "ledger._tail": LEAVES,
     "ledger._journal": LEAVES,
+    "ledger._ids": LEAVES | {"ledger._core"},
     "ledger._engine": ENGINE,
-    "ledger._verifier": LEAVES | {"ledger._core"},
+    "ledger._snapshot": LEAVES | {"ledger._core"},
+    "ledger._feed": LEAVES | {"ledger._core", "ledger._tail"},
+    "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
+    "ledger._follower": LEAVES | {"ledger._core", "ledger._feed", "ledger._snapshot"},
     "ledger._probe": LEAVES,
-    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger._engine", "ledger.rules", "ledger.rules_compiled"},
+    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.ids", "ledger.rules",
+                      "ledger.rules_compiled"},
+    "ledger.ids": {"ledger.limits", "ledger.journal", "ledger._ids"},
     "ledger.journal": {"ledger.limits"},
-    "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier"},
+    "ledger.backup": {"ledger.limits", "ledger.journal"},
+    "ledger.restore": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup", "ledger.engine"},
+    "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup"},
+    "ledger.snapshot": {"ledger.limits", "ledger._snapshot"},
+    "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.snapshot", "ledger.verify", "ledger._follower", "ledger._snapshot"},
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
@@ -55,24 +65,34 @@ ARROWS: dict[str, set[str]] = {
     "server._call": LEAVES | {"ledger._engine", "server._wire"},
     "server._http2": LEAVES | {"server._frames", "server._grpc", "server._hpack", "server._nghttp2"},
     "server._transport": LEAVES | {"ledger._engine", "server._call", "server._frames", "server._grpc", "server._http2"},
-    "server._local": LEAVES | {"ledger._core", "server._call", "server._wire"},
+    "server._local": LEAVES | {"ledger._core", "ledger._ids", "ledger._snapshot", "server._call", "server._wire"},
+    "server._reader": LEAVES | {"ledger._core", "ledger._follower", "server._call"},
     "server.config": {"ledger.limits"},
+    "server.ports": {"server.config"},
+    "server.child": {"server.config"},
     "server.control": {"ledger.limits", "ledger.errors", "ledger._engine", "server.config"},
     "server.metrics": {"ledger.limits", "ledger.errors", "server._transport", "server.config"},
-    "server.service": {"ledger.engine", "ledger.limits", "server._transport", "server.config", "server.control", "server.metrics"},
+    "server.service": {"ledger.engine", "ledger.limits", "server._transport", "server.config", "server.control", "server.metrics",
+                       "server.child", "server.ports"},
+    "server.follow": {"ledger._follower", "ledger.follower", "ledger.journal", "ledger.limits", "server._reader", "server.config",
+                      "server.control",
+                      "server.metrics", "server.ports"},
+    "server.cli_follow": {"ledger.limits", "server.config", "server.console", "server.follow"},
     "server.cli_admin": {"server.console", "server.control"},
+    "server.cli_backup": {"ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier", "server.console"},
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
-                   "server.cli_admin", "server.config", "server.console", "server.service"},
+                   "server.cli_admin", "server.cli_backup", "server.cli_follow", "server.cli_ids", "server.config", "server.console", "server.service"},
+    "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
 }
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
     "lmdb": {"ledger/journal.py"},
-    "grpc": {"server/cli_admin.py", "server/control.py", "server/service.py"},
-    "grpc_health": {"server/control.py"},
-    "grpc_reflection": {"server/control.py"},
+    "grpc": {"server/cli_admin.py", "server/control.py", "server/follow.py", "server/service.py"},
+    "grpc_health": {"server/control.py", "server/follow.py"},
+    "grpc_reflection": {"server/control.py", "server/follow.py"},
     "grpc_status": {"server/control.py"},
     "google": {"server/cli_admin.py", "server/control.py"},
     "prometheus_client": {"server/metrics.py"},
@@ -80,16 +100,16 @@ OTHERS = {
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/rules/lower.py", "server/_local.pyi"},
-    "typer": {"server/cli.py", "server/cli_admin.py", "server/console.py"},
-    "rich": {"server/cli.py", "server/cli_admin.py", "server/console.py"},
+    "typer": {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_follow.py", "server/cli_ids.py", "server/console.py"},
+    "rich": {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_follow.py", "server/cli_ids.py", "server/console.py"},
 }
 
 # A C library -> where its header may be included.
 HEADERS = {
-    "lmdb.h": {"ledger/_journal.pxd", "ledger/_journal.pyx"},
-    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd", "bench/_hpack.pxd"},
+    "lmdb.h": {"ledger/_lmdb.pxd"},
+    "nghttp2/nghttp2.h": {"server/_nghttp2.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
-    "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_verifier.pyx"},
+    "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_feed.pyx", "ledger/_snapshot.pyx"},
 }
 
 # --- reading the files ------------------------------------------------------------------------------------------------
@@ -214,7 +234,7 @@ def test_every_dependency_is_used():
 
 
 # Whole-number division of sizes and positions, which are unsigned: rings, capacities, halves. Points, money and days go through _arith.
-DIVIDES = {"ledger/_arith.pxd", "ledger/_engine.pyx", "ledger/_table.pxd"}
+DIVIDES = {"ledger/_arith.pxd", "ledger/_engine.pyx", "ledger/_lots.pxd", "ledger/_snapshot.pyx", "ledger/_table.pxd"}
 
 
 @pytest.mark.parametrize("name", [name for name in sources("ledger/") if name.endswith((".pyx", ".pxd"))])
@@ -238,7 +258,7 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/verify.py", "server/cli.py"}
+STOPWATCHES = {"ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py", "server/cli_follow.py"}
 
 
 @pytest.mark.parametrize("name", sources("ledger/", "server/"))

@@ -89,10 +89,10 @@ class Forge:
     sequence: int = 0
     hash: bytes = bytes(32)
 
-    def add(self, *entries: bytes, drained: int = 0, time_us: int = TIME_US, directory: bytes = DIRECTORY) -> bytes:
+    def add(self, *entries: bytes, drained: int = 0, time_us: int = TIME_US, directory: bytes = DIRECTORY, epoch: int = 1) -> bytes:
         """The next group of the chain."""
         body = b"".join(entries)
-        head = struct.pack("<4sHHIIQQqII16s32s", b"DBG1", 1, 0, 0, 1, self.sequence + 1, drained, time_us, len(entries), len(body),
+        head = struct.pack("<4sHHIIQQqII16s32s", b"DBG1", 1, 0, 0, epoch, self.sequence + 1, drained, time_us, len(entries), len(body),
                            directory, self.hash)
         self.hash = hashlib.sha256(head + body).digest()
         self.sequence += len(entries)

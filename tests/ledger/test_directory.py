@@ -218,4 +218,4 @@ def test_interrupted_creation_is_begun_anew(tmp_path: Path, small_ledger) -> Non
         ledger = small_ledger(data=data)
         assert ledger.recovered.created
         assert ledger.handle.sequence == 1
-        assert sorted(os.listdir(data)) == ["FORMAT", "LOCK", "identity.key", "journal", "tail"]
+        assert sorted(os.listdir(data)) == ["FORMAT", "LOCK", "identity.key", "ids", "journal", "tail"]

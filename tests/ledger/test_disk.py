@@ -93,6 +93,9 @@ def test_every_write_and_flush_that_fails_ends_the_process_and_loses_nothing(dri
             assert run.code == 0
             break
         codes.append(run.code)
+        if number == 1:  # the start flushes the journal before it relies on it
+            assert run.code == 3 and "journal/data.mdb) cannot be flushed: Input/output error" in run.refused
+            continue
         assert run.code == 70, (number, run.lines, run.errors)
         assert run.errors.count("\n") == 1 and "daybook: writing the" in run.errors and "start it again" in run.errors
         check_healed(driver, template, run.acked)
@@ -124,7 +127,7 @@ def test_every_failure_during_creation_is_repaired_by_the_next_start(driver: Dri
 
 def test_full_disk_under_the_drain_is_waited_out(driver: Driver, template: Path) -> None:
     """The data is still in the tail: the gate closes, the drain tries again, the gate opens by itself."""
-    driver.shim.fail(1, errno.ENOSPC, count=3, files=JOURNAL)
+    driver.shim.fail(2, errno.ENOSPC, count=3, files=JOURNAL)  # the first is the flush at the start
     run = driver.run(template)
     assert run.code == 0, (run.lines, run.errors)
     assert driver.shim.failed() == 3
@@ -134,7 +137,7 @@ def test_full_disk_under_the_drain_is_waited_out(driver: Driver, template: Path)
 
 
 def test_full_disk_until_the_stop_leaves_the_groups_in_the_tail(driver: Driver, template: Path) -> None:
-    driver.shim.fail(1, errno.ENOSPC, count=10**9, files=JOURNAL)
+    driver.shim.fail(2, errno.ENOSPC, count=10**9, files=JOURNAL)
     run = driver.run(template, 3)
     assert run.code == 0
     left = [line for line in run.lines if line.startswith("stopped ")]

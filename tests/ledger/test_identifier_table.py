@@ -34,7 +34,7 @@ def check(table: _probe.Identifiers, wanted: dict[tuple[int, int], int]) -> None
             place = (place + 1) % len(slots)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), KEYS), max_size=60))
 def test_it_is_a_dict_whatever_is_added_and_removed(steps):
     table, wanted = _probe.Identifiers(COUNT_MAX), {}

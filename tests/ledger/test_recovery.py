@@ -13,6 +13,8 @@ import pytest
 
 from ledger import limits
 from ledger.engine import OpenLedger, StartRefused
+from ledger.journal import Damage
+from ledger.verify import verify
 from tests.ledger import tail_reader
 
 BLOCK = 4096
@@ -158,6 +160,8 @@ def test_older_journal_beside_a_newer_tail_refuses_the_start(data: Path, small_l
     shutil.copy(data.parent / "old.mdb", data / "journal" / "data.mdb")
     text = refused(small_ledger)
     assert "the journal was set back" in text and "up to 21" in text
+    with pytest.raises(Damage, match=r"ends with sequence 11, .*valid group|it ends with sequence 11, but group .* knows"):
+        verify(data)
 
 
 def test_older_tail_beside_a_newer_journal_refuses_the_start(data: Path, small_ledger) -> None:
@@ -170,6 +174,8 @@ def test_older_tail_beside_a_newer_journal_refuses_the_start(data: Path, small_l
     ledger.close()
     shutil.copy(data.parent / "old", data / "tail")
     assert "the tail was set back or replaced" in refused(small_ledger)
+    with pytest.raises(Damage, match="tail: its newest group ends with 11, the journal with 21: the tail was set back"):
+        verify(data)
 
 
 def test_whole_directory_set_back_starts_and_shows_its_older_head(data: Path, small_ledger) -> None:

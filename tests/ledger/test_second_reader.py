@@ -15,8 +15,8 @@ import pytest
 from ledger import journal
 from ledger.rules import compile_file
 from server._local import LocalLedger
-from tests.ledger.forging import Forge
 from tests import till
+from tests.ledger.forging import Forge
 from tests.test_two_ports import random_requests
 from tests.till import METHODS
 
@@ -159,7 +159,8 @@ def test_plain_python_from_the_format_s_page_reaches_the_digest(seed: int, tmp_p
         forge.add(entry, time_us=read["time_us"])
     assert met >= 1
     assert state.digest() == ledger.digest()
-    assert {"program", "earn", "burn", "reserve", "release", "commit", "enroll", "adjust", "link", "unlink", "expire_lots", "expire_reservation", "digest"} <= kinds
+    assert {"program", "earn", "burn", "reserve", "release", "commit", "enroll", "adjust", "link", "unlink", "expire_lots",
+            "expire_reservation", "digest"} <= kinds
 
     from ledger.verify import verify
 

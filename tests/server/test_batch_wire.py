@@ -39,7 +39,7 @@ def frame_types() -> tuple[Any, Any, Any]:
     for name, kind in (("Posts", 11), ("Parts", 12)):
         batch = file.message_type.add(name=name)
         batch.field.add(name="parts", number=1, type=kind, label=3, type_name=".frames.Post" if kind == 11 else None)
-        batch.field.add(name="wallet", number=2, type=12, label=1)
+        batch.field.add(name="wallet", number=2, type=12, label=3)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return tuple(message_factory.GetMessageClass(pool.FindMessageTypeByName(f"frames.{name}")) for name in ("Posts", "Parts", "Post"))
@@ -63,11 +63,11 @@ def model(method: int, data: bytes) -> Any:
     except DecodeError:
         return (MESSAGE_MALFORMED,)
     wallet = None
-    if method == BALANCES:
+    for given in frame.wallet if method == BALANCES else ():   # the last one counts
         try:
-            wallet = frame.wallet.decode() or None
+            wallet = given.decode() or None
         except UnicodeDecodeError:
-            return FIELD_INVALID, number_of("wallet", ""), -1, frame.wallet
+            return FIELD_INVALID, number_of("wallet", ""), -1, given
     parts = PARTS.FromString(data).parts
     if not 1 <= len(parts) <= limits.BATCH_COMMANDS_MAX:
         return FIELD_INVALID, number_of("commands" if method == POST else "members", "1..1000"), -1, len(parts)

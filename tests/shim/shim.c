@@ -2,13 +2,16 @@
 
    For tests alone; Python's side is shim.py, the idea and the control words are explained in README.md. Two files, both mapped:
    SHIM_CONTROL  64 words of 8 bytes: what to do (written by the test) and counters (written here).
-   SHIM_LOG      a header (bytes used) and records, appended by all threads.
+   SHIM_LOG      a header (bytes used) and records, appended by all threads of all processes, before the system call that they tell of.
+   SHIM_DISK     a folder. With it everything below counts as the disk: all its files and names are watched, and with C_CAPTURE the
+                 bytes of every write are kept, so that the log can be turned into what a power loss may leave (tests/power/).
 
    Only regular files of a data directory and sockets are looked at; everything else goes straight through. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,8 +26,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FILE_NONE = 0, FILE_TAIL = 1, FILE_JOURNAL = 2, FILE_META = 4, FILE_OTHER = 8, FILE_SOCKET = 16 };
-enum { OP_WRITE = 1, OP_FLUSH = 2, OP_TRUNCATE = 3, OP_SEND = 4 };
+enum { FILE_NONE = 0, FILE_TAIL = 1, FILE_JOURNAL = 2, FILE_META = 4, FILE_OTHER = 8, FILE_SOCKET = 16, FILE_NAMES = 32 };
+enum {
+    OP_WRITE = 1, OP_FLUSH = 2, OP_TRUNCATE = 3, OP_SEND = 4,
+    /* Names, only below SHIM_DISK; the content is the path (two with a zero between them for a rename). */
+    OP_CREATE = 5, OP_RENAME = 6, OP_UNLINK = 7, OP_MKDIR = 8, OP_RMDIR = 9, OP_FLUSH_NAMES = 10,
+    OP_STRANGE = 11,    /* something that the log cannot express; the content says what */
+};
+enum { FLAG_DSYNC = 1 };
 enum { /* control words */
     C_OPS = 0,          /* out: writes and flushes of watched files so far */
     C_FILES = 1,        /* in: FILE_* mask that counts and can fail */
@@ -39,22 +48,29 @@ enum { /* control words */
     C_CLOCK_STEP_US = 10, /* in: added to CLOCK_REALTIME */
     C_DROP_FLUSH = 11,  /* in: 1: flushes of the tail return at once and are not logged: what a build without the flush would do */
     C_SHORT_WRITE = 12, /* in: 1: the failing write writes half instead */
+    C_DIE_AT = 13,      /* in: number of the operation at which the process kills itself; 0: none */
+    C_DIE_AFTER = 14,   /* in: 1: right after it; 0: right before it */
+    C_TICKS = 15,       /* places given out so far: one order for all processes */
+    C_CAPTURE = 16,     /* in: 1: the content of all writes below SHIM_DISK goes into the log */
 };
 #define CAPTURE_MAX 65536
 
-typedef struct {        /* 64 bytes, then `captured` bytes, padded to 8 */
-    uint64_t begin, end;    /* places in the order of all operations: taken before and after the system call */
+typedef struct {        /* 80 bytes, then `captured` bytes, padded to 8 */
+    uint64_t begin, end;    /* places in the order of all operations: taken before and after the system call; end 0: it never returned */
     uint16_t op, file;
     int32_t fd;
     int64_t result;
     uint64_t size, offset;
     uint32_t captured, thread;
-    uint64_t time_ns;
+    uint64_t time_ns, inode;
+    uint32_t flags, reserved;
 } Record;
 
 static volatile uint64_t *control;
 static uint8_t *log_at;
-static uint64_t log_size, clock_ticks;
+static uint64_t log_size, own_ticks;
+static char disk[512];
+static size_t disk_size;
 
 static ssize_t (*real_write)(int, const void *, size_t);
 static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
@@ -63,6 +79,13 @@ static ssize_t (*real_pwritev)(int, const struct iovec *, int, off_t);
 static int (*real_fdatasync)(int);
 static int (*real_fsync)(int);
 static int (*real_ftruncate)(int, off_t);
+static int (*real_open)(const char *, int, ...);
+static int (*real_openat)(int, const char *, int, ...);
+static int (*real_rename)(const char *, const char *);
+static int (*real_unlink)(const char *);
+static int (*real_mkdir)(const char *, mode_t);
+static int (*real_rmdir)(const char *);
+static void *(*real_mmap)(void *, size_t, int, int, int, off_t);
 static ssize_t (*real_send)(int, const void *, size_t, int);
 static ssize_t (*real_sendto)(int, const void *, size_t, int, const struct sockaddr *, socklen_t);
 static ssize_t (*real_sendmsg)(int, const struct msghdr *, int);
@@ -91,6 +114,13 @@ __attribute__((constructor)) static void start(void) {
     real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
     real_fsync = dlsym(RTLD_NEXT, "fsync");
     real_ftruncate = dlsym(RTLD_NEXT, "ftruncate64");
+    real_open = dlsym(RTLD_NEXT, "open64");
+    real_openat = dlsym(RTLD_NEXT, "openat64");
+    real_rename = dlsym(RTLD_NEXT, "rename");
+    real_unlink = dlsym(RTLD_NEXT, "unlink");
+    real_mkdir = dlsym(RTLD_NEXT, "mkdir");
+    real_rmdir = dlsym(RTLD_NEXT, "rmdir");
+    real_mmap = dlsym(RTLD_NEXT, "mmap64");
     real_send = dlsym(RTLD_NEXT, "send");
     real_sendto = dlsym(RTLD_NEXT, "sendto");
     real_sendmsg = dlsym(RTLD_NEXT, "sendmsg");
@@ -98,58 +128,84 @@ __attribute__((constructor)) static void start(void) {
     real_clock_gettime = dlsym(RTLD_NEXT, "clock_gettime");
     control = map("SHIM_CONTROL", &size);
     log_at = map("SHIM_LOG", &log_size);
+    if (getenv("SHIM_DISK")) disk_size = (size_t)snprintf(disk, sizeof disk, "%s/", getenv("SHIM_DISK"));
 }
 
-static int file_of(int fd) {
-    struct stat facts;
-    char link[64], path[512];
-    const char *name;
+static int on_disk(const char *path) { return control && disk_size && strncmp(path, disk, disk_size) == 0; }
+
+static int path_of(int fd, char *path, size_t room) {
+    char link[64];
     ssize_t size;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if ((size = readlink(link, path, room - 1)) < 0) return -1;
+    path[size] = 0;
+    return 0;
+}
+
+static int file_of(int fd, uint64_t *inode) {
+    struct stat facts;
+    char path[512];
+    const char *name;
+    *inode = 0;
     if (!control || fd < 3 || fstat(fd, &facts) != 0) return FILE_NONE;
     if (S_ISSOCK(facts.st_mode)) return FILE_SOCKET;
-    if (!S_ISREG(facts.st_mode)) return FILE_NONE;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    if ((size = readlink(link, path, sizeof path - 1)) < 0) return FILE_NONE;
-    path[size] = 0;
+    if (!S_ISREG(facts.st_mode) || path_of(fd, path, sizeof path) != 0 || (disk_size && !on_disk(path))) return FILE_NONE;
+    *inode = facts.st_ino;
     name = strrchr(path, '/');
     name = name ? name + 1 : path;
     if (!strcmp(name, "tail") || !strcmp(name, "tail.new")) return FILE_TAIL;
     if (!strcmp(name, "data.mdb")) return fcntl(fd, F_GETFL) & O_DSYNC ? FILE_META : FILE_JOURNAL;
     if (!strcmp(name, "identity.key") || !strcmp(name, "FORMAT.new")) return FILE_OTHER;
-    return FILE_NONE;
+    if (!strcmp(name, "lock.mdb")) return FILE_NONE;    /* memory that processes share, not data */
+    return disk_size ? FILE_OTHER : FILE_NONE;
 }
 
-static uint64_t tick(void) { return __atomic_add_fetch(&clock_ticks, 1, __ATOMIC_SEQ_CST); }
+static uint64_t tick(void) { return __atomic_add_fetch(control ? (uint64_t *)&control[C_TICKS] : &own_ticks, 1, __ATOMIC_SEQ_CST); }
 
-static void note(uint64_t begin, int op, int file, int fd, int64_t result, uint64_t size, uint64_t offset, const struct iovec *parts, int count) {
-    uint64_t captured = 0, room, at, done = 0;
+/* A record is in the log before its system call is made; done() fills in what came of it. NULL: no log, or it is full. */
+static Record *note(int op, int file, int fd, uint64_t inode, uint64_t size, uint64_t offset, const struct iovec *parts, int count) {
+    uint64_t captured = size, room, at, done = 0;
     struct timespec now;
-    Record record;
+    Record *record;
     int i;
-    if (!log_at) return;
-    if (op == OP_SEND) captured = result > 0 ? (uint64_t)result : 0;
-    else if (op == OP_WRITE && file == FILE_TAIL) captured = size < 128 ? size : 128;
-    if (captured > CAPTURE_MAX) captured = CAPTURE_MAX;
-    room = sizeof record + ((captured + 7) & ~7ull);
+    if (!log_at) return NULL;
+    if (op == OP_WRITE && !(disk_size && control[C_CAPTURE])) captured = file == FILE_TAIL ? (size < 128 ? size : 128) : 0;
+    if (op == OP_SEND && captured > CAPTURE_MAX) captured = CAPTURE_MAX;
+    if (op == OP_FLUSH || op == OP_TRUNCATE) captured = 0;
+    room = sizeof *record + ((captured + 7) & ~7ull);
     at = __atomic_fetch_add((uint64_t *)log_at, room, __ATOMIC_SEQ_CST);
-    if (at + 8 + room > log_size) return;
+    if (at + 8 + room > log_size) return NULL;
+    record = (Record *)(log_at + 8 + at);
     real_clock_gettime(CLOCK_MONOTONIC, &now);
-    record = (Record){begin, 0, (uint16_t)op, (uint16_t)file, fd, result, size, offset, (uint32_t)captured, (uint32_t)syscall(SYS_gettid),
-                      (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec};
-    record.end = tick();
+    *record = (Record){tick(), 0, (uint16_t)op, (uint16_t)file, fd, -EINPROGRESS, size, offset, (uint32_t)captured,
+                       (uint32_t)syscall(SYS_gettid), (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec, inode, 0, 0};
+    if (op == OP_WRITE && fcntl(fd, F_GETFL) & O_DSYNC) record->flags |= FLAG_DSYNC;
     for (i = 0; i < count && done < captured; i++) {
         uint64_t piece = parts[i].iov_len < captured - done ? parts[i].iov_len : captured - done;
-        memcpy(log_at + 8 + at + sizeof record + done, parts[i].iov_base, piece);
+        memcpy((uint8_t *)(record + 1) + done, parts[i].iov_base, piece);
         done += piece;
     }
-    memcpy(log_at + 8 + at, &record, sizeof record);
+    return record;
 }
 
-/* Counts an operation and says whether it fails: 0, or the errno. */
-static int fails(int file) {
+static void done(Record *record, int64_t result) {
+    if (!record) return;
+    record->result = result;
+    __atomic_store_n(&record->end, tick(), __ATOMIC_SEQ_CST);
+}
+
+static void die(void) { syscall(SYS_kill, syscall(SYS_getpid), 9); }
+
+/* Counts an operation and says whether it fails: 0, or the errno. `*dies`: the process is to end behind it. */
+static int fails(int file, int *dies) {
     uint64_t number;
+    *dies = 0;
     if (!control || !((uint64_t)file & control[C_FILES])) return 0;
     number = __atomic_add_fetch((uint64_t *)&control[C_OPS], 1, __ATOMIC_SEQ_CST);
+    if (control[C_DIE_AT] == number) {
+        if (!control[C_DIE_AFTER]) die();
+        *dies = 1;
+    }
     if (control[C_FAIL_AT] == 0 || number < control[C_FAIL_AT] || number >= control[C_FAIL_AT] + control[C_FAIL_COUNT]) return 0;
     __atomic_add_fetch((uint64_t *)&control[C_FAILED], 1, __ATOMIC_SEQ_CST);
     return (int)control[C_FAIL_ERRNO];
@@ -163,11 +219,16 @@ static uint64_t total(const struct iovec *parts, int count) {
 }
 
 static ssize_t written(int fd, const struct iovec *parts, int count, int64_t offset) {
-    int file = file_of(fd), error;
-    uint64_t begin = tick();
+    uint64_t inode;
+    int file = file_of(fd, &inode), error, dies = 0, saved;
+    Record *record = NULL;
     ssize_t result;
-    if (file == FILE_NONE || file == FILE_SOCKET) error = 0;
-    else error = fails(file);
+    error = file == FILE_NONE || file == FILE_SOCKET ? 0 : fails(file, &dies);
+    if (file == FILE_SOCKET) record = note(OP_SEND, file, fd, 0, total(parts, count), 0, parts, count);
+    else if (file != FILE_NONE) {
+        int64_t from = offset < 0 ? lseek(fd, 0, SEEK_CUR) : offset;
+        record = note(OP_WRITE, file, fd, inode, total(parts, count), (uint64_t)from, parts, count);
+    }
     if (error) {
         if (control[C_SHORT_WRITE] && count == 1) {
             result = offset < 0 ? real_write(fd, parts[0].iov_base, parts[0].iov_len / 2)
@@ -178,20 +239,37 @@ static ssize_t written(int fd, const struct iovec *parts, int count, int64_t off
     } else {
         result = offset < 0 ? real_writev(fd, parts, count) : real_pwritev(fd, parts, count, offset);
     }
-    if (file != FILE_NONE) {
-        int saved = errno;
-        note(begin, file == FILE_SOCKET ? OP_SEND : OP_WRITE, file, fd, result, total(parts, count), offset < 0 ? 0 : (uint64_t)offset, parts, count);
-        errno = saved;
-    }
+    saved = errno;
+    done(record, result);
+    if (dies) die();
+    errno = saved;
     return result;
 }
 
 static int flushed(int fd, int (*real)(int)) {
-    int file = file_of(fd), error, result, saved;
-    uint64_t begin = tick(), delay;
+    char path[512];
+    struct stat facts;
+    uint64_t inode;
+    int file = file_of(fd, &inode), error, result, saved, dies;
+    uint64_t delay;
+    Record *record;
+    if (file == FILE_NONE && disk_size && fstat(fd, &facts) == 0 && S_ISDIR(facts.st_mode) && path_of(fd, path, sizeof path - 1) == 0) {
+        strcat(path, "/");
+        if (!on_disk(path)) return real(fd);
+        path[strlen(path) - 1] = 0;
+        if ((error = fails(FILE_NAMES, &dies))) { errno = error; return -1; }
+        record = note(OP_FLUSH_NAMES, FILE_NAMES, fd, facts.st_ino, strlen(path), 0, &(struct iovec){path, strlen(path)}, 1);
+        result = real(fd);
+        saved = errno;
+        done(record, result);
+        if (dies) die();
+        errno = saved;
+        return result;
+    }
     if (file == FILE_NONE || file == FILE_SOCKET) return real(fd);
-    error = fails(file);
+    error = fails(file, &dies);
     if (file == FILE_TAIL && control[C_DROP_FLUSH]) return 0;
+    record = note(OP_FLUSH, file, fd, inode, 0, 0, NULL, 0);
     if (error) { errno = error; result = -1; }
     else {
         if (file == FILE_TAIL && control[C_DELAY_US] && (delay = __atomic_exchange_n((uint64_t *)&control[C_DELAY_US], 0, __ATOMIC_SEQ_CST))) {
@@ -201,7 +279,8 @@ static int flushed(int fd, int (*real)(int)) {
         result = real(fd);
     }
     saved = errno;
-    note(begin, OP_FLUSH, file, fd, result, 0, 0, NULL, 0);
+    done(record, result);
+    if (dies) die();
     errno = saved;
     return result;
 }
@@ -218,38 +297,158 @@ int fdatasync(int fd) { return flushed(fd, real_fdatasync); }
 int fsync(int fd) { return flushed(fd, real_fsync); }
 
 int ftruncate64(int fd, off_t size) {
-    int file = file_of(fd), error = file == FILE_NONE ? 0 : fails(file), result;
-    uint64_t begin = tick();
+    uint64_t inode;
+    int file = file_of(fd, &inode), result, saved, dies = 0;
+    int error = file == FILE_NONE ? 0 : fails(file, &dies);
+    Record *record = file == FILE_NONE ? NULL : note(OP_TRUNCATE, file, fd, inode, (uint64_t)size, 0, NULL, 0);
     if (error) { errno = error; result = -1; } else result = real_ftruncate(fd, size);
-    if (file != FILE_NONE) { int saved = errno; note(begin, OP_TRUNCATE, file, fd, result, (uint64_t)size, 0, NULL, 0); errno = saved; }
+    saved = errno;
+    done(record, result);
+    if (dies) die();
+    errno = saved;
     return result;
 }
 int ftruncate(int fd, off_t size) { return ftruncate64(fd, size); }
 
-ssize_t send(int fd, const void *data, size_t size, int flags) {
-    uint64_t begin = tick();
-    ssize_t result = real_send(fd, data, size, flags);
+static Record *sending(int fd, uint64_t size, const struct iovec *parts, int count) {
+    return control ? note(OP_SEND, FILE_SOCKET, fd, 0, size, 0, parts, count) : NULL;
+}
+static ssize_t sent(Record *record, ssize_t result) {
     int saved = errno;
-    if (control) note(begin, OP_SEND, FILE_SOCKET, fd, result, size, 0, PART(data, size), 1);
+    done(record, result);
     errno = saved;
     return result;
+}
+ssize_t send(int fd, const void *data, size_t size, int flags) {
+    Record *record = sending(fd, size, PART(data, size), 1);
+    return sent(record, real_send(fd, data, size, flags));
 }
 ssize_t sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *to, socklen_t to_size) {
-    uint64_t begin = tick();
-    ssize_t result = real_sendto(fd, data, size, flags, to, to_size);
-    int saved = errno;
-    if (control) note(begin, OP_SEND, FILE_SOCKET, fd, result, size, 0, PART(data, size), 1);
+    Record *record = sending(fd, size, PART(data, size), 1);
+    return sent(record, real_sendto(fd, data, size, flags, to, to_size));
+}
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+    Record *record = sending(fd, total(message->msg_iov, (int)message->msg_iovlen), message->msg_iov, (int)message->msg_iovlen);
+    return sent(record, real_sendmsg(fd, message, flags));
+}
+
+/* --- names ------------------------------------------------------------------------------------------------------------- */
+
+static const char *whole_path(const char *path, char *room) {
+    char here[256];
+    if (path[0] == '/' || !getcwd(here, sizeof here)) return path;
+    snprintf(room, 512, "%.250s/%.250s", here, path);
+    return room;
+}
+
+static void strange(const char *what, const char *path) {
+    char room[512], text[600];
+    path = whole_path(path, room);
+    if (!on_disk(path)) return;
+    snprintf(text, sizeof text, "%s %.500s", what, path);
+    done(note(OP_STRANGE, FILE_NAMES, -1, 0, strlen(text), 0, PART(text, strlen(text)), 1), 0);
+}
+static void strange_fd(const char *what, int fd) {
+    char path[512];
+    if (disk_size && path_of(fd, path, sizeof path) == 0 && on_disk(path)) strange(what, path);
+}
+
+static int opened(int at, const char *path, int flags, mode_t mode) {
+    char room[512];
+    const char *whole, *name;
+    struct stat facts;
+    Record *record = NULL;
+    int result, saved, error, dies = 0, there;
+    if (!real_open) real_open = dlsym(RTLD_NEXT, "open64");
+    if (!real_openat) real_openat = dlsym(RTLD_NEXT, "openat64");
+    whole = at == AT_FDCWD ? whole_path(path, room) : path;
+    if (!on_disk(whole) || !(flags & (O_CREAT | O_TRUNC)) || (flags & O_TMPFILE) == O_TMPFILE)
+        return at == AT_FDCWD ? real_open(path, flags, mode) : real_openat(at, path, flags, mode);
+    name = strrchr(whole, '/');
+    there = stat(whole, &facts) == 0;
+    if (there && flags & O_TRUNC && facts.st_size) strange("truncation by open of", whole);
+    if (there || !strcmp(name, "/lock.mdb")) return real_open(path, flags, mode);
+    if ((error = fails(FILE_NAMES, &dies))) { errno = error; return -1; }
+    record = note(OP_CREATE, FILE_NAMES, -1, 0, strlen(whole), 0, PART(whole, strlen(whole)), 1);
+    result = real_open(path, flags, mode);
+    saved = errno;
+    if (record && result >= 0 && fstat(result, &facts) == 0) record->inode = facts.st_ino;
+    done(record, result);
+    if (dies) die();
     errno = saved;
     return result;
 }
-ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
-    uint64_t begin = tick();
-    ssize_t result = real_sendmsg(fd, message, flags);
-    int saved = errno;
-    if (control) note(begin, OP_SEND, FILE_SOCKET, fd, result, total(message->msg_iov, (int)message->msg_iovlen), 0, message->msg_iov,
-                      (int)message->msg_iovlen);
+
+#define MODE(flags) mode_t mode = 0; if ((flags) & (O_CREAT | O_TMPFILE)) { va_list more; va_start(more, flags); mode = va_arg(more, mode_t); va_end(more); }
+int open64(const char *path, int flags, ...) { MODE(flags) return opened(AT_FDCWD, path, flags, mode); }
+int open(const char *path, int flags, ...) { MODE(flags) return opened(AT_FDCWD, path, flags, mode); }
+int openat64(int at, const char *path, int flags, ...) { MODE(flags) return opened(at, path, flags, mode); }
+int openat(int at, const char *path, int flags, ...) { MODE(flags) return opened(at, path, flags, mode); }
+
+static int named(int op, const char *path, const char *other, mode_t mode) {
+    char room[512], room_other[512], text[1100];
+    const char *whole = whole_path(path, room), *whole_other = other ? whole_path(other, room_other) : NULL;
+    int watched = on_disk(whole) && !strstr(whole, "/lock.mdb"), error, dies = 0, result, saved;
+    size_t size;
+    struct stat facts = {0};
+    Record *record = NULL;
+    if (watched) {
+        if ((error = fails(FILE_NAMES, &dies))) { errno = error; return -1; }
+        lstat(whole, &facts);
+        size = (size_t)snprintf(text, sizeof text, "%s", whole);
+        if (other) size += 1 + (size_t)snprintf(text + size + 1, sizeof text - size - 1, "%s", whole_other);
+        record = note(op, FILE_NAMES, -1, facts.st_ino, size, 0, PART(text, size), 1);
+    }
+    switch (op) {
+    case OP_RENAME: result = real_rename(path, other); break;
+    case OP_UNLINK: result = real_unlink(path); break;
+    case OP_MKDIR: result = real_mkdir(path, mode); break;
+    default: result = real_rmdir(path);
+    }
+    saved = errno;
+    done(record, result);
+    if (dies) die();
     errno = saved;
     return result;
+}
+int rename(const char *path, const char *other) { return named(OP_RENAME, path, other, 0); }
+int unlink(const char *path) { return named(OP_UNLINK, path, NULL, 0); }
+int mkdir(const char *path, mode_t mode) { return named(OP_MKDIR, path, NULL, mode); }
+int rmdir(const char *path) { return named(OP_RMDIR, path, NULL, 0); }
+
+/* --- what the log cannot express, so that nobody comes to rely on it unseen ---------------------------------------------- */
+
+void *mmap64(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
+    char path[512];
+    if (!real_mmap) real_mmap = dlsym(RTLD_NEXT, "mmap64");
+    if (disk_size && fd >= 0 && protection & PROT_WRITE && (flags & MAP_TYPE) != MAP_PRIVATE && path_of(fd, path, sizeof path) == 0
+            && !strstr(path, "/lock.mdb"))
+        strange_fd("writable map of", fd);
+    return real_mmap(at, size, protection, flags, fd, offset);
+}
+void *mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) { return mmap64(at, size, protection, flags, fd, offset); }
+
+#define STRANGE_FD(name, declaration, call, fd) \
+    int name declaration { static int (*real) declaration; if (!real) real = dlsym(RTLD_NEXT, #name); strange_fd(#name " of", fd); return real call; }
+#define STRANGE_PATH(name, declaration, call, path) \
+    int name declaration { static int (*real) declaration; if (!real) real = dlsym(RTLD_NEXT, #name); strange(#name " of", path); return real call; }
+STRANGE_FD(fallocate64, (int fd, int mode, off_t offset, off_t size), (fd, mode, offset, size), fd)
+STRANGE_FD(posix_fallocate64, (int fd, off_t offset, off_t size), (fd, offset, size), fd)
+STRANGE_FD(sync_file_range, (int fd, off_t offset, off_t size, unsigned flags), (fd, offset, size, flags), fd)
+STRANGE_PATH(truncate64, (const char *path, off_t size), (path, size), path)
+STRANGE_PATH(link, (const char *from, const char *to), (from, to), to)
+STRANGE_PATH(symlink, (const char *from, const char *to), (from, to), to)
+ssize_t sendfile64(int out, int in, off_t *offset, size_t size) {
+    static ssize_t (*real)(int, int, off_t *, size_t);
+    if (!real) real = dlsym(RTLD_NEXT, "sendfile64");
+    strange_fd("sendfile into", out);
+    return real(out, in, offset, size);
+}
+ssize_t copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags) {
+    static ssize_t (*real)(int, off_t *, int, off_t *, size_t, unsigned);
+    if (!real) real = dlsym(RTLD_NEXT, "copy_file_range");
+    strange_fd("copy_file_range into", out);
+    return real(in, in_offset, out, out_offset, size, flags);
 }
 
 int statvfs64(const char *path, struct statvfs64 *facts) {

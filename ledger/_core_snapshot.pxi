@@ -1,0 +1,476 @@
+# The core's state as chunks of bytes and back (docs/journal-format.md, The snapshot). Included by ledger/_core.pyx.
+# Not for files and hashes (ledger/_snapshot.pyx). Lists are compact and in table order, so that the way back is nearly
+# sequential in tables of any size; whoever loads has checked the chunks' hashes, counts and places are checked here all the same.
+
+cdef enum:
+    ACCOUNT_RECORD_BYTES_MAX = 1_048_576    # 16 * 400 lots of up to 36 bytes, 32 reservations of 400 holds
+
+cdef packed struct KeysHead:    # begins a chunk of SNAPSHOT_KEYS; KeySlots follow
+    uint32_t table              # KeyKind
+    uint32_t count              # slots in this chunk
+    uint64_t keys               # of the whole generation
+    uint64_t first_sequence     # it holds the keys of the entries from this one on
+    uint64_t last_sequence      # to this one; 0: it is not full
+    int64_t order_min
+    int64_t order_max
+
+cdef struct Saving:
+    EntryWriter writer
+    uint8_t* end                # of the buffer
+    uint32_t section
+    int code                    # of the first failed put
+    SnapshotPut put
+    void* owner
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+cdef void saving_flush(Saving* saving) noexcept nogil:
+    if saving.code == 0 and saving.writer.at != saving.writer.start:
+        saving.code = saving.put(saving.owner, saving.section, saving.writer.start, <uint32_t>(saving.writer.at - saving.writer.start))
+    saving.writer.at = saving.writer.start
+
+
+cdef inline EntryWriter* saving_room(Saving* saving, uint32_t section, uint32_t size) noexcept nogil:
+    # The writer, with room for a record of `size` bytes of that section.
+    if section != saving.section or <uint64_t>(saving.end - saving.writer.at) < size:
+        saving_flush(saving)
+        saving.section = section
+    return &saving.writer
+
+
+cdef inline void put_lot(EntryWriter* writer, const Lot* lot, const Lot* before) noexcept nogil:
+    # Days as differences: lots are sorted, so these are small. before: NULL for the first.
+    put_varint(writer, lot.wallet | <uint64_t>lot.funder << 8)
+    put_signed(writer, lot.available_day - (<int64_t>before.available_day if before != NULL else 0))
+    put_varint(writer, 0 if lot.expiry_day == DAY_NEVER else 1 + zigzag(<int64_t>lot.expiry_day - lot.available_day))
+    put_varint(writer, <uint64_t>lot.points)
+    put_varint(writer, <uint64_t>lot.held)
+
+
+cdef void save_reservation(const Core* core, const SnapshotHead* head, const Reservation* reservation, EntryWriter* writer) noexcept nogil:
+    cdef const Lot* holds = &core.arena.lots[reservation.holds]
+    cdef uint32_t i
+    put_varint(writer, head.sequence - reservation.id)
+    put_byte(writer, reservation.state)
+    put_varint(writer, reservation.member)
+    put_varint(writer, reservation.wallet)
+    put_varint(writer, <uint64_t>reservation.reserved_points)
+    put_varint(writer, <uint64_t>reservation.captured_points)
+    put_signed(writer, reservation.expire_time_us - head.time_us)
+    put_varint(writer, reservation.hold_count)
+    for i in range(reservation.hold_count):
+        put_lot(writer, &holds[i], &holds[i - 1] if i != 0 else NULL)
+
+
+cdef void save_account(const Core* core, const SnapshotHead* head, const Account* account, EntryWriter* writer) noexcept nogil:
+    cdef const Lot* lots = &core.arena.lots[account.lots]
+    cdef uint32_t i, index = account.reservations
+    put_varint(writer, head.sequence - account.sequence)
+    put_byte(writer, account.identifier_count)
+    put_varint(writer, account.lot_count)
+    for i in range(account.lot_count):
+        put_lot(writer, &lots[i], &lots[i - 1] if i != 0 else NULL)
+    put_byte(writer, <uint8_t>account.reservation_count)
+    while index != NO_INDEX:
+        save_reservation(core, head, &core.pool[index], writer)
+        index = core.pool[index].next
+
+
+cdef void save_identifiers(const IdentifierTable* table, Saving* saving) noexcept nogil:
+    cdef EntryWriter* writer
+    cdef uint64_t at
+    for at in range(table.capacity):
+        if table.slots[at].member != 0:
+            writer = saving_room(saving, SNAPSHOT_IDENTIFIERS, sizeof(IdentifierSlot))
+            put_bytes(writer, <const uint8_t*>&table.slots[at], sizeof(IdentifierSlot))
+
+
+cdef void save_keys(const KeyTable* table, uint32_t kind, Saving* saving) noexcept nogil:
+    # Generations oldest first; each chunk with the generation's own head.
+    cdef const Generation* generation
+    cdef KeysHead* keys
+    cdef const KeySlot* slot
+    cdef uint64_t at, number
+    for number in range(table.dropped, table.full + 1):
+        generation = generation_at(table, number)
+        if generation.count == 0:
+            continue
+        keys = NULL
+        for at in range(table.capacity):
+            slot = &generation.slots[at]
+            if slot.lo == 0 and slot.hi == 0:
+                continue
+            if keys == NULL or <uint64_t>(saving.end - saving.writer.at) < sizeof(KeySlot):
+                saving_flush(saving)
+                saving.section = SNAPSHOT_KEYS
+                keys = <KeysHead*>saving.writer.at
+                keys.table = kind
+                keys.count = 0
+                keys.keys = generation.count
+                keys.first_sequence = generation.first_sequence
+                keys.last_sequence = generation.last_sequence if number < table.full else 0
+                keys.order_min = generation.order_min
+                keys.order_max = generation.order_max
+                saving.writer.at += sizeof(KeysHead)
+            keys.count += 1
+            put_bytes(&saving.writer, <const uint8_t*>slot, sizeof(KeySlot))
+        saving_flush(saving)
+
+
+cdef void core_describe(const Core* core, SnapshotHead* head) noexcept nogil:
+    cdef const Account* account
+    cdef uint64_t i
+    cdef uint32_t index, kind
+    memset(head, 0, sizeof(SnapshotHead))
+    head.sequence = core.stats.sequence
+    head.time_us = core.stats.time_us
+    head.digest_sequence = core.digest_sequence
+    head.digest = core.digest
+    head.begun_with = core.begun_with
+    head.has_begun = core.has_begun
+    head.program = core.program_count
+    for kind in range(KEYS_COUNT):
+        head.keys_from[kind] = core.keys[kind].keys_from
+        head.forgotten[kind] = core.keys[kind].forgotten
+        head.keys[kind] = keys_count(&core.keys[kind])
+    head.members = core.stats.members
+    head.identifiers = core.identifiers.count
+    head.lots = core.stats.lots
+    head.reservations_active = core.stats.reservations_active
+    head.members_max = core.accounts_max
+    head.ids_max = core.ids_max
+    head.reservations_max = core.pool_max
+    memcpy(head.issued_points, core.stats.issued_points, sizeof(head.issued_points))
+    memcpy(head.redeemed_points, core.stats.redeemed_points, sizeof(head.redeemed_points))
+    memcpy(head.expired_points, core.stats.expired_points, sizeof(head.expired_points))
+    memcpy(head.adjusted_points, core.stats.adjusted_points, sizeof(head.adjusted_points))
+    memcpy(head.reserved_total_points, core.stats.reserved_total_points, sizeof(head.reserved_total_points))
+    for i in range(core.stats.members):
+        account = &core.accounts[i]
+        if account.lot_count != 0:
+            head.lot_units += units_of(class_for(account.lot_count))
+        index = account.reservations
+        while index != NO_INDEX:
+            head.lot_units += units_of(class_for(core.pool[index].hold_count))
+            index = core.pool[index].next
+    index = core.finished_first
+    while index != NO_INDEX:
+        head.reservations_finished += 1
+        index = core.pool[index].next
+
+
+cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, SnapshotPut put, void* owner) noexcept nogil:
+    cdef Saving saving
+    cdef uint64_t i
+    cdef uint32_t index = core.finished_first
+    memset(&saving, 0, sizeof(Saving))
+    saving.writer.start = buffer
+    saving.writer.at = buffer
+    saving.end = buffer + SNAPSHOT_CHUNK_BYTES
+    saving.put = put
+    saving.owner = owner
+    if core.program != NULL:
+        put_bytes(saving_room(&saving, SNAPSHOT_PROGRAM, core.program.image_size), core.program.image, core.program.image_size)
+    while index != NO_INDEX and saving.code == 0:
+        save_reservation(core, head, &core.pool[index], saving_room(&saving, SNAPSHOT_FINISHED, ACCOUNT_RECORD_BYTES_MAX))
+        index = core.pool[index].next
+    for i in range(core.stats.members):
+        if saving.code != 0:
+            return saving.code
+        save_account(core, head, &core.accounts[i], saving_room(&saving, SNAPSHOT_ACCOUNTS, ACCOUNT_RECORD_BYTES_MAX))
+    save_identifiers(&core.identifiers, &saving)
+    saving_flush(&saving)
+    save_keys(&core.keys[KEYS_REQUEST], KEYS_REQUEST, &saving)
+    save_keys(&core.keys[KEYS_RECEIPT], KEYS_RECEIPT, &saving)
+    saving.section = SNAPSHOT_END
+    put_varint(&saving.writer, head.sequence)
+    saving_flush(&saving)
+    return saving.code
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+cdef int core_load_begin(Core* core, const SnapshotHead* head) noexcept nogil:
+    cdef Hash128 expected
+    cdef KeyTable* table
+    cdef uint32_t kind
+    if core.stats.sequence != 0 or core.stats.members != 0 or head.sequence == 0:
+        return LOAD_BROKEN
+    if head.has_begun and core.has_key:
+        expected = key_check(core)
+        if expected.lo != head.begun_with.lo or expected.hi != head.begun_with.hi:
+            return LOAD_KEY
+    if (head.members > core.accounts_max or head.identifiers > core.identifiers.count_max
+            or head.lot_units >> BLOCK_SHIFT > core.arena.capacity):
+        return LOAD_MEMBERS
+    if head.reservations_active > core.pool_max:
+        return LOAD_RESERVATIONS
+    for kind in range(KEYS_COUNT):
+        # Without runs (covered: no end) the snapshot's keys are all that is remembered; with runs the two must meet.
+        table = &core.keys[kind]
+        if table.covered != UINT64_MAX and head.keys_from[kind] > table.covered + 1:
+            return LOAD_KEYS_GAP
+        if head.keys_from[kind] > table.keys_from:
+            keys_begin_at(table, head.keys_from[kind], max_i64(table.forgotten, head.forgotten[kind]))
+    core.stats.sequence = head.sequence
+    core.stats.time_us = head.time_us
+    core.digest_sequence = head.digest_sequence
+    core.begun_with = head.begun_with
+    core.has_begun = head.has_begun
+    memcpy(core.stats.issued_points, head.issued_points, sizeof(head.issued_points))
+    memcpy(core.stats.redeemed_points, head.redeemed_points, sizeof(head.redeemed_points))
+    memcpy(core.stats.expired_points, head.expired_points, sizeof(head.expired_points))
+    memcpy(core.stats.adjusted_points, head.adjusted_points, sizeof(head.adjusted_points))
+    memcpy(core.stats.reserved_total_points, head.reserved_total_points, sizeof(head.reserved_total_points))
+    return LOAD_OK
+
+
+cdef inline bint get_lot(Cursor* cursor, Lot* lot, const Lot* before) noexcept nogil:
+    # False: the record is broken, or the lot does not stand behind the one before.
+    cdef uint64_t place = get_varint(cursor), expiry
+    cdef int64_t available = get_signed(cursor) + (<int64_t>before.available_day if before != NULL else 0)
+    expiry = get_varint(cursor)
+    lot.points = <int64_t>get_varint(cursor)
+    lot.held = <int64_t>get_varint(cursor)
+    lot.wallet = <uint16_t>(place & 0xFF)
+    lot.funder = <uint16_t>(place >> 8)
+    lot.available_day = <int32_t>available
+    lot.expiry_day = DAY_NEVER if expiry == 0 else <int32_t>(available + unzigzag(expiry - 1))
+    if cursor.broken or lot.wallet >= WALLETS_MAX or place >> 24 or lot.points <= 0 or lot.held < 0 or lot.held > lot.points:
+        return False
+    return before == NULL or lot_compare(before, lot.wallet, lot.expiry_day, lot.available_day, lot.funder) < 0
+
+
+cdef int load_reservation(Core* core, const SnapshotHead* head, Cursor* cursor, Account* account, uint32_t member) noexcept nogil:
+    # account: of an ACTIVE one, whose list it joins at the end; NULL: a finished one.
+    cdef uint64_t id = head.sequence - get_varint(cursor), wallet
+    cdef uint8_t state = get_byte(cursor)
+    cdef uint64_t owner = get_varint(cursor)
+    cdef Reservation* reservation
+    cdef Reservation* last
+    cdef uint32_t index, i, count, piece
+    cdef uint8_t cls
+    cdef Lot* holds
+    wallet = get_varint(cursor)
+    if cursor.broken or wallet >= WALLETS_MAX or id == 0 or id > head.sequence or (state == RESERVATION_ACTIVE) != (account != NULL):
+        return LOAD_BROKEN
+    if owner == 0 or owner > head.members or (account != NULL and owner != member):
+        return LOAD_BROKEN
+    if state < RESERVATION_ACTIVE or state > RESERVATION_EXPIRED or reservations_find(&core.reservation_map, id) >= 0:
+        return LOAD_BROKEN
+    index = pool_take(core)
+    if index == NO_INDEX:
+        return LOAD_RESERVATIONS
+    reservation = &core.pool[index]
+    reservation.id = id
+    reservation.state = state
+    reservation.member = <uint32_t>owner
+    reservation.wallet = <uint16_t>wallet
+    reservation.reserved_points = <int64_t>get_varint(cursor)
+    reservation.captured_points = <int64_t>get_varint(cursor)
+    reservation.expire_time_us = head.time_us + get_signed(cursor)
+    count = <uint32_t>get_varint(cursor)
+    reservation.hold_count = 0
+    reservation.next = NO_INDEX
+    reservation.previous = NO_INDEX
+    if cursor.broken or reservation.reserved_points <= 0 or (account == NULL) != (count == 0) or count > CHANGES_MAX:
+        return LOAD_BROKEN
+    reservations_add(&core.reservation_map, id, index)
+    if account == NULL:
+        if core.finished_last != NO_INDEX:
+            core.pool[core.finished_last].next = index
+        else:
+            core.finished_first = index
+        core.finished_last = index
+        return LOAD_OK
+    cls = class_for(count)
+    piece = arena_take(&core.arena, cls, index | OWNER_HOLD)
+    if piece == NO_PIECE:
+        return LOAD_MEMBERS
+    reservation.holds = piece
+    reservation.hold_class = cls
+    reservation.hold_count = count
+    holds = &core.arena.lots[piece]
+    for i in range(count):
+        if not get_lot(cursor, &holds[i], &holds[i - 1] if i != 0 else NULL):
+            return LOAD_BROKEN
+    index_into_list(core, account, index)
+    core.heap[core.heap_count] = index
+    reservation.heap_index = core.heap_count
+    core.heap_count += 1
+    heap_up(core, core.heap_count - 1)
+    core.stats.reservations_active += 1
+    core.stats.reserved_points[wallet] += reservation.reserved_points
+    digest_add(&core.digest, reservation_fact(reservation))
+    return LOAD_OK
+
+
+cdef void index_into_list(Core* core, Account* account, uint32_t index) noexcept nogil:
+    # At the end: the list was saved in its order.
+    cdef uint32_t last = account.reservations
+    account.reservation_count += 1
+    if last == NO_INDEX:
+        account.reservations = index
+        return
+    while core.pool[last].next != NO_INDEX:
+        last = core.pool[last].next
+    core.pool[last].next = index
+    core.pool[index].previous = last
+
+
+cdef int load_account(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
+    cdef uint32_t member = <uint32_t>core.stats.members + 1
+    cdef Account* account = &core.accounts[member - 1]
+    cdef uint64_t behind, count
+    cdef uint32_t i, piece, reservations
+    cdef int32_t soonest = DAY_NEVER
+    cdef uint8_t cls
+    cdef Lot* lots
+    cdef int result
+    if member > head.members:
+        return LOAD_BROKEN
+    behind = get_varint(cursor)
+    account.lots = NO_PIECE
+    account.reservations = NO_INDEX
+    account.sequence = head.sequence - behind
+    account.identifier_count = get_byte(cursor)
+    count = get_varint(cursor)
+    if cursor.broken or behind >= head.sequence or count > CHANGES_MAX:
+        return LOAD_BROKEN
+    if count != 0:
+        cls = class_for(<uint32_t>count)
+        piece = arena_take(&core.arena, cls, member)
+        if piece == NO_PIECE:
+            return LOAD_MEMBERS
+        account.lots = piece
+        account.lot_class = cls
+        account.lot_count = <uint16_t>count
+        lots = &core.arena.lots[piece]
+        for i in range(<uint32_t>count):
+            if not get_lot(cursor, &lots[i], &lots[i - 1] if i != 0 else NULL):
+                return LOAD_BROKEN
+            if lots[i].expiry_day < soonest and lots[i].points > lots[i].held:
+                soonest = lots[i].expiry_day
+            digest_add(&core.digest, lot_fact(&lots[i], member))
+        core.stats.lots += count
+    account.next_expiry_day = soonest
+    core.stats.members += 1
+    digest_add(&core.digest, account_fact(account, member))
+    reservations = get_byte(cursor)
+    for i in range(reservations):
+        result = load_reservation(core, head, cursor, account, member)
+        if result != LOAD_OK:
+            return result
+    return LOAD_BROKEN if cursor.broken else LOAD_OK
+
+
+cdef int load_identifiers(Core* core, const SnapshotHead* head, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint32_t count = size // <uint32_t>sizeof(IdentifierSlot), i, member
+    cdef IdentifierSlot slot
+    cdef Hash128 key
+    cdef uint8_t kind
+    if count * <uint32_t>sizeof(IdentifierSlot) != size or core.identifiers.count + count > head.identifiers:
+        return LOAD_BROKEN
+    for i in range(count):
+        memcpy(&slot, data + i * sizeof(IdentifierSlot), sizeof(IdentifierSlot))
+        member = slot.member & IDENTIFIER_MEMBER_MASK
+        kind = <uint8_t>(slot.member >> IDENTIFIER_TYPE_SHIFT)
+        key.lo = slot.lo
+        key.hi = slot.hi
+        if member == 0 or member > head.members:
+            return LOAD_BROKEN
+        identifiers_add(&core.identifiers, key, member, kind)
+        digest_add(&core.digest, fact_hash(FACT_IDENTIFIER, member, kind, key.lo, key.hi, 0))
+    return LOAD_OK
+
+
+cdef int load_keys(Core* core, const uint8_t* data, uint32_t size) noexcept nogil:
+    # A generation keeps together: where it does not fit beside what the filling one holds, it begins the next one.
+    cdef KeysHead keys
+    cdef KeySlot slot
+    cdef KeySlot* place
+    cdef KeyTable* table
+    cdef Generation* filling
+    cdef Hash128 key
+    cdef uint32_t i
+    if size < sizeof(KeysHead):
+        return LOAD_BROKEN
+    memcpy(&keys, data, sizeof(KeysHead))
+    if keys.table >= KEYS_COUNT or sizeof(KeysHead) + <uint64_t>keys.count * sizeof(KeySlot) != size or keys.count > keys.keys:
+        return LOAD_BROKEN
+    table = &core.keys[keys.table]
+    if keys.last_sequence != 0 and keys.last_sequence < table.keys_from:
+        return LOAD_OK          # a run holds it
+    filling = generation_at(table, table.full)
+    if core.loading_first[keys.table] != keys.first_sequence:
+        core.loading_first[keys.table] = keys.first_sequence
+        core.loading_beside[keys.table] = filling.count
+        if filling.count + keys.keys > table.count_max:
+            if keys.keys > table.count_max or not keys_drop(table) or keys.first_sequence <= filling.first_sequence:
+                return LOAD_KEYS
+            keys_turn(table, keys.first_sequence)
+            filling = generation_at(table, table.full)
+            core.loading_beside[keys.table] = 0
+    if filling.count + keys.count > table.count_max:
+        return LOAD_BROKEN
+    if keys.order_max > filling.order_max:
+        filling.order_max = keys.order_max
+    if keys.order_min < filling.order_min:
+        filling.order_min = keys.order_min
+    for i in range(keys.count):
+        memcpy(&slot, data + sizeof(KeysHead) + i * sizeof(KeySlot), sizeof(KeySlot))
+        key.lo = slot.lo
+        key.hi = slot.hi
+        if key.lo == 0 and key.hi == 0:
+            return LOAD_BROKEN
+        if slot_first(&slot) < table.keys_from and slot_second(&slot) < table.keys_from:
+            continue            # a run holds it
+        place = keys_look(table, filling, key) if core.loading_beside[keys.table] != 0 else NULL
+        if place == NULL:
+            place = keys_insert(table, filling, key)
+        if slot_first(&slot) != 0:
+            slot_set_first(place, slot_first(&slot))
+        if slot_second(&slot) != 0:
+            slot_set_second(place, slot_second(&slot))
+    return LOAD_OK
+
+
+cdef int load_end(Core* core, const SnapshotHead* head) noexcept nogil:
+    # The state is complete; what is derived from it.
+    if (core.stats.members != head.members or core.identifiers.count != head.identifiers or core.stats.lots != head.lots
+            or core.stats.reservations_active != head.reservations_active or core.program == NULL):
+        return LOAD_BROKEN
+    if core.digest.lo != head.digest.lo or core.digest.hi != head.digest.hi:
+        return LOAD_DIGEST
+    core.stats.identifiers = core.identifiers.count
+    core.stats.bytes_accounts = core.stats.members * sizeof(Account)
+    core.stats.bytes_identifiers = core.stats.identifiers * sizeof(IdentifierSlot)
+    count_bytes(core)
+    return LOAD_OK
+
+
+cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef Cursor cursor
+    cdef Slice whole
+    cdef int result = LOAD_OK
+    whole.data = data
+    whole.size = size
+    cursor_open(&cursor, &whole)
+    if section == SNAPSHOT_PROGRAM:
+        return LOAD_OK if core.program == NULL and put_in_force(core, data, size, head.program) == APPLY_OK else LOAD_PROGRAM
+    if section == SNAPSHOT_FINISHED:
+        while cursor_more(&cursor) and result == LOAD_OK:
+            result = load_reservation(core, head, &cursor, NULL, 0)
+        return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_ACCOUNTS:
+        while cursor_more(&cursor) and result == LOAD_OK:
+            result = load_account(core, head, &cursor)
+        return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_IDENTIFIERS:
+        return load_identifiers(core, head, data, size)
+    if section == SNAPSHOT_KEYS:
+        return load_keys(core, data, size)
+    if section == SNAPSHOT_END:
+        return load_end(core, head)
+    return LOAD_BROKEN

@@ -1,0 +1,285 @@
+"""Runs on disk: what a start refuses and why, what can be made again, and what the bytes are (read here with py-lmdb alone)."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import lmdb
+import pytest
+from ledger._probe import siphash_
+
+from ledger import ids, journal, limits
+from ledger.engine import StartRefused
+from server._pb.loyalty.ledger.v1 import ledger_pb2
+from tests import till
+from tests.ledger.conftest import ROOT
+from tests.running import RunningServer
+
+IDS_MAX = 40
+REQUESTS = 600
+SLOT = struct.Struct("<QQIIHH")
+
+
+def send(server: RunningServer, numbers: range) -> None:
+    """Earns, some at a time, again while the ids are behind."""
+    waiting = []
+    for number in numbers:
+        request = till.earn(f"card-{number % 7}", 100 + number, request_id=f"request-{number:012d}")
+        request.receipt.key.number = f"n{number}"
+        waiting.append(request)
+    while waiting:
+        calls = [(request, server.stub.EarnPoints.future(request, timeout=20)) for request in waiting[:IDS_MAX // 2]]
+        waiting = waiting[IDS_MAX // 2:]
+        for request, call in calls:
+            try:
+                call.result()
+            except grpc.RpcError as error:
+                assert till.reason_of(error) == ("IDS_BEHIND", {})
+                waiting.append(request)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with many small runs of both kinds, and beside it, as `early`, a copy from a third of the way. To be copied."""
+    folder = tmp_path_factory.mktemp("ids")
+    server = RunningServer(folder, arguments=("--members-max", "1000", "--ids-max", str(IDS_MAX)))
+    try:
+        server.start()
+        send(server, range(REQUESTS // 3))
+        assert server.terminate() == 0
+        shutil.copytree(server.data, folder / "early")
+        server.start()
+        send(server, range(REQUESTS // 3, REQUESTS))
+        assert server.terminate() == 0
+    finally:
+        server.kill()
+    return server.data
+
+
+@pytest.fixture
+def data(written: Path, tmp_path: Path) -> Path:
+    shutil.copytree(written, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def refused(small_ledger: Any) -> str:
+    with pytest.raises(StartRefused) as caught:
+        small_ledger(ids_max=IDS_MAX)
+    return str(caught.value)
+
+
+def environment(data: Path) -> lmdb.Environment:
+    return lmdb.open(str(data / "ids"), map_size=limits.JOURNAL_MAP_BYTES, max_dbs=4)
+
+
+def keys_of_journal(data: Path) -> tuple[dict[bytes, int], int]:
+    """Request id hash -> sequence, from the journal; and the last sequence."""
+    found, last = {}, 0
+    for group in journal.scan(data):
+        for sequence, entry in group:
+            last = sequence
+            if entry[24:40] != bytes(16):
+                found[entry[24:40]] = sequence
+    return found, last
+
+
+def runs_of(data: Path) -> Iterator[tuple[tuple[Any, ...], list[tuple[bytes, int, int]]]]:
+    """Each run's description, and its slots as (hash, first, second), read as docs/journal-format.md says."""
+    with environment(data) as opened:
+        runs, slots = opened.open_db(b"runs"), opened.open_db(b"slots")
+        with opened.begin() as transaction:
+            for key, value in transaction.cursor(runs):
+                run, = struct.unpack(">I", key)
+                description = struct.unpack("<IIQQqqQQ16sQQ", value)
+                found, index = [], 0
+                cursor = transaction.cursor(slots)
+                cursor.set_range(struct.pack(">IQQ", run, 0, 0))
+                for block_key, block in cursor:
+                    number, low, high = struct.unpack(">IQQ", block_key)
+                    if number != run:
+                        break
+                    _, owner, at, count = struct.unpack_from("<QIII", block)
+                    assert (owner, at, len(block)) == (run, index, 20 + 28 * count)
+                    rows = [SLOT.unpack_from(block, 20 + 28 * i) for i in range(count)]
+                    assert (low, high) == rows[0][:2]
+                    found += [(struct.pack("<QQ", *row[:2]), row[2] | row[4] << 32, row[3] | row[5] << 32) for row in rows]
+                    index += 1
+                assert index == description[7]
+                yield description, found
+
+
+def test_runs_hold_what_the_journal_says_and_nothing_else(data: Path) -> None:
+    wanted, last = keys_of_journal(data)
+    covered = {0: 0, 1: 0}
+    for (version, kind, first, until, low, high, count, _, directory, _, _), slots in runs_of(data):
+        assert (version, count, directory) == (1, len(slots), journal.read_format(data))
+        assert first == covered[kind] + 1 and first <= until <= last and low <= high
+        covered[kind] = until
+        order = [struct.unpack("<QQ", key) for key, _, _ in slots]
+        assert order == sorted(order)
+        if kind == 0:
+            assert {key: sequence for key, sequence, _ in slots} == {
+                key: sequence for key, sequence in wanted.items() if first <= sequence <= until}
+    assert min(covered.values()) > REQUESTS - 2 * IDS_MAX
+
+
+def test_a_start_with_more_or_less_room_for_ids_goes_on_with_the_same_runs(data: Path, small_ledger: Any) -> None:
+    wanted, _ = keys_of_journal(data)
+    for ids_max in (IDS_MAX, 14, 200, 25, IDS_MAX):
+        ledger = small_ledger(ids_max=ids_max)
+        sequence, runs = ledger.handle.sequence, ledger.handle.stats()["ids"]
+        assert runs["keys"] >= 2 * (REQUESTS - max(IDS_MAX, 2 * ids_max))
+        ledger.close()
+        held: dict[bytes, int] = {}
+        for description, slots in runs_of(data):
+            if description[1] == 0:
+                assert description[3] <= sequence
+                held |= {key: first for key, first, _ in slots}
+        assert held.items() <= wanted.items()
+
+
+def test_runs_of_nowhere_are_made_by_a_start(data: Path, small_ledger: Any) -> None:
+    """A directory of a time before there were runs."""
+    shutil.rmtree(data / "ids")
+    small_ledger(ids_max=IDS_MAX).close()
+    assert sum(len(slots) for _, slots in runs_of(data)) > REQUESTS
+
+
+def test_a_run_cut_short_refuses_the_start(data: Path, small_ledger: Any) -> None:
+    file = data / "ids" / "data.mdb"
+    whole = file.read_bytes()
+    for size in (len(whole) - 4096, len(whole) // 2, 4096, 0):
+        file.write_bytes(whole[:size])
+        text = refused(small_ledger)
+        assert "ids/data.mdb" in text and "--rebuild" in text, (size, text)
+    file.write_bytes(whole)
+    small_ledger(ids_max=IDS_MAX)
+
+
+def test_the_runs_of_another_directory_refuse_the_start(data: Path, tmp_path: Path, small_ledger: Any) -> None:
+    small_ledger(data=tmp_path / "other").close()
+    shutil.rmtree(tmp_path / "other" / "ids")
+    (data / "ids").rename(tmp_path / "other" / "ids")
+    with pytest.raises(StartRefused, match=r"run 1 belongs to another data directory.*--rebuild"):
+        small_ledger(data=tmp_path / "other")
+
+
+def test_runs_that_know_more_than_the_journal_refuse_the_start(written: Path, data: Path, tmp_path: Path, small_ledger: Any) -> None:
+    shutil.copytree(written.parent / "early", tmp_path / "early")
+    shutil.rmtree(tmp_path / "early" / "ids")
+    (data / "ids").rename(tmp_path / "early" / "ids")
+    with pytest.raises(StartRefused, match=r"request ids on disk .* reach to entry \d+, but the journal ends with \d+"):
+        small_ledger(data=tmp_path / "early", ids_max=IDS_MAX)
+    ids.rebuild(tmp_path / "early", ids_max=IDS_MAX)
+    small_ledger(data=tmp_path / "early", ids_max=IDS_MAX)
+
+
+def test_older_runs_beside_a_newer_journal_are_filled_up(written: Path, data: Path, small_ledger: Any) -> None:
+    whole = by_kind(data)
+    shutil.rmtree(data / "ids")
+    shutil.copytree(written.parent / "early" / "ids", data / "ids")
+    small_ledger(ids_max=IDS_MAX).close()
+    for kind, runs in by_kind(data).items():
+        assert len(runs) >= len(whole[kind]) - 4 and runs == whole[kind][:len(runs)]
+
+
+def test_a_missing_run_refuses_the_start(data: Path, small_ledger: Any) -> None:
+    with environment(data) as opened, opened.begin(write=True) as transaction:
+        assert transaction.delete(struct.pack(">I", 3), db=opened.open_db(b"runs", transaction))
+    assert "run 3 is not the next one" in refused(small_ledger)
+
+
+def test_a_damaged_description_or_end_of_a_run_refuses_the_start(data: Path, small_ledger: Any) -> None:
+    whole = (data / "ids" / "data.mdb").read_bytes()
+    generator = random.Random(5)
+    for name in ("runs", "slots") * 10:
+        (data / "ids" / "data.mdb").write_bytes(whole)
+        with environment(data) as opened, opened.begin(write=True) as transaction:
+            database = opened.open_db(name.encode(), transaction)
+            key, value = generator.choice(list(transaction.cursor(database)))
+            changed = bytearray(value)
+            changed[generator.randrange(len(changed))] ^= 1 << generator.randrange(8)
+            transaction.put(key, bytes(changed), db=database)
+        number = int.from_bytes(key[:4], "big")
+        text = refused(small_ledger)
+        assert f"run {number} " in text and "--rebuild" in text, text
+
+
+def test_rebuilt_runs_are_the_same(data: Path, small_ledger: Any) -> None:
+    before = by_kind(data)
+    assert ids.rebuild(data, ids_max=IDS_MAX) >= len(before[0]) + len(before[1])
+    for kind, runs in by_kind(data).items():
+        assert runs[:len(before[kind])] == before[kind]
+    assert not [checked for checked in ids.check(data) if checked.fault]
+    assert sorted(path.name for path in data.iterdir() if path.name.startswith("ids")) == ["ids"]
+    small_ledger(ids_max=IDS_MAX)
+
+
+def by_kind(data: Path) -> dict[int, list[Any]]:
+    """Per kind its runs: sequences, orders and slots."""
+    found: dict[int, list[Any]] = {0: [], 1: []}
+    for (_, kind, first, until, low, high, *_), slots in runs_of(data):
+        found[kind].append((first, until, low, high, slots))
+    return found
+
+
+def test_what_an_unfinished_run_left_is_swept(data: Path, small_ledger: Any) -> None:
+    with environment(data) as opened, opened.begin(write=True) as transaction:
+        database = opened.open_db(b"slots", transaction)
+        key, value = list(transaction.cursor(database))[-1]
+        run = int.from_bytes(key[:4], "big") + 1
+        for low in range(700):
+            transaction.put(struct.pack(">IQQ", run, low, 0), value, db=database, append=True)
+    for ids_max in (IDS_MAX, 8):  # a start that writes nothing, and one that does
+        small_ledger(ids_max=ids_max).close()
+    assert not [checked for checked in ids.check(data) if checked.fault]
+    assert len(list(ids.check(data))) > run
+
+
+def test_a_block_damaged_in_the_middle_is_met_by_the_one_who_needs_it(data: Path) -> None:
+    ids.rebuild(data, ids_max=REQUESTS)  # runs of several blocks
+    middle = next(number for number, ((_, kind, *_), slots) in enumerate(runs_of(data), 1) if kind == 0 and len(slots) > 290)
+    with environment(data) as opened, opened.begin(write=True) as transaction:
+        database = opened.open_db(b"slots", transaction)
+        key, value = [(key, value) for key, value in transaction.cursor(database) if int.from_bytes(key[:4], "big") == middle][1]
+        changed = bytearray(value)
+        changed[1000] ^= 4
+        transaction.put(key, bytes(changed), db=database)
+        gone = {value[at:at + 16] for at in range(20, len(value), 28)}
+    faults = [checked.fault for checked in ids.check(data) if checked.fault]
+    assert len(faults) == 1 and f"run {middle} is not what was written" in faults[0]
+    done = subprocess.run([sys.executable, "-m", "server", "ids", str(data)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"run {middle} " in done.stderr and "--rebuild" in done.stderr
+    server = RunningServer(data.parent, arguments=("--members-max", "1000", "--ids-max", "100"))
+    outcomes = {"told": 0, "refused": 0}
+    try:
+        server.start()
+        for number in range(280):
+            ask = ledger_pb2.GetOperationRequest(request_id=f"request-{number:012d}")
+            try:
+                server.stub.GetOperation(ask, timeout=20)
+                outcomes["told"] += 1
+            except grpc.RpcError as error:
+                assert till.reason_of(error) == ("IDS_UNREADABLE", {})
+                assert siphash_(bytes(16), ask.request_id.encode()) in gone
+                outcomes["refused"] += 1
+        assert min(outcomes.values()) > 50
+        with pytest.raises(ids.InUse):
+            ids.rebuild(data)
+        assert server.terminate() == 0
+        done = subprocess.run([sys.executable, "-m", "server", "ids", str(data), "--rebuild"], cwd=ROOT, capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 0 and "runs made from the journal" in done.stdout
+        server.start()
+        for number in range(0, 280, 7):
+            server.stub.GetOperation(ledger_pb2.GetOperationRequest(request_id=f"request-{number:012d}"), timeout=20)
+    finally:
+        server.kill()

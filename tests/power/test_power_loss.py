@@ -1,0 +1,313 @@
+"""The power fails: whatever a legal disk may then hold, the ledger starts, has lost nothing acknowledged and no half of a group.
+
+Runs of a ledger are recorded through the preloaded shim, turned into the states that a disk without barriers may be found in (disk.py) and
+each of these is recovered by the real recovery (judge.py). The number of states is printed. The last tests take one flush away at a time
+and see that the judges find it.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from ledger import limits
+from server._pb.loyalty.ledger.v1 import ledger_pb2
+from tests import till
+from tests.power.conftest import Laboratory
+from tests.power.disk import FLUSH, FLUSH_NAMES, WRITE
+from tests.power.judge import Verdict, Work
+from tests.power.recording import Recording
+from tests.running import RunningServer
+from tests.shim.shim import META, Record
+from tests.test_durable import answers
+
+SOAK_STATES = 100_000
+RING_BLOCKS = limits.TAIL_BYTES_MIN // limits.TAIL_BLOCK_BYTES - 1
+SKIP_BLOCKS = limits.GROUP_BYTES_MAX // limits.TAIL_BLOCK_BYTES + 1  # with less room before the ring's end, a group goes to its start
+
+
+def good(verdict: Verdict, states_min: int) -> int:
+    """All states were recovered, and they were not too few to mean something."""
+    assert verdict.faults == []
+    assert verdict.states >= states_min
+    return verdict.states
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+def groups(laboratory: Laboratory, *, seed: int, count: int, mode: str) -> Recording:
+    """Groups and drains on a directory that is there already."""
+    if not laboratory.data.exists():
+        assert laboratory.run(groups=1) == 0
+    recorder = laboratory.recorder()
+    assert laboratory.run(seed=seed, groups=count, mode=mode) == 0
+    return recorder.finish()
+
+
+def creation(laboratory: Laboratory, *, seed: int, above: str = "srv/daybook", apart: bool = False) -> Recording:
+    """A directory is made, with the directories above it, and gets its first groups; `apart`: the tail lies elsewhere."""
+    laboratory.data = laboratory.disk / above / "data"
+    if apart:
+        (laboratory.data.parent / "apart").mkdir(parents=True)
+    recorder = laboratory.recorder()
+    assert laboratory.run(seed=seed, groups=2) == 0
+    return recorder.finish()
+
+
+def turn_of_the_ring(laboratory: Laboratory, *, seed: int, count: int) -> Recording:
+    """The ring is full of old groups, and the groups that are recorded go over its end to its start, for the second time."""
+    one_turn = RING_BLOCKS - SKIP_BLOCKS + 1
+    assert laboratory.run(groups=2 * one_turn - 12, mode="fill") == 0
+    made = groups(laboratory, seed=seed, count=count, mode="alone")
+    tail = made.names["data/tail"]
+    assert any(op.kind == WRITE and op.file == tail and op.offset == limits.TAIL_BLOCK_BYTES for op in made.ops), "the ring did not turn"
+    return made
+
+
+def kills(laboratory: Laboratory, numbers: list[int], *, seed: int) -> list[tuple[Recording, int]]:
+    """A process is killed behind its so-many-th operation (the page cache survives), another goes on, then the power fails.
+
+    Shape: each recording with the place of the kill. The numbers count through the creation of a directory and its first groups.
+    """
+    made = []
+    for number in numbers:
+        shutil.rmtree(laboratory.disk)
+        laboratory.disk.mkdir()
+        recorder = laboratory.recorder()
+        laboratory.shim.die(number, after=True)
+        code = laboratory.run(seed=seed, groups=6)
+        laboratory.shim.heal()
+        assert code in (0, -9)
+        place = laboratory.shim.place()
+        assert laboratory.run(seed=seed + 1, groups=1) == 0
+        made.append((recorder.finish(), place))
+    return made
+
+
+def show(recording: Recording, laboratory: Laboratory, chosen: random.Random) -> int:
+    """Makes the laboratory's disk one of the states that the recording may leave. Returns what was acknowledged by then."""
+    disk = recording.disk()
+    last = sum(1 for _ in disk.walk(recording.ops)) - 1
+    disk = recording.disk()
+    wanted = chosen.randint(0, last)
+    for window in disk.walk(recording.ops):
+        if window.number == wanted:
+            state = chosen.choice(list(window.states(chosen, 10)))
+            Work(laboratory.disk, laboratory.shim, disk).show(state)
+            return recording.demand(window.place)
+    raise AssertionError
+
+
+def losses(laboratory: Laboratory, *, seed: int, count: int, each: int) -> list[Recording]:
+    """Starts from states that a first power loss may leave."""
+    first, chosen, made = groups(laboratory, seed=seed, count=3 * each, mode="alone"), random.Random(seed), []
+    for _ in range(count):
+        demand = show(first, laboratory, chosen)
+        second = groups(laboratory, seed=chosen.getrandbits(30), count=each, mode="alone")
+        made.append(second._replace(acknowledged=[(0, demand), *second.acknowledged]))
+    return made
+
+
+# --- what the tests say -----------------------------------------------------------------------------------------------
+
+def test_groups_and_drains(laboratory: Laboratory) -> None:
+    """Flush and drain thread at work, so that tail and journal are in the air together."""
+    good(laboratory.judge(groups(laboratory, seed=1, count=16, mode="threads"), drawn=10, share=2), 300)
+
+
+def test_a_directory_in_the_making(laboratory: Laboratory) -> None:
+    made = creation(laboratory, seed=2)
+    laboratory.reset()
+    apart = creation(laboratory, seed=3, apart=True)
+    good(laboratory.judge(made, apart, data="srv/daybook/data", share=4), 100)
+
+
+def test_the_ring_turns(laboratory: Laboratory) -> None:
+    good(laboratory.judge(turn_of_the_ring(laboratory, seed=3, count=20), drawn=5, share=8), 150)
+
+
+def test_a_kill_and_then_a_power_loss(laboratory: Laboratory) -> None:
+    """What a killed process left in memory only is not relied on by the next one before it is on disk."""
+    numbers = random.Random(4).sample([*range(1, 13), *range(28, 52)], 8)
+    good(laboratory.judge(*kills(laboratory, numbers, seed=4), drawn=2, share=4), 100)
+
+
+def test_a_power_loss_after_a_power_loss(laboratory: Laboratory) -> None:
+    good(laboratory.judge(*losses(laboratory, seed=5, count=4, each=3), drawn=5, share=2), 100)
+
+
+# --- the whole service ------------------------------------------------------------------------------------------------
+
+class Told:
+    """Requests of some tills at once, and what they were answered."""
+
+    def __init__(self, server: RunningServer, seed: int, each: int) -> None:
+        self.server, self.each = server, each
+        self.answers: list[tuple[str, Any, Any]] = []
+        tills = [threading.Thread(target=self._till, args=(random.Random(seed * 100 + number),)) for number in range(4)]
+        for one in tills:
+            one.start()
+        for one in tills:
+            one.join(60)
+            assert not one.is_alive()
+        assert len(self.answers) >= 2 * each
+
+    def _till(self, chosen: random.Random) -> None:
+        with grpc.insecure_channel(self.server.address(), options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = RunningServer._stub(channel)
+            for _ in range(self.each):
+                card = f"card-{chosen.randrange(6)}"
+                method = chosen.choice(("EarnPoints", "EarnPoints", "EarnPoints", "BurnPoints", "ReservePoints"))
+                if method == "EarnPoints":
+                    request = till.earn(card, chosen.randrange(100, 9000), lines=chosen.choice((1, 6, 40)))
+                else:
+                    request = till.request(method, card=card, points=chosen.randrange(1, 9))
+                try:
+                    self.answers.append((method, request, getattr(stub, method)(request, timeout=20)))
+                except grpc.RpcError as error:
+                    assert till.reason_of(error) is not None, "the outcome is unknown"  # a definite no, such as too few points
+
+
+def answered(records: list[Record]) -> list[tuple[int, int]]:
+    """(place of the send, sequence) of every answer; in all of them field 1 is the entry."""
+    return [(place, ledger_pb2.EarnPointsResponse.FromString(raw).entry.sequence) for place, raw in answers(records)]
+
+
+def served(laboratory: Laboratory, *, seed: int, each: int) -> tuple[Recording, Told]:
+    """A real service with tills, recorded from before its start to behind its end."""
+    if not laboratory.data.exists():
+        assert laboratory.run(groups=1) == 0
+    recorder = laboratory.recorder()
+    server = RunningServer(laboratory.folder / "server", environment=laboratory.shim.environment())
+    server.data = laboratory.data
+    server.start()
+    told = Told(server, seed, each)
+    assert server.terminate() == 0
+    made = recorder.finish(answered)
+    sequences = {answer.entry.sequence for _, _, answer in told.answers}
+    assert sequences <= {sequence for _, sequence in made.acknowledged}, "an answer was not seen on the socket"
+    return made, told
+
+
+def check_served(laboratory: Laboratory, recording: Recording, told: Told, chosen: random.Random) -> None:
+    """A real service starts on a state, answers all that was acknowledged again the same, and goes on."""
+    demand = show(recording, laboratory, chosen)
+    server = RunningServer(laboratory.folder / f"again-{chosen.getrandbits(40)}")
+    server.data = laboratory.data
+    server.start()
+    try:
+        for method, request, answer in told.answers:
+            if answer.entry.sequence <= demand:
+                again = getattr(server.stub, method)(request, timeout=20)
+                assert again.replayed and again.entry == answer.entry
+        assert server.stub.EarnPoints(till.earn("new"), timeout=20).entry.sequence > demand
+        assert server.terminate() == 0
+    finally:
+        server.kill()
+
+
+def test_the_service_with_tills(laboratory: Laboratory) -> None:
+    recording, told = served(laboratory, seed=6, each=10)
+    good(laboratory.judge(recording, drawn=5, share=3), 150)
+    check_served(laboratory, recording, told, random.Random(6))
+
+
+# --- the judges can see -----------------------------------------------------------------------------------------------
+
+def caught(laboratory: Laboratory, recording: Recording | tuple[Recording, int], what: str, **arguments: Any) -> None:
+    verdict = laboratory.judge(recording, **arguments)
+    assert any(what in fault for fault in verdict.faults), verdict.faults
+
+
+def test_an_answer_before_the_flush_is_caught(laboratory: Laboratory) -> None:
+    assert laboratory.run(groups=1) == 0
+    recorder = laboratory.recorder()
+    assert laboratory.run(seed=7, groups=6, mode="early") == 0
+    caught(laboratory, recorder.finish(), "were acknowledged, the recovered ledger ends with")
+
+
+def test_a_tail_that_is_not_flushed_is_caught(laboratory: Laboratory) -> None:
+    assert laboratory.run(groups=1) == 0
+    laboratory.shim.drop_flushes()
+    caught(laboratory, groups(laboratory, seed=8, count=6, mode="alone"), "were acknowledged, the recovered ledger ends with")
+
+
+@pytest.mark.parametrize("flag", ["MDB_NOSYNC", "MDB_NOMETASYNC"])
+def test_an_unsafe_flag_of_lmdb_is_caught(laboratory: Laboratory, flag: str) -> None:
+    """What the disk would have been told with the flag: the drained groups are noted in the tail, but LMDB may have lost them."""
+    whole = groups(laboratory, seed=9, count=10, mode="alone")
+    journal = whole.names["data/journal/data.mdb"]
+    lazy = whole._replace(ops=[op._replace(dsync=False) for op in whole.ops])
+    if flag == "MDB_NOSYNC":
+        lazy = lazy.without(lambda op: op.kind == FLUSH and op.file == journal)
+    caught(laboratory, lazy, "the journal was set back")
+
+
+def test_names_that_are_not_flushed_are_caught(laboratory: Laboratory) -> None:
+    def leave_out(which: Callable[[str], bool]) -> Recording:
+        return made.without(lambda op: op.kind == FLUSH_NAMES and which(op.names[0][0]))
+
+    made = creation(laboratory, seed=10, above="srv")
+    for which in (lambda path: path.endswith("data"), lambda path: path.endswith("journal"), lambda path: path in ("", "srv")):
+        verdict = laboratory.judge(leave_out(which), data="srv/data", drawn=2, share=2)
+        assert verdict.faults
+
+
+def test_a_start_that_relies_on_memory_is_caught(laboratory: Laboratory) -> None:
+    """Without the flush of the journal at a start: the kill came between LMDB's write of its meta page and the disk."""
+    assert laboratory.run(groups=1) == 0
+    recorder = laboratory.recorder()
+    laboratory.shim.die(1, after=True, files=META)
+    assert laboratory.run(seed=11, groups=30) == -9
+    laboratory.shim.heal()
+    place = laboratory.shim.place()
+    assert laboratory.run(seed=12, groups=1) == 0
+    made = recorder.finish()
+    meta = [op for op in made.ops if op.kind == WRITE and op.dsync and op.begin < place]
+    killed = meta[-1]._replace(dsync=False)  # its bytes were in memory when the process was killed
+    made = made._replace(ops=[killed if op is meta[-1] else op for op in made.ops])
+    assert laboratory.judge((made, place)).faults == []
+
+    at_start = next(op for op in made.ops if op.kind == FLUSH and op.file == killed.file and op.begin > place)
+    caught(laboratory, (made.without(lambda op: op is at_start), place), "the journal was set back")
+
+
+# --- the long ones ----------------------------------------------------------------------------------------------------
+
+def any_run(laboratory: Laboratory, seed: int) -> Verdict:
+    """A run of any kind, its states judged."""
+    chosen = random.Random(seed)
+    kind = chosen.choices(("threads", "alone", "creation", "turn", "kills", "twice", "service"), (5, 3, 1, 2, 2, 2, 3))[0]
+    print(f"{kind}, seed {seed}: ", end="", flush=True)
+    if kind in ("threads", "alone"):
+        return laboratory.judge(groups(laboratory, seed=seed, count=60, mode=kind), seed=seed, drawn=100)
+    if kind == "creation":
+        return laboratory.judge(creation(laboratory, seed=seed, apart=seed % 2 == 0), seed=seed, data="srv/daybook/data", drawn=30)
+    if kind == "turn":
+        return laboratory.judge(turn_of_the_ring(laboratory, seed=seed, count=40), seed=seed, drawn=50)
+    if kind == "kills":
+        return laboratory.judge(*kills(laboratory, chosen.sample(range(1, 60), 10), seed=seed), seed=seed, drawn=10)
+    if kind == "twice":
+        return laboratory.judge(*losses(laboratory, seed=seed, count=6, each=8), seed=seed, drawn=30)
+    recording, told = served(laboratory, seed=seed, each=40)
+    verdict = laboratory.judge(recording, seed=seed, drawn=100)
+    check_served(laboratory, recording, told, chosen)
+    return verdict
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_100_000_crash_states(laboratory: Laboratory) -> None:
+    seed = random.SystemRandom().getrandbits(24)
+    states = 0
+    while states < SOAK_STATES:
+        seed += 1
+        laboratory.reset()
+        states += good(any_run(laboratory, seed), 1)
+    print(f"{states} crash states in all, none wrong")
