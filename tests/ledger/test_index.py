@@ -13,7 +13,7 @@ import pytest
 
 from ledger import index as index_module
 from ledger import limits
-from ledger._index import request_hash
+from ledger._index import receipt_key, request_hash
 from ledger.index import (
     EVERYTHING,
     Filter,
@@ -258,6 +258,33 @@ def test_a_hit_of_another_key_with_the_same_hash_is_not_listed(tmp_path: Path) -
             pass
         for sequence, which in zip((2, 3), pair, strict=True):
             assert [found for found, _ in index.find(by_request(id_of(which)), 1 << 62, 10)] == [sequence]
+
+
+def twins(key_of: Callable[[int], int]) -> tuple[int, int]:
+    """Two numbers with the same key of 32 bits."""
+    seen: dict[int, int] = {}
+    number = 0
+    while (key := key_of(number)) not in seen:
+        seen[key] = number
+        number += 1
+    return seen[key], number
+
+
+def test_a_receipt_or_a_store_with_anothers_hash_is_not_listed(tmp_path: Path) -> None:
+    receipts = [(b"S1", b"t", 20261121, b"n%d" % number) for number in twins(lambda n: receipt_key(20261121, b"S1", b"t", b"n%d" % n))]
+    stores = [(b"s%d" % number, b"t", 20261121, b"n") for number in twins(lambda n: receipt_key(20261121, b"s%d" % n))]
+    forge = forging.Forge()
+    forge.add(forging.program_entry(), *(forging.entry(1, forging.section(1, bytes([7]) + forging.signed(day) + b"".join(
+        bytes([tag, len(text)]) + text for tag, text in ((0x80, store), (0x81, till), (0x82, number)))), member=1)
+        for store, till, day, number in (*receipts, *stores)))
+    with Journal(forge.write(tmp_path / "data")) as journal:
+        index = Index(tmp_path / "data", journal)
+        while index.step():
+            pass
+        for sequence, receipt in zip((2, 3), receipts, strict=True):
+            assert [found for found, _ in index.find(by_receipt(*receipt), 1 << 62, 10)] == [sequence]
+        for sequence, (store, _, day, _) in zip((4, 5), stores, strict=True):
+            assert [found for found, _ in index.find(by_store_day(store, day), 1 << 62, 10)] == [sequence]
 
 
 @pytest.mark.parametrize("damage", ["cut", "head", "tail", "row", "offset", "empty", "text", "gone", "other directory"])

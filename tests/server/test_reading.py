@@ -374,6 +374,19 @@ def test_an_idle_feed_says_that_it_lives_and_then_goes_on(shop: Shop) -> None:
         wait_for(lambda: port.port.journal.stats()["streams"] == 0, "the end of the stream")
 
 
+def test_nothing_is_shown_before_the_follower_has_applied_it(port_of_a_small_journal: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = port_of_a_small_journal
+    service = port.port.journal
+    monkeypatch.setattr(service, "_reach", lambda: 21)  # the end of the second group of ten
+    assert [entry.entry.sequence for entry in listed(port, 100)] == list(range(21, 0, -1))
+    stream = port.journal.WatchEntries(journal_pb2.WatchEntriesRequest(from_sequence=10))
+    message = next(stream)
+    assert [entry.entry.sequence for entry in message.entries] == list(range(10, 22)) and message.head.sequence == 21
+    monkeypatch.undo()
+    assert [entry.entry.sequence for entry in next(stream).entries] == list(range(22, 202))
+    stream.cancel()
+
+
 def test_the_feed_begins_nowhere_it_cannot(port_of_a_small_journal: Port) -> None:
     watch = port_of_a_small_journal.journal.WatchEntries
     reason, metadata = refused(lambda: next(watch(journal_pb2.WatchEntriesRequest(from_sequence=203))))
