@@ -130,7 +130,7 @@ def test_a_directory_in_the_making(laboratory: Laboratory) -> None:
 
 
 def test_the_ring_turns(laboratory: Laboratory) -> None:
-    good(laboratory.judge(turn_of_the_ring(laboratory, seed=3, count=20), drawn=5, share=20), 80)
+    good(laboratory.judge(turn_of_the_ring(laboratory, seed=3, count=20), drawn=5, share=20), 50)
 
 
 def test_a_kill_and_then_a_power_loss(laboratory: Laboratory) -> None:
@@ -169,10 +169,18 @@ class Told:
                     request = till.earn(card, chosen.randrange(100, 9000), lines=chosen.choice((1, 6, 40)))
                 else:
                     request = till.request(method, card=card, points=chosen.randrange(1, 9))
-                try:
-                    self.answers.append((method, request, getattr(stub, method)(request, timeout=20)))
-                except grpc.RpcError as error:
-                    assert till.reason_of(error) is not None, "the outcome is unknown"  # a definite no, such as too few points
+                while not self._ask(stub, method, request):
+                    time.sleep(0.005)  # a poll's step: the memory for ids is full until a run is written
+
+    def _ask(self, stub: Any, method: str, request: Any) -> bool:
+        """False: to be asked again."""
+        try:
+            self.answers.append((method, request, getattr(stub, method)(request, timeout=20)))
+        except grpc.RpcError as error:
+            reason = till.reason_of(error)
+            assert reason is not None, "the outcome is unknown"  # anything else is a definite no, such as too few points
+            return reason[0] != "IDS_BEHIND"
+        return True
 
 
 def answered(records: list[Record]) -> list[tuple[int, int]]:
@@ -220,7 +228,7 @@ def check_served(laboratory: Laboratory, recording: Recording, told: Told, chose
 
 def test_the_service_with_tills(laboratory: Laboratory) -> None:
     recording, told = served(laboratory, seed=6, each=10)
-    good(laboratory.judge(recording, drawn=5, share=3), 150)
+    good(laboratory.judge(recording, drawn=5, share=3), 50)
     check_served(laboratory, recording, told, random.Random(6))
 
 
@@ -230,7 +238,7 @@ def test_the_service_with_snapshots_and_runs_of_ids(laboratory: Laboratory) -> N
     assert any(op.kind == NAME and "snapshots" in op.label for op in recording.ops), "no snapshot was written"
     runs = recording.number("data/ids/data.mdb")
     assert sum(op.kind == WRITE and op.file == runs for op in recording.ops) > 4, "no run was written"
-    good(laboratory.judge(recording, drawn=3, share=24), 100)
+    good(laboratory.judge(recording, drawn=3, share=24), 50)
     check_served(laboratory, recording, told, random.Random(14))
 
 
