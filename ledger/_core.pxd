@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._hash cimport Hash128
-from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, METHOD_COUNT, Outcome, WALLETS_MAX
+from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, Lookup, METHOD_COUNT, Outcome, WALLETS_MAX
 from ledger._rules cimport Program
 from ledger._table cimport KeyTable
 
@@ -149,6 +149,9 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
     # first an EXPIRE_RESERVATION for each of the member's reservations that were due, last the command's own.
     # Reads and repeats write nothing. core_program must not be NULL.
     # outcome.parked: memory does not reach back far enough; nothing was decided. Ask the runs and execute it again with the answer.
+cdef bint core_foresee(const Core* core, const Command* command, Lookup* lookup) noexcept nogil
+    # Whether a write that core_prepare has seen will most likely be parked, and with which question. Decides nothing: to ask too much or
+    # too little costs time alone.
 cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept nogil
     # Starts the memory reads of commands that will be executed next, all at once instead of one after another. Changes nothing
     # but the commands' hashes; a command may also be executed without it.

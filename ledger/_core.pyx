@@ -1859,6 +1859,23 @@ cdef uint32_t prepared_member(const Core* core, const Command* command) noexcept
     return 0
 
 
+cdef bint core_foresee(const Core* core, const Command* command, Lookup* lookup) noexcept nogil:
+    cdef const KeyTable* requests = &core.keys[KEYS_REQUEST]
+    cdef const KeyTable* receipts = &core.keys[KEYS_RECEIPT]
+    lookup.ask = 0
+    if command.hashed & LOOKED_UP or not runs_kept(requests):
+        return False
+    if command.hashed & HASHED_REQUEST and command.given & GIVEN_SENT_TIME and command.sent_time_us <= requests.forgotten:
+        lookup.ask |= ASK_REQUEST
+        lookup.request = command.request_hash
+        lookup.sent_time_us = command.sent_time_us
+    if command.hashed & HASHED_RECEIPT and command.business_day <= receipts.forgotten:
+        lookup.ask |= ASK_RECEIPT
+        lookup.receipt = command.receipt_hash
+        lookup.business_day = command.business_day
+    return lookup.ask != 0
+
+
 cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept nogil:
     # In rounds, each of which needs what the round before has asked for: tables, accounts, lots. The hashes are a round of
     # their own, so that the reads of all commands stand close together and overlap.

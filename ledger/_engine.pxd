@@ -28,6 +28,8 @@ cdef void engine_execute(Engine* engine, const Command* command, Outcome* outcom
     # A parked outcome: nothing was written; hand its lookup to engine_park and execute the command again with the facts.
 cdef void engine_park(Engine* engine, uint64_t token, const Lookup* lookup) noexcept nogil
     # Hands a question to the look-up thread; token: the caller's, told with the answer. At most LOOKUPS_MAX wait at a time.
+cdef bint engine_foresee(Engine* engine, const Command* command, Lookup* lookup) noexcept nogil
+    # core_foresee: what the runs would be asked for a command that is not yet to be executed, so that they can be asked before.
 cdef bint engine_told(Engine* engine, uint64_t* token, Facts* facts) noexcept nogil
     # The next answer of the look-up thread, in the order of parking; False when there is none. engine_event_fd announces them.
 cdef void engine_end_turn(Engine* engine, bint alone) noexcept nogil
@@ -49,6 +51,8 @@ cdef bint engine_inbox_take(Engine* engine, InboxCall* call) noexcept nogil
 cdef bint engine_outbox_put(Engine* engine, uint64_t token, int grpc_code, const uint8_t* data, uint32_t size,
                             const uint8_t* details, uint32_t details_size, const uint8_t* message, uint32_t message_size) noexcept nogil
     # An answer for the control port. False when the outbox is full: keep it and try in the next turn.
+cdef uint64_t engine_moment(const Engine* engine, int64_t* time_us) noexcept nogil
+    # The sequence of the last entry applied, and the server time at which a read reads now.
 cdef const Program* engine_program(const Engine* engine) noexcept nogil
 
 cdef class EngineHandle:        # Python's hold on an Engine; see ledger/_engine.pyi

@@ -32,7 +32,7 @@ from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, 
 from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, monotonic_us, realtime_us
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
-    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_keys,
+    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
     core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
@@ -558,6 +558,10 @@ cdef void engine_park(Engine* engine, uint64_t token, const Lookup* lookup) noex
         engine_event_raise(engine.lookup_fd)
 
 
+cdef bint engine_foresee(Engine* engine, const Command* command, Lookup* lookup) noexcept nogil:
+    return core_foresee(engine.core, command, lookup)
+
+
 cdef bint engine_told(Engine* engine, uint64_t* token, Facts* facts) noexcept nogil:
     cdef const Told* told
     if engine.told_taken == load_u64(&engine.told_put):
@@ -638,6 +642,11 @@ cdef bint engine_idle(const Engine* engine) noexcept nogil:
 
 cdef const Program* engine_program(const Engine* engine) noexcept nogil:
     return core_program(engine.core)
+
+
+cdef uint64_t engine_moment(const Engine* engine, int64_t* time_us) noexcept nogil:
+    time_us[0] = engine.clock.last_us if engine.clock.last_us > engine.core_stats.time_us else engine.core_stats.time_us
+    return engine.core_stats.sequence
 
 
 cdef bint engine_inbox_take(Engine* engine, InboxCall* call) noexcept nogil:

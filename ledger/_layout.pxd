@@ -21,10 +21,12 @@ cdef enum:                      # Method
     METHOD_GET_BALANCE = 8
     METHOD_GET_OPERATION = 9
     METHOD_HEALTH_CHECK = 10    # answered by the ports themselves
-    METHOD_ADJUST = 11          # from here: the control port only
+    METHOD_ADJUST = 11          # 11..13: the control port only
     METHOD_LINK = 12
     METHOD_UNLINK = 13
-    METHOD_COUNT = 14
+    METHOD_BATCH_POST = 14      # 14, 15: never a Command's; the calls inside it are
+    METHOD_BATCH_GET_BALANCES = 15
+    METHOD_COUNT = 16
 
 # What an entry does. 1..12 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind

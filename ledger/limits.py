@@ -97,7 +97,7 @@ RUN_STEP_BLOCKS = 512  # blocks of a run written at once: 2 MB hold the disk fro
 RUN_PAUSE_MS = 20  # and so long the flush has the disk to itself between two steps
 IDS_POLL_MS = 5  # how often the ids thread looks whether a full generation became durable
 IDS_RETRY_MS = 100  # and whether there is space again
-LOOKUPS_MAX = 32_768  # calls that wait for the runs: every stream and every call of the control port
+LOOKUPS_MAX = 32_768  # calls that wait for the runs: every stream and every call of the control port, and a step of every batch
 LOOKUPS_AT_ONCE = 64  # asked in one reading of the runs, before their calls are told
 LOTS_PER_MEMBER_PLANNED = 8  # 32-byte units of the lot arena per member: ~6 lots and the slack of size classes
 RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
@@ -124,6 +124,16 @@ CONTROL_FRAMES_PER_CALL = 8  # each call earns its peer so many: window updates 
 LARGE_BUFFERS_MAX = 256  # of REQUEST_BYTES_MAX each, for what outgrows a stream's own buffer; 32 MB, touched only when used
 LARGE_BUFFERS_PER_CONNECTION_MAX = 64  # so that no connection takes them all
 
+# --- batches ----------------------------------------------------------------------------------------------------
+BATCH_COMMANDS_MAX = 1000  # a store's receipts of an hour offline; a batch of so many costs ~1 ms of the hot thread
+BATCH_REQUEST_BYTES_MAX = 1_048_576  # 1000 receipts of 10 lines with room to spare; a longer one is two batches
+BATCH_ANSWER_BYTES_MAX = 1_441_792  # 1000 balances of 16 wallets; below the 4 MB that gRPC clients take unasked
+BATCHES_MAX = 16  # batches open at once: 40 MB of buffers, touched only when used; two keep the hot thread busy
+BATCHES_PER_CONNECTION_MAX = 8  # so that no connection takes them all
+BATCH_STEP = 8  # commands of a batch before the next batch has its turn: as many as are decoded together
+BATCH_RESULT_BYTES_MAX = 1_152  # of one PostResult: the longest refusal (1024) and what stands around it
+BATCH_BALANCE_BYTES_MAX = 1_408  # of one BalanceResult: 16 wallets of at most 84 bytes, and 40
+
 # --- reading the journal ----------------------------------------------------------------------------------------
 PAGE_SIZE_DEFAULT = 20  # what a screen shows
 PAGE_SIZE_MAX = 1000  # ~1 MB of usual entries
@@ -143,8 +153,15 @@ assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
 assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
 assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX + 4 * TAIL_BLOCK_BYTES
-assert LOOKUPS_MAX >= STREAMS_MAX + INBOX_CALLS_MAX
+assert LOOKUPS_MAX >= STREAMS_MAX + INBOX_CALLS_MAX + BATCHES_MAX * BATCH_STEP
 assert INBOX_BYTES >= 4 * REQUEST_BYTES_MAX
 assert OUTBOX_BYTES >= 4 * ANSWER_BYTES_MAX
 assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63
+assert BATCH_RESULT_BYTES_MAX >= 1024 + 2 * 4 + 2
+assert BATCH_RESULT_BYTES_MAX >= 120 + WALLET_NAME_BYTES_MAX + 80  # an entry without awards, and a reservation
+assert BATCH_BALANCE_BYTES_MAX >= WALLETS_MAX * (WALLET_NAME_BYTES_MAX + 52) + 40
+assert BATCH_ANSWER_BYTES_MAX >= BATCH_COMMANDS_MAX * max(BATCH_RESULT_BYTES_MAX, BATCH_BALANCE_BYTES_MAX) + 64
+assert INBOX_BYTES >= 4 * BATCH_REQUEST_BYTES_MAX
+assert OUTBOX_BYTES >= 2 * BATCH_ANSWER_BYTES_MAX + 4096  # a record never wraps: so any fits into an empty box
+assert BATCH_REQUEST_BYTES_MAX >= REQUEST_BYTES_MAX
 assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 20) + 4096

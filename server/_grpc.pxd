@@ -6,8 +6,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from ledger._layout cimport (
-    METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE, METHOD_GET_OPERATION,
-    METHOD_HEALTH_CHECK, METHOD_NONE, METHOD_RELEASE, METHOD_RESERVE,
+    METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL,
+    METHOD_GET_BALANCE, METHOD_GET_OPERATION, METHOD_HEALTH_CHECK, METHOD_NONE, METHOD_RELEASE, METHOD_RESERVE,
 )
 
 cdef enum:
@@ -43,6 +43,12 @@ cdef inline uint8_t grpc_method(const uint8_t* path, size_t size) noexcept nogil
             return METHOD_GET_BALANCE
         if memcmp(name, b"BurnPoints", 10) == 0:
             return METHOD_BURN
+    elif size == 9:
+        if memcmp(name, b"BatchPost", 9) == 0:
+            return METHOD_BATCH_POST
+    elif size == 16:
+        if memcmp(name, b"BatchGetBalances", 16) == 0:
+            return METHOD_BATCH_GET_BALANCES
     elif size == 12:
         if memcmp(name, b"GetOperation", 12) == 0:
             return METHOD_GET_OPERATION

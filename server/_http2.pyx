@@ -29,7 +29,7 @@ cdef extern from *:
 
 cdef enum:
     CONNECTION_WINDOW_BYTES = 16_777_216    # calls are taken out at once, so the window only has to cover the way there and back
-    STREAM_WINDOW_BYTES = 262_144           # above REQUEST_BYTES_MAX: an allowed request never waits for a window update
+    STREAM_WINDOW_BYTES = 262_144           # above REQUEST_BYTES_MAX: an allowed request never waits for a window update (a long batch does)
     HEADER_BYTES_HARD_MAX = 65_536          # a header block above it is no mistake any more: the connection goes
     CONTINUATIONS_MAX = 8       # CONTINUATION frames of one header block
     SETTINGS_MAX = 32           # entries of one SETTINGS frame

@@ -19,17 +19,20 @@ from ledger._ids cimport IDS_OK, Ids, ids_ask, ids_begin, ids_close, ids_open, i
 from ledger._layout cimport (
     ACCOUNT_ISSUED, ACCOUNT_MEMBER, Command, ENTRY_HEADER_BYTES, EntryHeader, Facts, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT,
     GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, KIND_EARN, KIND_ENROLL, LOOKED_UP, Lookup, MEMBER_BY_CARD, MEMBER_BY_ID, MEMBER_NONE,
-    MemberRef, METHOD_EARN, METHOD_GET_BALANCE, Outcome, SECTION_IDENTIFIERS, SECTION_LOTS, SECTION_POSTINGS, Slice, VALUE_NONE,
+    MemberRef, METHOD_BATCH_POST, METHOD_EARN, METHOD_GET_BALANCE, Outcome, SECTION_IDENTIFIERS, SECTION_LOTS, SECTION_POSTINGS, Slice, VALUE_NONE,
     VALUE_NUMBER, VALUE_TEXT,
 )
 from ledger._limits cimport (
-    ANSWER_BYTES_MAX, COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, LINES_MAX, TICK_ACCOUNTS_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+    ANSWER_BYTES_MAX, BATCH_ANSWER_BYTES_MAX, COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, LINES_MAX, TICK_ACCOUNTS_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._rules cimport Program
 from ledger._snapshot cimport Snapshot, SnapshotWriter, snapshot_write
 from ledger._status cimport STATUS_NOT_READY, STATUS_OK
 from server._call cimport Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call_encode
-from server._wire cimport outcome_forget, wire_answer, wire_decode, wire_error, wire_grpc_code
+from server._wire cimport (
+    outcome_forget, wire_answer, wire_balance_result, wire_balances_end, wire_batch, wire_batch_next, wire_decode, wire_decode_member,
+    wire_decode_post, wire_error, wire_grpc_code, wire_post_result,
+)
 
 # Scratch of the functions below; they hold the GIL from end to end.
 cdef Caller scratch
@@ -89,6 +92,18 @@ cdef dict to_dict(const Command* command):
     }
 
 
+cdef tuple to_fault(const Outcome* outcome):
+    """Shape: (status, field, index, value)."""
+    value = None
+    if outcome.value_kind == VALUE_TEXT:
+        value = to_bytes(outcome.text)
+    elif outcome.value_kind != VALUE_NONE:
+        value = outcome.value
+    elif outcome.a:
+        value = outcome.a
+    return outcome.status, outcome.field, outcome.index, value
+
+
 def decode(uint8_t method, bytes request not None):
     """Decode one request; ValueError(status, field, index, value) where the codec refuses it."""
     cdef const uint8_t* data = exact_copy(request)
@@ -98,14 +113,36 @@ def decode(uint8_t method, bytes request not None):
     try:
         if wire_decode(method, data, <uint32_t>len(request), &scratch.commands[0], outcome):
             return to_dict(&scratch.commands[0])
-        value = None
-        if outcome.value_kind == VALUE_TEXT:
-            value = to_bytes(outcome.text)
-        elif outcome.value_kind != VALUE_NONE:
-            value = outcome.value
-        elif outcome.a:
-            value = outcome.a
-        raise ValueError(outcome.status, outcome.field, outcome.index, value)
+        raise ValueError(*to_fault(outcome))
+    finally:
+        free(<void*>data)
+
+
+def decode_batch(uint8_t method, bytes request not None):
+    """Decode a batch; ValueError as in decode where the codec refuses all of it. Shape: for each part its command, or what decode would
+    raise for it as a tuple."""
+    cdef const uint8_t* data = exact_copy(request)
+    cdef Outcome* outcome = &scratch.outcomes[0]
+    cdef uint32_t size = <uint32_t>len(request)
+    cdef uint32_t offset = 0
+    cdef uint32_t count
+    cdef Slice wallet, part
+    cdef bint good
+    memset(&scratch, 0xA5, sizeof(Caller))
+    try:
+        count = wire_batch(method, data, size, &wallet, outcome)
+        if count == 0:
+            raise ValueError(*to_fault(outcome))
+        parts = []
+        for _ in range(count):
+            part = wire_batch_next(data, size, &offset)
+            memset(&scratch, 0xA5, sizeof(Caller))
+            if method == METHOD_BATCH_POST:
+                good = wire_decode_post(part, &scratch.commands[0], outcome)
+            else:
+                good = wire_decode_member(part, wallet, &scratch.commands[0], outcome)
+            parts.append(to_dict(&scratch.commands[0]) if good else to_fault(outcome))
+        return parts
     finally:
         free(<void*>data)
 
@@ -441,25 +478,72 @@ cdef class LocalLedger:
         self.keep_entries(self.caller.outcomes[0].written_size)
         return self.answer.grpc_code, (<const char*>self.answer.data)[:self.answer.size], self.caller.outcomes[0].sequence
 
-    cdef void execute(self, uint8_t method, const uint8_t* data, uint32_t size, int64_t now_us) noexcept nogil:
-        # As call() in _call.pyx does with an engine; but what must be looked up is looked up right here.
+    def call_batch(self, uint8_t method, bytes request not None, int64_t now_us):
+        """One BatchPost or BatchGetBalances, all at now_us. Shape: (gRPC code, response message or google.rpc.Status)."""
+        cdef const uint8_t* data
+        cdef uint8_t* out
+        cdef uint32_t size = <uint32_t>len(request)
+        cdef uint32_t used = 0
+        cdef uint32_t offset = 0
+        cdef uint32_t count
+        cdef Slice wallet, part
+        cdef Command* command = &self.caller.commands[0]
+        cdef Outcome* outcome = &self.caller.outcomes[0]
+        cdef const Program* program = core_program(self.core)
+        self.check_whole()
+        if program == NULL:
+            raise ValueError("a batch needs a programme in force")
+        data = exact_copy(request)
+        out = <uint8_t*>malloc(BATCH_ANSWER_BYTES_MAX)
+        try:
+            if out == NULL:
+                raise MemoryError("no memory for the answer of a batch")
+            count = wire_batch(method, data, size, &wallet, outcome)
+            if count == 0:
+                call_encode(program, method, outcome, &self.answer)
+                return self.answer.grpc_code, (<const char*>self.answer.data)[:self.answer.size]
+            for _ in range(count):
+                part = wire_batch_next(data, size, &offset)
+                if method == METHOD_BATCH_POST:
+                    if wire_decode_post(part, command, outcome):
+                        self.decide(now_us)
+                        self.keep_entries(outcome.written_size)
+                    used += wire_post_result(program, command.method, outcome, out + used)
+                else:
+                    if wire_decode_member(part, wallet, command, outcome):
+                        self.decide(now_us)
+                    used += wire_balance_result(program, outcome, out + used)
+            if method != METHOD_BATCH_POST:
+                used += wire_balances_end(core_stats(self.core).sequence, now_us, out + used)
+            return 0, (<const char*>out)[:used]
+        finally:
+            outcome.text.size = 0
+            free(<void*>data)
+            free(out)
+
+    cdef void decide(self, int64_t now_us) noexcept nogil:
+        # Executes the first command; what must be looked up is looked up right here.
         cdef const Lookup* lookup
         cdef Facts* found
+        if self.ids != NULL:
+            ids_tell(self.ids, self.core)
+        core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
+        while self.caller.outcomes[0].parked:
+            self.lookups += 1
+            lookup = &self.caller.outcomes[0].lookup
+            found = &self.caller.commands[0].found
+            ids_ask(self.ids, &lookup, &found, 1)
+            self.caller.commands[0].hashed |= LOOKED_UP
+            core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
+
+    cdef void execute(self, uint8_t method, const uint8_t* data, uint32_t size, int64_t now_us) noexcept nogil:
+        # As call() in _call.pyx does with an engine.
         if wire_decode(method, data, size, &self.caller.commands[0], &self.caller.outcomes[0]):
             if core_program(self.core) == NULL:
                 outcome_forget(&self.caller.outcomes[0])
                 self.caller.outcomes[0].status = STATUS_NOT_READY
             else:
-                if self.ids != NULL:
-                    ids_tell(self.ids, self.core)
-                core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
-                while self.caller.outcomes[0].parked:
-                    self.lookups += 1
-                    lookup = &self.caller.outcomes[0].lookup
-                    found = &self.caller.commands[0].found
-                    ids_ask(self.ids, &lookup, &found, 1)
-                    self.caller.commands[0].hashed |= LOOKED_UP
-                    core_execute(self.core, &self.caller.commands[0], now_us, self.entry, &self.caller.outcomes[0])
+                self.decide(now_us)
         call_encode(core_program(self.core), method, &self.caller.outcomes[0], &self.answer)
 
     def outcome(self):

@@ -34,6 +34,9 @@ class Stats(TypedDict):
     bytes_received: int
     bytes_sent: int
     turns: int  # of the loop
+    in_batches: dict[tuple[int, int], int]
+    """(method, status) -> commands of BatchPost and members of BatchGetBalances, by their own method; 0: refused before that was known."""
+    batch_turns: int  # turns of the loop in which batches went on
 
 class CheckoutServer:
     """Serves the checkout calls on one address."""

@@ -1,8 +1,8 @@
 """The checkout port: unary gRPC over HTTP/2 (server/_http2) on epoll, in one thread, without the GIL. The hot loop of the service.
 
 One turn of the loop: wait for sockets -> read their frames -> run complete requests through `call` -> drain the inbox of
-the control port -> end the engine's turn -> release the answers that became durable -> write, one send per connection.
-An answer leaves when the durable sequence has reached its `wait_sequence`, never before.
+the control port -> go some steps through the open batches -> end the engine's turn -> release the answers that became durable ->
+write, one send per connection. An answer leaves when the durable sequence has reached its `wait_sequence`, never before.
 
 Not for meaning: what a request says is `server/_call` and behind it; this file knows methods by number and statuses only where the
 transport itself refuses. Nothing is allocated per call: streams, buffers and connections come from pools sized at start,
@@ -28,10 +28,10 @@ from ledger._engine cimport (
     engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
     engine_told,
 )
-from ledger._layout cimport Facts, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
+from ledger._layout cimport Facts, METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
 from ledger._limits cimport (
-    ANSWER_BYTES_MAX, CALLS_PER_TURN_MAX, CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL,
-    CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX, IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX,
+    ANSWER_BYTES_MAX, BATCHES_MAX, BATCHES_PER_CONNECTION_MAX, BATCH_ANSWER_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, CALLS_PER_TURN_MAX,
+    CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL, CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX, IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX,
     LARGE_BUFFERS_PER_CONNECTION_MAX, REQUEST_BYTES_MAX, RESETS_BURST_MAX, RESETS_PER_S_MAX, SLOW_CLIENT_TIMEOUT_S,
     STREAMS_MAX, STREAMS_PER_CONNECTION_MAX, STREAMS_SHARE_MIN,
 )
@@ -41,7 +41,8 @@ from ledger._status cimport (
 )
 from server._frames cimport FRAME_BYTES_MAX, FRAME_HEAD_BYTES, HTTP2_CANCEL, HTTP2_ENHANCE_YOUR_CALM, HTTP2_NO_ERROR
 from server._call cimport (
-    Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call, call_park, call_prepare, call_read, call_refuse, call_run,
+    Answer, Batch, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, batch_begin, batch_step, batch_tell, call, call_park,
+    call_prepare, call_read, call_refuse, call_run,
 )
 from server._grpc cimport (
     GRPC_CODE_COUNT, GRPC_PREFIX_BYTES, grpc_base64, grpc_health_service, grpc_percent_encode, grpc_text_is,
@@ -114,6 +115,8 @@ cdef extern from *:
 cdef enum:
     STREAM_BYTES = 4096         # a stream's own buffer: requests have ~300 bytes, encoded refusals at most ~2.9 kB
     LARGE_BYTES = REQUEST_BYTES_MAX + 64    # what outgrows it: the largest request or answer, with its prefix
+    BATCH_IN_BYTES = BATCH_REQUEST_BYTES_MAX + 64           # a batch's request with its prefix
+    BATCH_OUT_BYTES = BATCH_ANSWER_BYTES_MAX + 64           # its answer with its prefix
     INPUT_BYTES = 65_536        # read at once from one socket
     CARRY_BYTES = FRAME_HEAD_BYTES + FRAME_BYTES_MAX    # of a frame that is not whole yet: it waits for the next read
     OUTPUT_BYTES = 65_536       # gathered for one send
@@ -126,7 +129,8 @@ cdef enum:
     NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
     BUCKETS = 20                # len(TRANSPORT_BOUNDS_US) + 1
-    CONTROL_TOKENS = 1_048_576  # tokens of parked calls: below it streams, from it on calls of the control port
+    CONTROL_TOKENS = 1_048_576  # tokens of parked calls: below it streams, from it on calls of the control port,
+    BATCH_TOKENS = 2_097_152    # from it on commands of batches, 64 of each
     EVENT_ENGINE = 0            # values of epoll_event.data
     EVENT_LISTENER = 1          # .. + LISTENERS_MAX
     EVENT_CONNECTION = 16       # .. + CONNECTIONS_MAX
@@ -138,7 +142,7 @@ cdef enum:
 
 cdef enum StreamState:
     STREAM_RECEIVING = 1        # in server.receiving
-    STREAM_READY = 2            # complete, in server.ready
+    STREAM_READY = 2            # complete, in server.ready; a batch: in server.batches
     STREAM_HELD = 3             # decided, in server.held until durable
     STREAM_ANSWERED = 4         # may leave, in server.answered
     STREAM_PARKED = 5           # not decided: waits for what the runs of dropped ids say; its request is still in the buffer
@@ -150,7 +154,8 @@ cdef struct Stream:             # one call
     Stream* sibling_previous    # among the streams of its connection
     Stream* sibling_next
     Connection* connection      # NULL: the peer has gone and only the decided answer, or that of the runs, is waited for
-    uint8_t* large              # NULL: everything is in `own`
+    uint8_t* large              # NULL: everything is in `own`, or in `batch`
+    OpenBatch* batch            # of a batch, from its prefix to the end of its answer
     int64_t headers_us          # monotonic us at which its HEADERS were read
     int64_t deadline_us         # monotonic us; 0: none
     int64_t answered_us         # monotonic us since which it may leave
@@ -172,6 +177,18 @@ cdef struct Held:               # an answer waiting for the disk
     uint64_t wait_sequence
     Stream* stream
 
+cdef struct OpenBatch:          # the buffers of a batch and how far it is
+    Batch batch
+    OpenBatch* previous         # in server.batches; free ones: next alone
+    OpenBatch* next
+    Stream* stream              # whose it is; NULL: `control`'s
+    ControlAnswer* control
+    int64_t deadline_us         # monotonic us; 0: none
+    uint8_t* request            # BATCH_IN_BYTES: prefix and message
+    uint8_t* answer             # BATCH_OUT_BYTES: prefix and message
+    uint8_t begun               # looked at, some of it run
+    uint8_t waiting             # in server.batches
+
 cdef struct ControlAnswer:      # a call of the control port that was run: its answer waits for the disk or for room in the outbox;
                                 # or it is parked, and the buffer holds its request
     ControlAnswer* next
@@ -179,7 +196,8 @@ cdef struct ControlAnswer:      # a call of the control port that was run: its a
     uint64_t wait_sequence
     int64_t taken_us
     int64_t deadline_us         # monotonic us; 0: none
-    uint8_t* large              # NULL: in `own`
+    uint8_t* large              # NULL: in `own`, or in `batch`
+    OpenBatch* batch            # of a batch
     uint32_t size
     uint32_t message_size
     uint16_t status
@@ -203,6 +221,7 @@ cdef struct Connection:
     uint32_t carry_size
     uint32_t stream_count
     uint32_t large_count
+    uint32_t batch_count
     uint32_t index
     uint32_t events             # what epoll watches
     int fd
@@ -232,12 +251,14 @@ cdef struct Counters:           # plain aligned words: written by the hot thread
     uint64_t bytes_received
     uint64_t bytes_sent
     uint64_t turns
+    uint64_t batch_turns        # turns in which commands of batches ran
 
 cdef struct Server:
     Engine* engine
     Connection* connections     # CONNECTIONS_MAX of them
     Stream* streams             # STREAMS_MAX of them
     uint8_t* large              # LARGE_BUFFERS_MAX * LARGE_BYTES
+    uint8_t* batch_bytes        # BATCHES_MAX * (BATCH_IN_BYTES + BATCH_OUT_BYTES)
     uint8_t* carry              # CONNECTIONS_MAX * CARRY_BYTES
     uint8_t* out                # CONNECTIONS_MAX * HTTP2_QUEUE_BYTES
     Held* held                  # STREAMS_MAX of them
@@ -262,14 +283,19 @@ cdef struct Server:
     uint32_t stream_count       # taken, those of peers that went included
     uint8_t** free_large
     uint32_t free_large_count
+    OpenBatch open_batches[BATCHES_MAX]
+    OpenBatch* free_batches
     ControlAnswer* free_control
     ControlAnswer* control_first    # in order
     ControlAnswer* control_last
     uint32_t control_count
+    uint32_t control_batches    # batches of the control port that have not all run
 
     StreamList receiving        # by time of HEADERS
     StreamList ready            # first come, first served
     StreamList answered         # by time of the answer
+    OpenBatch* first_batch      # complete requests, not yet all run: the next to go a step stands first
+    OpenBatch* last_batch
     uint32_t held_count
     uint32_t parked_count       # streams and calls of the control port that wait for the runs
     bint told_left              # the runs have told more than this turn took
@@ -373,6 +399,95 @@ cdef void stream_give_up_large(Server* server, Stream* stream) noexcept nogil:
         stream.connection.large_count -= 1
 
 
+cdef inline bint is_batch(uint8_t method) noexcept nogil:
+    return method == METHOD_BATCH_POST or method == METHOD_BATCH_GET_BALANCES
+
+
+cdef inline uint32_t request_bytes_max(uint8_t method) noexcept nogil:
+    return BATCH_REQUEST_BYTES_MAX if is_batch(method) else REQUEST_BYTES_MAX
+
+
+cdef inline uint8_t* stream_request(Stream* stream) noexcept nogil:
+    """Where the request lies, with its prefix."""
+    if stream.batch != NULL:
+        return stream.batch.request
+    return stream.large if stream.large != NULL else stream.own
+
+
+cdef OpenBatch* batch_take(Server* server) noexcept nogil:
+    """The buffers for a batch; NULL: all are in use."""
+    cdef OpenBatch* batch = server.free_batches
+    if batch != NULL:
+        server.free_batches = batch.next
+        batch.stream = NULL
+        batch.control = NULL
+        batch.deadline_us = 0
+        batch.begun = 0
+        batch.waiting = 0
+        batch.batch.asked = 0
+    return batch
+
+
+cdef void batch_append(Server* server, OpenBatch* batch) noexcept nogil:
+    batch.waiting = 1
+    batch.previous = server.last_batch
+    batch.next = NULL
+    if server.last_batch != NULL:
+        server.last_batch.next = batch
+    else:
+        server.first_batch = batch
+    server.last_batch = batch
+
+
+cdef void batch_remove(Server* server, OpenBatch* batch) noexcept nogil:
+    batch.waiting = 0
+    if batch.previous != NULL:
+        batch.previous.next = batch.next
+    else:
+        server.first_batch = batch.next
+    if batch.next != NULL:
+        batch.next.previous = batch.previous
+    else:
+        server.last_batch = batch.previous
+
+
+cdef void batch_free(Server* server, OpenBatch* batch) noexcept nogil:
+    """Gives the buffers back; what has not run never will."""
+    if batch.waiting:
+        batch_remove(server, batch)
+    if batch.batch.asked > 0:       # the runs will tell: the buffers are free then
+        batch.stream = NULL
+        batch.control = NULL
+        return
+    batch.next = server.free_batches
+    server.free_batches = batch
+
+
+cdef void stream_give_up_batch(Server* server, Stream* stream) noexcept nogil:
+    if stream.batch == NULL:
+        return
+    batch_free(server, stream.batch)
+    stream.batch = NULL
+    if stream.connection != NULL:
+        stream.connection.batch_count -= 1
+
+
+cdef bint stream_take_batch(Server* server, Stream* stream) noexcept nogil:
+    """Gives the stream the buffers of a batch; False: none is left, or its connection has its share."""
+    cdef OpenBatch* batch
+    if stream.connection.batch_count >= BATCHES_PER_CONNECTION_MAX:
+        return False
+    batch = batch_take(server)
+    if batch == NULL:
+        return False
+    stream.batch = batch
+    stream.connection.batch_count += 1
+    batch.stream = stream
+    batch.deadline_us = stream.deadline_us
+    memcpy(batch.request, stream.own, GRPC_PREFIX_BYTES)
+    return True
+
+
 cdef bint stream_take_large(Server* server, Stream* stream, uint32_t reserve) noexcept nogil:
     """Gives the stream a large buffer, its first bytes copied; False: none is left above `reserve`, or its connection has its share."""
     if stream.large != NULL:
@@ -392,6 +507,7 @@ cdef void stream_leave(Server* server, Stream* stream) noexcept nogil:
     """Takes the stream off its connection: the peer will hear nothing more of it."""
     cdef Connection* connection = stream.connection
     stream_give_up_large(server, stream)
+    stream_give_up_batch(server, stream)
     if stream.sibling_previous != NULL:
         stream.sibling_previous.sibling_next = stream.sibling_next
     else:
@@ -425,7 +541,8 @@ cdef void stream_closed(Server* server, Stream* stream, bint well) noexcept nogi
         list_remove(&server.receiving, stream)
         server.counters.calls_cancelled += 1
     elif stream.state == STREAM_READY:
-        list_remove(&server.ready, stream)
+        if not is_batch(stream.method):
+            list_remove(&server.ready, stream)
         server.counters.calls_cancelled += 1
     else:
         list_remove(&server.answered, stream)
@@ -468,7 +585,7 @@ cdef void stream_submit(Server* server, Stream* stream) noexcept nogil:
     stream.answered_us = server.now_us
     stream.state = STREAM_ANSWERED
     list_append(&server.answered, stream)
-    stream.wire.body = stream.large if stream.large != NULL else stream.own
+    stream.wire.body = stream.batch.answer if stream.batch != NULL else stream.large if stream.large != NULL else stream.own
     stream.wire.text = stream.own
     stream.wire.details = stream.own + MESSAGE_ROOM
     stream.wire.identity = stream.refusal == STATUS_MESSAGE_COMPRESSED
@@ -479,14 +596,25 @@ cdef void stream_submit(Server* server, Stream* stream) noexcept nogil:
 cdef void stream_keep_code(Server* server, Stream* stream, int grpc_code, const char* text, uint32_t text_size) noexcept nogil:
     """Writes an answer that has a code and a text alone. Without ErrorInfo it means: unknown, ask again."""
     stream_give_up_large(server, stream)
+    stream_give_up_batch(server, stream)
     stream.wire.grpc_code = <uint8_t>grpc_code
     stream.wire.text_size = grpc_percent_encode(<const uint8_t*>text, text_size, stream.own)
+
+
+cdef inline uint8_t* stream_prefix_answer(Stream* stream, uint8_t* out, uint32_t size) noexcept nogil:
+    """Writes the five bytes before a good answer; returns where its message goes."""
+    out[0] = 0
+    out[1] = <uint8_t>(size >> 24)
+    out[2] = <uint8_t>(size >> 16)
+    out[3] = <uint8_t>(size >> 8)
+    out[4] = <uint8_t>size
+    stream.wire.size = size + GRPC_PREFIX_BYTES
+    return out + GRPC_PREFIX_BYTES
 
 
 cdef void stream_keep(Server* server, Stream* stream, const Answer* answer) noexcept nogil:
     """Copies an answer into the stream's buffer, over the request, in the form in which it is sent."""
     cdef uint32_t size = answer.size
-    cdef uint8_t* out
     server.counters.calls[PORT_CHECKOUT][stream.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
     if answer.grpc_code == 0:
         if size > ANSWER_BYTES_MAX:
@@ -498,16 +626,10 @@ cdef void stream_keep(Server* server, Stream* stream, const Answer* answer) noex
                 return
         else:
             stream_give_up_large(server, stream)
-        out = stream.large if stream.large != NULL else stream.own
-        out[0] = 0
-        out[1] = <uint8_t>(size >> 24)
-        out[2] = <uint8_t>(size >> 16)
-        out[3] = <uint8_t>(size >> 8)
-        out[4] = <uint8_t>size
-        memcpy(out + GRPC_PREFIX_BYTES, answer.data, size)
-        stream.wire.size = size + GRPC_PREFIX_BYTES
+        memcpy(stream_prefix_answer(stream, stream.large if stream.large != NULL else stream.own, size), answer.data, size)
         return
     stream_give_up_large(server, stream)
+    stream_give_up_batch(server, stream)
     stream.wire.grpc_code = <uint8_t>(answer.grpc_code if 0 < answer.grpc_code < GRPC_CODE_COUNT else 2)
     stream.wire.text_size = grpc_percent_encode(
         answer.message, answer.message_size if answer.message_size < MESSAGE_BYTES_MAX else MESSAGE_BYTES_MAX, stream.own)
@@ -608,12 +730,16 @@ cdef void stream_complete(Server* server, Stream* stream) noexcept nogil:
         stream_health(server, stream)
         return
     stream.state = STREAM_READY
-    list_append(&server.ready, stream)
+    if stream.batch != NULL:
+        batch_append(server, stream.batch)
+    else:
+        list_append(&server.ready, stream)
 
 
 cdef void stream_prefix(Server* server, Stream* stream) noexcept nogil:
     """The five bytes before the message are there."""
     cdef const uint8_t* own = stream.own
+    cdef uint32_t bytes_max = request_bytes_max(stream.method)
     stream.message_size = <uint32_t>own[1] << 24 | <uint32_t>own[2] << 16 | <uint32_t>own[3] << 8 | own[4]
     if stream.refusal != 0 or stream.wire.http_status != 200:
         return
@@ -622,11 +748,15 @@ cdef void stream_prefix(Server* server, Stream* stream) noexcept nogil:
     elif own[0] != 0:
         stream.refusal = STATUS_FRAMING_INVALID
         stream.refusal_a = stream.received
-    elif stream.message_size > REQUEST_BYTES_MAX:
+    elif stream.message_size > bytes_max:
         stream.refusal = STATUS_MESSAGE_TOO_LARGE
         stream.refusal_a = stream.message_size
-        stream.refusal_b = REQUEST_BYTES_MAX
+        stream.refusal_b = bytes_max
         stream_answer_early(server, stream)
+    elif is_batch(stream.method):
+        if not stream_take_batch(server, stream):
+            stream.refusal = STATUS_TOO_MANY_CALLS
+            stream_answer_early(server, stream)
     elif stream.message_size + GRPC_PREFIX_BYTES > STREAM_BYTES and not stream_take_large(server, stream, LARGE_BUFFERS_MAX / 8):
         stream.refusal = STATUS_TOO_MANY_CALLS
         stream_answer_early(server, stream)
@@ -635,6 +765,7 @@ cdef void stream_prefix(Server* server, Stream* stream) noexcept nogil:
 cdef void stream_body(Server* server, Stream* stream, const uint8_t* data, uint32_t size) noexcept nogil:
     """The next bytes of a request."""
     cdef uint32_t take
+    cdef uint32_t wanted = request_bytes_max(stream.method) + GRPC_PREFIX_BYTES
     if stream.state != STREAM_RECEIVING:
         return
     if stream.received < GRPC_PREFIX_BYTES:
@@ -654,13 +785,13 @@ cdef void stream_body(Server* server, Stream* stream, const uint8_t* data, uint3
         return
     if stream.refusal == 0 and stream.wire.http_status == 200:
         if size <= stream.message_size + GRPC_PREFIX_BYTES - stream.received:
-            memcpy((stream.large if stream.large != NULL else stream.own) + stream.received, data, size)
+            memcpy(stream_request(stream) + stream.received, data, size)
             stream.received += size
             return
         stream.refusal = STATUS_FRAMING_INVALID     # a second message, or bytes behind the first
         stream.refusal_a = <int64_t>stream.received + <int64_t>size
     # Refused already: what still comes is thrown away, as long as it could have been a request.
-    if size > REQUEST_BYTES_MAX + GRPC_PREFIX_BYTES - stream.received if stream.received <= REQUEST_BYTES_MAX + GRPC_PREFIX_BYTES else True:
+    if size > wanted - stream.received if stream.received <= wanted else True:
         stream_answer_early(server, stream)
         return
     stream.received += size
@@ -964,16 +1095,21 @@ cdef uint32_t server_read_ready(Server* server) noexcept nogil:
     return count
 
 
+cdef inline void stream_hold(Server* server, Stream* stream, uint64_t wait_sequence) noexcept nogil:
+    """Lets an answer leave, now or when the disk has what it tells."""
+    if wait_sequence <= engine_durable(server.engine):
+        stream_submit(server, stream)
+        return
+    stream.state = STREAM_HELD
+    server.held[server.held_count].wait_sequence = wait_sequence
+    server.held[server.held_count].stream = stream
+    server.held_count += 1
+
+
 cdef void stream_decided(Server* server, Stream* stream, const Answer* answer) noexcept nogil:
     """The answer leaves now or when it is durable."""
     stream_keep(server, stream, answer)
-    if answer.wait_sequence <= engine_durable(server.engine):
-        stream_submit(server, stream)
-    else:
-        stream.state = STREAM_HELD
-        server.held[server.held_count].wait_sequence = answer.wait_sequence
-        server.held[server.held_count].stream = stream
-        server.held_count += 1
+    stream_hold(server, stream, answer.wait_sequence)
 
 
 cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
@@ -1036,6 +1172,8 @@ cdef void server_release(Server* server) noexcept nogil:
 cdef bint control_put(Server* server, ControlAnswer* waiting) noexcept nogil:
     """Hands an answer to the control port and counts it; False: the outbox is full."""
     cdef uint8_t* data = waiting.large if waiting.large != NULL else waiting.own
+    if waiting.batch != NULL:
+        data = waiting.batch.answer + GRPC_PREFIX_BYTES
     cdef bint well = waiting.grpc_code == 0
     if not engine_outbox_put(server.engine, waiting.token, waiting.grpc_code, data if well else NULL, waiting.size if well else 0,
                              NULL if well else data, 0 if well else waiting.size, waiting.message, waiting.message_size):
@@ -1044,6 +1182,8 @@ cdef bint control_put(Server* server, ControlAnswer* waiting) noexcept nogil:
     if waiting.large != NULL:
         server.free_large[server.free_large_count] = waiting.large
         server.free_large_count += 1
+    if waiting.batch != NULL:
+        batch_free(server, waiting.batch)
     waiting.next = server.free_control
     server.free_control = waiting
     return True
@@ -1054,10 +1194,20 @@ cdef inline bint control_expired(Server* server, int64_t deadline_us) noexcept n
     return deadline_us != 0 and server.now_us >= deadline_us
 
 
+cdef void control_queue(Server* server, ControlAnswer* waiting) noexcept nogil:
+    """Behind the answers that wait for the disk or the outbox."""
+    waiting.next = NULL
+    if server.control_last != NULL:
+        server.control_last.next = waiting
+    else:
+        server.control_first = waiting
+    server.control_last = waiting
+    server.control_count += 1
+
+
 cdef void control_decided(Server* server, ControlAnswer* waiting, const Answer* answer) noexcept nogil:
     """Keeps the answer, at the end of the queue. There is a large buffer, if it needs one."""
     server.counters.calls[PORT_CONTROL][waiting.method][answer.status if answer.status < STATUS_COUNT else 0] += 1
-    waiting.next = NULL
     waiting.wait_sequence = answer.wait_sequence
     waiting.status = answer.status
     waiting.grpc_code = <uint8_t>(answer.grpc_code if 0 <= answer.grpc_code < GRPC_CODE_COUNT else 2)
@@ -1069,12 +1219,7 @@ cdef void control_decided(Server* server, ControlAnswer* waiting, const Answer* 
     memcpy(waiting.large if waiting.large != NULL else waiting.own, answer.data, waiting.size)
     if waiting.message_size > 0:
         memcpy(waiting.message, answer.message, waiting.message_size)
-    if server.control_last != NULL:
-        server.control_last.next = waiting
-    else:
-        server.control_first = waiting
-    server.control_last = waiting
-    server.control_count += 1
+    control_queue(server, waiting)
 
 
 cdef void control_park(Server* server, ControlAnswer* waiting, const InboxCall* taken) noexcept nogil:
@@ -1086,6 +1231,22 @@ cdef void control_park(Server* server, ControlAnswer* waiting, const InboxCall* 
     memcpy(waiting.large if waiting.large != NULL else waiting.own, taken.data, taken.size)
     server.parked_count += 1
     call_park(server.caller, server.engine, 0, CONTROL_TOKENS + <uint64_t>(waiting - server.control))
+
+
+cdef bint control_begin_batch(Server* server, ControlAnswer* waiting, const InboxCall* taken) noexcept nogil:
+    """Copies a batch from the inbox and lets it wait for its turns; False: no buffers are left."""
+    cdef OpenBatch* batch = batch_take(server)
+    if batch == NULL:
+        return False
+    batch.control = waiting
+    batch.deadline_us = taken.deadline_us
+    batch.batch.size = taken.size
+    memcpy(batch.request + GRPC_PREFIX_BYTES, taken.data, taken.size)
+    waiting.taken_us = server.now_us
+    waiting.batch = batch
+    server.control_batches += 1
+    batch_append(server, batch)
+    return True
 
 
 cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
@@ -1104,13 +1265,18 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
         waiting.deadline_us = taken.deadline_us
         waiting.method = taken.method
         waiting.large = NULL
+        waiting.batch = NULL
         if taken.method == METHOD_NONE or taken.method == METHOD_HEALTH_CHECK or taken.method >= METHOD_COUNT:
             waiting.method = METHOD_NONE
             call_refuse(server.caller, STATUS_METHOD_UNKNOWN, 0, 0, answer)
         elif control_expired(server, taken.deadline_us):
             call_refuse(server.caller, STATUS_DEADLINE_PASSED, 0, 0, answer)
-        elif taken.size > REQUEST_BYTES_MAX:
-            call_refuse(server.caller, STATUS_MESSAGE_TOO_LARGE, taken.size, REQUEST_BYTES_MAX, answer)
+        elif taken.size > request_bytes_max(taken.method):
+            call_refuse(server.caller, STATUS_MESSAGE_TOO_LARGE, taken.size, request_bytes_max(taken.method), answer)
+        elif is_batch(taken.method):
+            if control_begin_batch(server, waiting, &taken):
+                continue
+            call_refuse(server.caller, STATUS_TOO_MANY_CALLS, 0, 0, answer)
         elif not call(server.caller, server.engine, taken.method, taken.data, taken.size, NULL, answer):
             waiting.taken_us = server.now_us
             control_park(server, waiting, &taken)
@@ -1157,6 +1323,112 @@ cdef void control_told(Server* server, uint64_t place, const Facts* facts) noexc
     control_decided(server, waiting, answer)
 
 
+cdef void batch_refuse(Server* server, OpenBatch* batch) noexcept nogil:
+    """Ends a batch with the refusal in server.answer; its buffers are given back."""
+    cdef ControlAnswer* waiting = batch.control
+    cdef Stream* stream = batch.stream
+    server.answer.wait_sequence = 0
+    if stream != NULL:
+        stream_keep(server, stream, &server.answer)
+        stream_submit(server, stream)
+        return
+    waiting.batch = NULL
+    batch_free(server, batch)
+    server.control_batches -= 1
+    control_decided(server, waiting, &server.answer)
+
+
+cdef void batch_finish(Server* server, OpenBatch* batch) noexcept nogil:
+    """All of it has run: its answer waits for the disk."""
+    cdef ControlAnswer* waiting = batch.control
+    cdef Stream* stream = batch.stream
+    cdef uint64_t wait_sequence = batch.batch.wait_sequence
+    batch_remove(server, batch)
+    if stream != NULL:
+        server.counters.calls[PORT_CHECKOUT][stream.method][STATUS_OK] += 1
+        stream_prefix_answer(stream, batch.answer, batch.batch.answer_size)
+        stream_hold(server, stream, wait_sequence)
+        return
+    server.control_batches -= 1
+    server.counters.calls[PORT_CONTROL][waiting.method][STATUS_OK] += 1
+    waiting.wait_sequence = wait_sequence
+    waiting.status = STATUS_OK
+    waiting.grpc_code = 0
+    waiting.size = batch.batch.answer_size
+    waiting.message_size = 0
+    control_queue(server, waiting)
+
+
+cdef bint server_begin_batch(Server* server, OpenBatch* batch) noexcept nogil:
+    """The first look at a batch; False: it is refused whole, and said so."""
+    batch.begun = 1
+    if batch.deadline_us != 0 and server.now_us >= batch.deadline_us:
+        call_refuse(server.caller, STATUS_DEADLINE_PASSED, 0, 0, &server.answer)
+        batch_refuse(server, batch)
+        return False
+    batch.batch.request = batch.request + GRPC_PREFIX_BYTES
+    batch.batch.answer = batch.answer + GRPC_PREFIX_BYTES
+    if batch.stream != NULL:
+        batch.batch.size = batch.stream.message_size
+        batch.batch.method = batch.stream.method
+    else:
+        batch.batch.method = batch.control.method
+    batch.batch.token = BATCH_TOKENS + 64 * <uint64_t>(batch - server.open_batches)
+    if not batch_begin(server.caller, &batch.batch, &server.answer):
+        batch_refuse(server, batch)
+        return False
+    return True
+
+
+cdef void server_run_batches(Server* server) noexcept nogil:
+    """Goes through the open batches, a step of each in turn, until the engine has no room or it is the sockets' turn again."""
+    cdef OpenBatch* batch
+    cdef uint32_t done = 0, ran
+    cdef bint late
+    if server.first_batch == NULL:
+        return
+    server.counters.batch_turns += 1
+    while done < CALLS_PER_TURN_MAX and server.first_batch != NULL:
+        batch = server.first_batch
+        if batch.deadline_us != 0:
+            server.now_us = monotonic_us()
+        if not batch.begun and not server_begin_batch(server, batch):
+            done += 1
+            continue
+        late = batch.deadline_us != 0 and server.now_us >= batch.deadline_us
+        ran = batch_step(server.caller, server.engine, &batch.batch, late, &server.answer)
+        if server.answer.status != STATUS_OK:
+            batch_refuse(server, batch)
+            done += 1
+            continue
+        done += ran
+        if batch.batch.asked > 0:
+            batch_remove(server, batch)     # until the runs have told
+            server.parked_count += batch.batch.asked
+            continue
+        if ran == 0:
+            return
+        if batch.batch.done == batch.batch.count:
+            batch_finish(server, batch)
+        elif batch.next != NULL:
+            batch_remove(server, batch)
+            batch_append(server, batch)
+
+
+cdef void batch_told(Server* server, uint64_t place, const Facts* facts) noexcept nogil:
+    """What the runs say to one command of a batch. With the last one that was asked the batch goes on."""
+    cdef OpenBatch* batch = &server.open_batches[place / 64]
+    server.parked_count -= 1
+    batch_tell(&batch.batch, place % 64, facts)
+    if batch.batch.asked > 0:
+        return
+    if batch.stream == NULL and batch.control == NULL:  # it was given up meanwhile
+        batch.next = server.free_batches
+        server.free_batches = batch
+    else:
+        batch_append(server, batch)
+
+
 cdef void server_run_told(Server* server) noexcept nogil:
     """Runs the calls again that waited for the runs, as many as of the others."""
     cdef uint64_t token
@@ -1172,7 +1444,9 @@ cdef void server_run_told(Server* server) noexcept nogil:
         if not engine_told(server.engine, &token, &facts):
             return
         count += 1
-        if token >= CONTROL_TOKENS:
+        if token >= BATCH_TOKENS:
+            batch_told(server, token - BATCH_TOKENS, &facts)
+        elif token >= CONTROL_TOKENS:
             control_told(server, token - CONTROL_TOKENS, &facts)
         else:
             stream_told(server, token, &facts)
@@ -1207,7 +1481,8 @@ cdef bint server_alone(Server* server, uint32_t inbox_calls) noexcept nogil:
 
     Two open calls, or one of the control port, are a crowd; a crowd is remembered for CROWD_US. A crowd that only forms during an
     inline flush is found by server_probe."""
-    if server.stream_count > 1 or inbox_calls > 0 or server.control_count > 0 or server.ready.count > 0:
+    if (server.stream_count > 1 or inbox_calls > 0 or server.control_count > 0 or server.ready.count > 0
+            or server.first_batch != NULL):
         server.crowd_until_us = server.now_us + CROWD_US
         server.spin_until_us = 0
         return False
@@ -1322,7 +1597,8 @@ cdef bint server_finished(Server* server) noexcept nogil:
         return False
     if server.now_us - server.stop_us > server.drain_us:
         return True
-    return (server.connection_count == 0 and server.stream_count == 0 and server.control_count == 0 and server.parked_count == 0
+    return (server.connection_count == 0 and server.stream_count == 0 and server.control_count == 0 and server.control_batches == 0
+            and server.parked_count == 0
             and engine_idle(server.engine))
 
 
@@ -1331,7 +1607,7 @@ cdef int server_timeout_ms(Server* server) noexcept nogil:
     cdef int64_t sleep_us
     if server.dirty != NULL or server.doomed != NULL:
         return 0
-    if (server.ready.first != NULL or server.told_left) and engine_room(server.engine):
+    if (server.ready.first != NULL or server.told_left or server.first_batch != NULL) and engine_room(server.engine):
         return 0
     if server.spin_until_us != 0:
         if monotonic_us() < server.spin_until_us:
@@ -1373,6 +1649,7 @@ cdef void server_turn(Server* server) noexcept nogil:
     server_run_told(server)
     server_run_ready(server)
     inbox_calls = server_run_inbox(server)
+    server_run_batches(server)
     server_release_control(server)
     alone = server_alone(server, inbox_calls)
     durable = engine_durable(server.engine)
@@ -1415,6 +1692,7 @@ cdef void server_close(Server* server) noexcept:
     _unmap(server.connections, CONNECTIONS_MAX * sizeof(Connection))
     _unmap(server.streams, STREAMS_MAX * sizeof(Stream))
     _unmap(server.large, <size_t>LARGE_BUFFERS_MAX * LARGE_BYTES)
+    _unmap(server.batch_bytes, <size_t>BATCHES_MAX * (BATCH_IN_BYTES + BATCH_OUT_BYTES))
     _unmap(server.carry, <size_t>CONNECTIONS_MAX * CARRY_BYTES)
     _unmap(server.out, <size_t>CONNECTIONS_MAX * HTTP2_QUEUE_BYTES)
     _unmap(server.held, STREAMS_MAX * sizeof(Held))
@@ -1435,18 +1713,24 @@ cdef int server_reserve(Server* server) except -1:
     server.connections = <Connection*>transport_reserve(CONNECTIONS_MAX * sizeof(Connection))
     server.streams = <Stream*>transport_reserve(STREAMS_MAX * sizeof(Stream))
     server.large = <uint8_t*>transport_reserve(<size_t>LARGE_BUFFERS_MAX * LARGE_BYTES)
+    server.batch_bytes = <uint8_t*>transport_reserve(<size_t>BATCHES_MAX * (BATCH_IN_BYTES + BATCH_OUT_BYTES))
     server.carry = <uint8_t*>transport_reserve(<size_t>CONNECTIONS_MAX * CARRY_BYTES)
     server.out = <uint8_t*>transport_reserve(<size_t>CONNECTIONS_MAX * HTTP2_QUEUE_BYTES)
     server.held = <Held*>transport_reserve(STREAMS_MAX * sizeof(Held))
     server.control = <ControlAnswer*>transport_reserve(INBOX_CALLS_MAX * sizeof(ControlAnswer))
     server.free_large = <uint8_t**>calloc(LARGE_BUFFERS_MAX, sizeof(uint8_t*))
     server.caller = <Caller*>calloc(1, sizeof(Caller))
-    if (server.connections == NULL or server.streams == NULL or server.large == NULL or server.carry == NULL or server.out == NULL
-            or server.held == NULL or server.control == NULL or server.free_large == NULL or server.caller == NULL):
+    if (server.connections == NULL or server.streams == NULL or server.large == NULL or server.batch_bytes == NULL
+            or server.carry == NULL or server.out == NULL or server.held == NULL or server.control == NULL or server.free_large == NULL or server.caller == NULL):
         raise MemoryError("the checkout port finds no memory for its buffers")
     for i in range(LARGE_BUFFERS_MAX):
         server.free_large[i] = server.large + <size_t>i * LARGE_BYTES
     server.free_large_count = LARGE_BUFFERS_MAX
+    for i in range(BATCHES_MAX):
+        server.open_batches[i].request = server.batch_bytes + <size_t>i * (BATCH_IN_BYTES + BATCH_OUT_BYTES)
+        server.open_batches[i].answer = server.open_batches[i].request + BATCH_IN_BYTES
+        server.open_batches[i].next = server.free_batches
+        server.free_batches = &server.open_batches[i]
     for i in range(INBOX_CALLS_MAX):
         server.control[INBOX_CALLS_MAX - 1 - i].next = server.free_control
         server.free_control = &server.control[INBOX_CALLS_MAX - 1 - i]
@@ -1580,8 +1864,13 @@ cdef class CheckoutServer:
                 buckets = tuple([counters.latency[port][method][bucket] for bucket in range(BUCKETS)])
                 if any(buckets):
                     latency[name, method] = (buckets, counters.latency_us[port][method])
+        in_batches = {
+            (method, status): server.caller.in_batches[method][status]
+            for method in range(METHOD_COUNT) for status in range(STATUS_COUNT) if server.caller.in_batches[method][status] != 0
+        }
         return {
             "calls": calls,
+            "in_batches": in_batches,
             "latency": latency,
             "connections": server.connection_count,
             "streams": server.stream_count,
@@ -1602,6 +1891,7 @@ cdef class CheckoutServer:
             "bytes_received": counters.bytes_received,
             "bytes_sent": counters.bytes_sent,
             "turns": counters.turns,
+            "batch_turns": counters.batch_turns,
         }
 
 

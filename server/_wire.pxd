@@ -1,10 +1,10 @@
 # protobuf codec of the checkout messages and of those by hand; what it promises stands in _wire.pyx.
 # cimported by server/_call.pyx, server/_entries.pyx and the fuzz harness.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from ledger._entry cimport EntryView
-from ledger._layout cimport Command, Outcome
+from ledger._layout cimport Command, Outcome, Slice
 from ledger._rules cimport Program
 from server._encode cimport Out
 
@@ -24,6 +24,22 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
     # Entry. Awards are written up to room_end; behind it must be room for one more.
 cdef void out_after(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
 cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
+# Batches: parts with field number 1, a PostCommand or a MemberRef each.
+cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Slice* wallet, Outcome* outcome) noexcept nogil
+    # Looks at the frame of a BatchPostRequest or a BatchGetBalancesRequest. Returns its parts, 1..BATCH_COMMANDS_MAX; 0: outcome holds why
+    # the whole batch is refused. wallet: of BatchGetBalances; empty: all.
+cdef Slice wire_batch_next(const uint8_t* data, uint32_t size, uint32_t* offset) noexcept nogil
+    # The next part of a batch that wire_batch let pass; *offset begins with 0 and moves behind it.
+cdef bint wire_decode_post(Slice part, Command* command, Outcome* outcome) noexcept nogil
+    # A PostCommand -> command, as wire_decode.
+cdef bint wire_decode_member(Slice part, Slice wallet, Command* command, Outcome* outcome) noexcept nogil
+    # A MemberRef -> the command of a GetBalance, as wire_decode.
+cdef uint32_t wire_post_result(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil
+    # One of BatchPostResponse.results, with its tag; out: BATCH_RESULT_BYTES_MAX bytes. Returns its size.
+cdef uint32_t wire_balance_result(const Program* program, const Outcome* outcome, uint8_t* out) noexcept nogil
+    # One of BatchGetBalancesResponse.results, with its tag; out: BATCH_BALANCE_BYTES_MAX bytes.
+cdef uint32_t wire_balances_end(uint64_t sequence, int64_t read_time_us, uint8_t* out) noexcept nogil
+    # What stands behind the results of a BatchGetBalancesResponse.
 
 
 cdef inline void outcome_forget(Outcome* outcome) noexcept nogil:

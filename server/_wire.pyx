@@ -18,22 +18,24 @@ from ledger._entry cimport (
 from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY,
     GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
-    MEMBER_NONE, METHOD_ADJUST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
+    MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
     METHOD_GET_OPERATION, METHOD_LINK, METHOD_RELEASE, METHOD_RESERVE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_IDENTIFIERS, SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION, Slice, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
 )
 from ledger._limits cimport (
-    ANSWER_BYTES_MAX, CATEGORY_BYTES_MAX, EMAIL_BYTES_MAX, IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
-    OPERATOR_BYTES_MAX, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX, REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, SKU_BYTES_MAX, STORE_BYTES_MAX, TILL_BYTES_MAX,
-    WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+    ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, CATEGORY_BYTES_MAX, EMAIL_BYTES_MAX, IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
+    OPERATOR_BYTES_MAX, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX, REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, REQUEST_BYTES_MAX, SKU_BYTES_MAX, STORE_BYTES_MAX,
+    TILL_BYTES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._status cimport (
-    ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CAPTURE_POINTS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS, FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
+    ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CAPTURE_POINTS, FIELD_COMMAND, FIELD_COMMANDS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS,
+    FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
     FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
-    FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL, FIELD_MEMBER_PHONE,
+    FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBERS, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL,
+    FIELD_MEMBER_PHONE,
     FIELD_POINTS, FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
     FIELD_RECEIPT_STORE, FIELD_RECEIPT_TILL, FIELD_REQUEST_ID, FIELD_RESERVATION_ID, FIELD_ROWS, FIELD_SENT_TIME, FIELD_TTL, FIELD_WALLET, FieldRow,
-    STATUS_COUNT, STATUS_FIELD_INVALID, STATUS_MESSAGE_MALFORMED, STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_ROWS,
+    STATUS_COUNT, STATUS_FIELD_INVALID, STATUS_MESSAGE_MALFORMED, STATUS_MESSAGE_TOO_LARGE, STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_ROWS,
     STATUS_WALLET_NOT_FOUND, StatusRow,
 )
 from server._encode cimport Out, out_byte, out_bytes, out_close, out_int, out_open, out_time, out_varint
@@ -380,10 +382,8 @@ cdef void read_stamp(Reader* reader, Stamp* stamp) noexcept nogil:
     leave(reader, outer)
 
 
-cdef void read_member(Reader* reader, MemberRef* member, bint alone, int32_t index) noexcept nogil:
-    # alone: it is the `identifier` of LinkIdentifier or UnlinkIdentifier.
+cdef inline void read_member_fields(Reader* reader, MemberRef* member, bint alone, int32_t index) noexcept nogil:
     cdef const uint8_t* at
-    cdef const uint8_t* outer = enter(reader)
     cdef uint32_t tag
     while reader.at < reader.end:
         at = reader.at
@@ -405,6 +405,12 @@ cdef void read_member(Reader* reader, MemberRef* member, bint alone, int32_t ind
             member.kind = MEMBER_BY_APP
         else:
             skip(reader, tag, at)
+
+
+cdef void read_member(Reader* reader, MemberRef* member, bint alone, int32_t index) noexcept nogil:
+    # alone: it is the `identifier` of LinkIdentifier or UnlinkIdentifier.
+    cdef const uint8_t* outer = enter(reader)
+    read_member_fields(reader, member, alone, index)
     leave(reader, outer)
 
 
@@ -752,39 +758,199 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
     return command.method != METHOD_COMMIT or check_wallet(reader, command, outcome)
 
 
-cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil:
-    cdef Reader reader
-    cdef const uint8_t* at
-    cdef uint32_t tag
-    cdef bint query = method == METHOD_GET_BALANCE or method == METHOD_GET_OPERATION
-    memset(&reader, 0, sizeof(Reader))
+cdef inline void reader_open(Reader* reader, const uint8_t* data, uint32_t size) noexcept nogil:
+    memset(reader, 0, sizeof(Reader))
     reader.start = data
     reader.at = data
     reader.end = data + size
+
+
+cdef inline void command_begin(Command* command, uint8_t method) noexcept nogil:
     # Identifiers and lines (48 KB) are cleared one by one as they come.
     memset(command, 0, <uint8_t*>&command.identifiers[0] - <uint8_t*>command)
     command.method = method
-    if not query and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
+
+
+cdef void read_command(Reader* reader, Command* command) noexcept nogil:
+    # The message that stands in `reader`, of command.method.
+    cdef const uint8_t* at
+    cdef uint32_t tag
+    cdef bint query = command.method == METHOD_GET_BALANCE or command.method == METHOD_GET_OPERATION
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if query:
+            if not read_query(reader, command, tag):
+                skip(reader, tag, at)
+        elif not read_head(reader, command, tag) and not read_rest(reader, command, tag):
+            skip(reader, tag, at)
+
+
+cdef bint refuse_malformed(const Reader* reader, Outcome* outcome) noexcept nogil:
+    outcome_forget(outcome)
+    outcome.status = STATUS_MESSAGE_MALFORMED
+    outcome.a = reader.broken - reader.start
+    return False
+
+
+cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil:
+    cdef Reader reader
+    reader_open(&reader, data, size)
+    command_begin(command, method)
+    if method != METHOD_GET_BALANCE and method != METHOD_GET_OPERATION and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
         outcome_forget(outcome)
         outcome.status = STATUS_METHOD_UNKNOWN
         return False
     if method == METHOD_LINK or method == METHOD_UNLINK:
         memset(&command.identifiers[0], 0, sizeof(MemberRef))
         command.identifier_count = 1
+    read_command(&reader, command)
+    if reader.broken != NULL:
+        return refuse_malformed(&reader, outcome)
+    return check(&reader, command, outcome)
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+# BatchPostRequest and BatchGetBalancesRequest are read twice: wire_batch looks at the frames of their parts, before anything runs, and
+# wire_batch_next finds part after part when it is its turn. A part is a PostCommand or a MemberRef; it has field number 1.
+
+cdef inline bint is_post(uint32_t tag) noexcept nogil:
+    # A member of PostCommand's oneof. Their field numbers are the numbers of their methods.
+    return tag & 7 == 2 and METHOD_EARN <= tag >> 3 <= METHOD_ENROLL
+
+
+cdef bint look_at_post(Reader* reader) noexcept nogil:
+    # Passes by a PostCommand; whether it holds a command.
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag, size
+    cdef bint found = False
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if is_post(tag):
+            size = read_size(reader)
+            reader.at += size
+            found = True
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+    return found
+
+
+cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Slice* wallet, Outcome* outcome) noexcept nogil:
+    cdef Reader reader
+    cdef const uint8_t* at
+    cdef uint32_t tag, part_size
+    cdef uint32_t count = 0
+    cdef int32_t empty = -1
+    cdef bint posts = method == METHOD_BATCH_POST
+    reader_open(&reader, data, size)
+    wallet.data = data
+    wallet.size = 0
     while reader.at < reader.end:
         at = reader.at
         tag = read_tag(&reader)
-        if query:
-            if not read_query(&reader, command, tag):
-                skip(&reader, tag, at)
-        elif not read_head(&reader, command, tag) and not read_rest(&reader, command, tag):
+        if tag == 10 and posts:
+            if not look_at_post(&reader) and empty < 0:
+                empty = <int32_t>count
+            count += 1
+        elif tag == 10:
+            part_size = read_size(&reader)
+            reader.at += part_size
+            count += 1
+        elif tag == 18 and not posts:
+            read_text(&reader, wallet, FIELD_WALLET, -1)
+        else:
             skip(&reader, tag, at)
     if reader.broken != NULL:
+        refuse_malformed(&reader, outcome)
+        return 0
+    if reader.encoding.field != 0:
+        refuse_text(outcome, reader.encoding.field, reader.encoding.index, reader.encoding.text)
+        return 0
+    if count < 1 or count > BATCH_COMMANDS_MAX:
+        refuse_number(outcome, FIELD_COMMANDS if posts else FIELD_MEMBERS, VALUE_NUMBER, count)
+        return 0
+    if empty >= 0:
+        refuse_number(outcome, FIELD_COMMAND, VALUE_NONE, 0)
+        outcome.index = empty
+        return 0
+    if wallet.size != 0 and not check_text(&reader, wallet[0], 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
+        return 0
+    return count
+
+
+cdef Slice wire_batch_next(const uint8_t* data, uint32_t size, uint32_t* offset) noexcept nogil:
+    cdef Reader reader
+    cdef Slice part
+    cdef const uint8_t* at
+    cdef uint32_t tag
+    reader_open(&reader, data + offset[0], size - offset[0])
+    part.data = data
+    part.size = 0
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(&reader)
+        if tag == 10:
+            part.size = read_size(&reader)
+            part.data = reader.at
+            reader.at += part.size
+            break
+        skip(&reader, tag, at)
+    offset[0] = <uint32_t>(reader.at - data)
+    return part
+
+
+cdef bint wire_decode_post(Slice part, Command* command, Outcome* outcome) noexcept nogil:
+    cdef Reader reader
+    cdef const uint8_t* at
+    cdef const uint8_t* outer
+    cdef uint32_t tag
+    reader_open(&reader, part.data, part.size)
+    reader.depth = 1            # inside the batch
+    command_begin(command, 0)
+    if part.size > REQUEST_BYTES_MAX:
         outcome_forget(outcome)
-        outcome.status = STATUS_MESSAGE_MALFORMED
-        outcome.a = reader.broken - reader.start
+        outcome.status = STATUS_MESSAGE_TOO_LARGE
+        outcome.a = part.size
+        outcome.b = REQUEST_BYTES_MAX
         return False
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(&reader)
+        if is_post(tag):
+            if command.method != tag >> 3:
+                # Another member of the oneof: what the one before said is forgotten, but for text that is not UTF-8.
+                command_begin(command, <uint8_t>(tag >> 3))
+                reader.line_total = 0
+                reader.identifier_total = 0
+                memset(&reader.line, 0, sizeof(Fault))
+                memset(&reader.sent, 0, 3 * sizeof(Stamp))
+            outer = enter(&reader)
+            read_command(&reader, command)
+            leave(&reader, outer)
+        else:
+            skip(&reader, tag, at)
+    if reader.broken != NULL:
+        return refuse_malformed(&reader, outcome)
     return check(&reader, command, outcome)
+
+
+cdef bint wire_decode_member(Slice part, Slice wallet, Command* command, Outcome* outcome) noexcept nogil:
+    cdef Reader reader
+    reader_open(&reader, part.data, part.size)
+    reader.depth = 1
+    command_begin(command, METHOD_GET_BALANCE)
+    read_member_fields(&reader, &command.member, False, -1)
+    command.wallet = wallet     # wire_batch has looked at it
+    if wallet.size != 0:
+        command.given |= GIVEN_WALLET
+    if reader.broken != NULL:
+        return refuse_malformed(&reader, outcome)
+    if reader.encoding.field != 0:
+        return refuse_text(outcome, reader.encoding.field, reader.encoding.index, reader.encoding.text)
+    return check_member(&reader, &command.member, False, -1, outcome)
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -847,7 +1013,7 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
     out_int(out, 56, expired)
     out_int(out, 64, view.header.program)
     cursor_open(&cursor, &view.sections[SECTION_AWARDS])
-    # The core never writes more than fit; the check is for bytes that somebody else wrote.
+    # Without awards where room_end is NULL. The core never writes more than fit; the check is for bytes that somebody else wrote.
     while cursor_more(&cursor) and out.at < room_end:
         line = get_varint(&cursor)
         rule = get_varint(&cursor)
@@ -902,14 +1068,24 @@ cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const E
     out_close(out, body)
 
 
+cdef void out_refusal(Out* out, uint8_t tag, const Program* program, uint8_t method, const Outcome* outcome) noexcept nogil:
+    # A google.rpc.Status inside a message. Without a row: INTERNAL without details, which means that the outcome is unknown.
+    cdef uint8_t message[MESSAGE_ROOM]
+    cdef uint32_t message_size = 0
+    cdef uint32_t size
+    cdef uint8_t* body = out_open(out, tag)
+    size = wire_error(program, method, outcome, out.at, DETAILS_ROOM, message, MESSAGE_ROOM, &message_size)
+    out.at += size
+    if size == 0:
+        out_int(out, 8, GRPC_INTERNAL)
+    out_close(out, body)
+
+
 cdef void out_operation(Out* out, const Program* program, const EntryView* view, const Outcome* outcome,
                         const uint8_t* room_end) noexcept nogil:
     # GetOperationResponse of an entry: what it did, or the refusal that it remembers.
     cdef Outcome refusal
     cdef Cursor cursor
-    cdef uint8_t* body
-    cdef uint8_t message[MESSAGE_ROOM]
-    cdef uint32_t message_size = 0
     if view.header.status == STATUS_OK:
         out_entry(out, 10, view, outcome.sequence, room_end)
         out_after(out, 26, program, view)
@@ -920,9 +1096,7 @@ cdef void out_operation(Out* out, const Program* program, const EntryView* view,
     cursor_open(&cursor, &view.sections[SECTION_REFUSAL])
     refusal.a = get_signed(&cursor)
     refusal.b = get_signed(&cursor)
-    body = out_open(out, 18)
-    out.at += wire_error(program, METHOD_GET_OPERATION, &refusal, out.at, DETAILS_ROOM, message, MESSAGE_ROOM, &message_size)
-    out_close(out, body)
+    out_refusal(out, 18, program, METHOD_GET_OPERATION, &refusal)
 
 
 cdef void out_balance(Out* out, const Program* program, const Outcome* outcome) noexcept nogil:
@@ -961,6 +1135,58 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
     out_after(&writer, 18, program, &view)
     out_int(&writer, 24, outcome.replayed != 0)
     out_reservation(&writer, 34, program, &view)
+    return <uint32_t>(writer.at - out)
+
+
+cdef uint32_t wire_post_result(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil:
+    cdef Out writer
+    cdef EntryView view
+    cdef uint8_t* body
+    cdef uint8_t* error
+    writer.at = out
+    body = out_open(&writer, 10)
+    if outcome.status != STATUS_OK:
+        out_refusal(&writer, 18, program, method, outcome)
+        out_int(&writer, 24, outcome.replayed != 0)
+    elif outcome.entry != NULL and entry_view(outcome.entry, outcome.entry_size, &view):
+        out_entry(&writer, 10, &view, outcome.sequence, NULL)
+        out_int(&writer, 24, outcome.replayed != 0)
+        out_reservation(&writer, 34, program, &view)
+    else:
+        error = out_open(&writer, 18)       # its entry is damaged: unknown
+        out_int(&writer, 8, GRPC_INTERNAL)
+        out_close(&writer, error)
+    out_close(&writer, body)
+    return <uint32_t>(writer.at - out)
+
+
+cdef uint32_t wire_balance_result(const Program* program, const Outcome* outcome, uint8_t* out) noexcept nogil:
+    cdef const WalletView* view
+    cdef Out writer
+    cdef uint8_t* body
+    cdef uint8_t* balance
+    cdef uint32_t i
+    writer.at = out
+    body = out_open(&writer, 10)
+    if outcome.status != STATUS_OK:
+        out_refusal(&writer, 18, program, METHOD_GET_BALANCE, outcome)
+    else:
+        balance = out_open(&writer, 10)
+        out_int(&writer, 8, outcome.balance.member)
+        for i in range(outcome.balance.wallet_count):
+            view = &outcome.balance.wallets[i]
+            out_wallet(&writer, 18, program, view.wallet, view.posted_points, view.pending_points, view.reserved_points, NULL)
+        out_int(&writer, 24, <int64_t>outcome.balance.sequence)
+        out_close(&writer, balance)
+    out_close(&writer, body)
+    return <uint32_t>(writer.at - out)
+
+
+cdef uint32_t wire_balances_end(uint64_t sequence, int64_t read_time_us, uint8_t* out) noexcept nogil:
+    cdef Out writer
+    writer.at = out
+    out_int(&writer, 16, <int64_t>sequence)
+    out_time(&writer, 26, read_time_us)
     return <uint32_t>(writer.at - out)
 
 

@@ -26,7 +26,8 @@ from server.config import ADMIN_METHODS, ADMIN_SERVICE, METHODS, SERVICE, Addres
 
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_DELAY_US = 100_000  # a tenth of a second: the inbox turns over within milliseconds, a full disk does not
-RECEIVE_BYTES_MAX = limits.REQUEST_BYTES_MAX + 65_536  # a little above ours, so that MESSAGE_TOO_LARGE says it with its details
+BATCHES = {METHODS["BatchPost"], METHODS["BatchGetBalances"]}
+RECEIVE_BYTES_MAX = limits.BATCH_REQUEST_BYTES_MAX + 65_536  # a little above ours, so that MESSAGE_TOO_LARGE says it with its details
 SERVICES = {SERVICE: METHODS, ADMIN_SERVICE: ADMIN_METHODS}
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 Answer = tuple[int, bytes, bytes]  # gRPC code, response or google.rpc.Status, message
@@ -64,8 +65,9 @@ class Inbox:
 
     async def call(self, method: int, request: bytes, deadline_us: int) -> Answer:
         """Run one call. deadline_us: monotonic, 0: none. A cancelled caller's answer is dropped."""
-        if len(request) > limits.REQUEST_BYTES_MAX:
-            return refusal("MESSAGE_TOO_LARGE", len(request), limits.REQUEST_BYTES_MAX)
+        bytes_max = limits.BATCH_REQUEST_BYTES_MAX if method in BATCHES else limits.REQUEST_BYTES_MAX
+        if len(request) > bytes_max:
+            return refusal("MESSAGE_TOO_LARGE", len(request), bytes_max)
         if not self._open:
             return refusal("NOT_READY")
         token = next(self._tokens)
@@ -110,7 +112,7 @@ class ControlServer:
         self._server = grpc.aio.server(options=[
             ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared port
             ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
-            ("grpc.max_send_message_length", limits.ANSWER_BYTES_MAX + 65_536),
+            ("grpc.max_send_message_length", limits.BATCH_ANSWER_BYTES_MAX + 65_536),
         ])
         for service, methods in SERVICES.items():
             calls = {name: grpc.unary_unary_rpc_method_handler(self._call(number)) for name, number in methods.items()}

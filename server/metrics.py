@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from ledger import errors
 from server._transport import LATENCY_BOUNDS_US
-from server.config import METHOD_NAMES, Address
+from server.config import METHOD_NAMES, METHODS, Address
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REQUEST_TIMEOUT_S = 5  # a scraper that is slower than this is gone
@@ -240,6 +240,11 @@ def _calls(stats: Mapping[str, Any]) -> Iterator[Metric]:
     for (port, method, status), count in sorted({**counted, **stats["calls"]}.items()):
         calls.add_metric((port, METHOD_NAMES[method], errors.BY_NUMBER[status].name), count)
     yield calls
+    commands = CounterMetricFamily("ledger_batch_commands", "Commands and members inside batches, by their own method and outcome.",
+                                   labels=("method", "outcome"))
+    for (method, status), count in sorted({(METHODS["EarnPoints"], 0): 0, **stats["in_batches"]}.items()):
+        commands.add_metric((METHOD_NAMES[method], errors.BY_NUMBER[status].name), count)
+    yield commands
     latency = HistogramMetricFamily(
         "ledger_call_duration_seconds", "From a call's HEADERS frame to its answer on the socket (control: from inbox to outbox).",
         labels=("port", "method"))

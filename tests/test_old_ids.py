@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from server._pb.loyalty.ledger.v1 import ledger_pb2
 from tests import till
 from tests.running import RunningServer
 
@@ -50,6 +51,14 @@ def test_repeats_from_long_ago_get_the_first_answer_on_both_ports_and_after_rest
                     assert (name, told) == first
                     continue
                 assert again.replayed and again.entry == first.entry and again.wallets == first.wallets
+        earned = [(request, first) for method, request, first in sent if method == "EarnPoints"]
+        batch = ledger_pb2.BatchPostRequest(commands=[ledger_pb2.PostCommand(earn=request) for request, _ in earned])
+        for stub in (server.stub, server.control_stub):
+            for result, (_, first) in zip(stub.BatchPost(batch, timeout=20).results, earned, strict=True):
+                entry = type(first.entry)()
+                entry.CopyFrom(first.entry)
+                entry.ClearField("awards")
+                assert result.replayed and result.entry == entry
 
     ask_all_again()
     samples = server.metrics()

@@ -87,7 +87,12 @@ def status_of(error: Any) -> status_pb2.Status | None:
 def reason_of(error: Any) -> tuple[str, dict[str, str]] | None:
     """Our ErrorInfo's reason and metadata; None: the outcome is unknown."""
     status = status_of(error)
-    for detail in status.details if status is not None else ():
+    return None if status is None else reason_of_status(status)
+
+
+def reason_of_status(status: status_pb2.Status) -> tuple[str, dict[str, str]] | None:
+    """As reason_of, of a google.rpc.Status."""
+    for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
             return info.reason, dict(info.metadata)

@@ -217,3 +217,75 @@ def test_many_late_calls_at_once_all_get_their_own_answer(slow: Slow) -> None:
     stats = slow.handle.stats()["ids"]
     assert stats["lookups"] >= len(old) and stats["waiting"] == 0
     assert sum(stats["lookup_us"]["counts"]) == stats["lookups"]
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+def batch_of(requests: list[Any]) -> Any:
+    return ledger_pb2.BatchPostRequest(commands=[ledger_pb2.PostCommand(enroll=request) for request in requests])
+
+
+def forget_many(slow: Slow, count: int) -> list[tuple[Any, Any]]:
+    slow.write_runs()
+    old = [slow.enroll() for _ in range(count)]
+    slow.enroll_many()
+    return old
+
+
+def test_a_batch_waits_for_the_runs_step_by_step_and_others_do_not(slow: Slow) -> None:
+    old = forget_many(slow, 20)
+    batch = batch_of([request for request, _ in old])
+    batch.commands[5].enroll.identifiers[0].card = "another"
+    late = slow.stub.BatchPost.future(batch, timeout=WAIT_S)
+    until(lambda: slow.parked == limits.BATCH_STEP)  # one waits, and the runs are asked for those behind it too
+    members = ledger_pb2.BatchGetBalancesRequest(members=[ledger_pb2.MemberRef(member_id=2)])
+    assert slow.other.BatchGetBalances(members, timeout=WAIT_S).results[0].balance.member_id == 2
+    fresh = slow.enroll()[0]
+    assert slow.other.BatchPost(batch_of([fresh]), timeout=WAIT_S).results[0].replayed
+    assert not late.done()
+    slow.ask_runs()
+    results = late.result(WAIT_S).results
+    for index, ((_, answer), result) in enumerate(zip(old, results, strict=True)):
+        if index == 5:
+            reason, metadata = till.reason_of_status(result.error)
+            assert (reason, metadata["sequence"]) == ("REQUEST_ID_REUSED", str(answer.entry.sequence))
+        else:
+            assert result.replayed and result.entry == answer.entry
+    assert slow.parked == 0
+    assert slow.handle.stats()["ids"]["lookups"] == len(old), "each command was asked for once"
+
+
+def test_a_batch_of_late_and_new_commands_takes_each_once(slow: Slow) -> None:
+    old = forget_many(slow, 6)
+    slow.ask_runs()
+    new = [enroll(f"new-{number}", till.now_us() - DAY * (number % 2)) for number in range(6)]
+    mixed = [request for pair in zip([request for request, _ in old], new, strict=True) for request in pair] + new[:2]
+    results = slow.stub.BatchPost(batch_of(mixed), timeout=WAIT_S).results
+    while behind := [index for index, result in enumerate(results) if result.HasField("error")]:
+        assert {till.reason_of_status(results[index].error)[0] for index in behind} == {"IDS_BEHIND"}
+        for index, result in zip(behind, slow.stub.BatchPost(batch_of([mixed[index] for index in behind]), timeout=WAIT_S).results, strict=True):
+            results[index].CopyFrom(result)
+    assert [result.entry for result in results[0:12:2]] == [answer.entry for _, answer in old]
+    assert len({result.entry.sequence for result in results}) == 12
+    assert [result.entry for result in results[12:]] == [results[1].entry, results[3].entry]
+
+
+def test_a_client_that_goes_while_its_batch_waits_leaves_its_buffers_behind(slow: Slow) -> None:
+    old = forget_many(slow, 20)
+    calls = [slow.stub.BatchPost.future(batch_of([request for request, _ in old] + [enroll("gone")]))
+             for _ in range(limits.BATCHES_PER_CONNECTION_MAX)]
+    until(lambda: slow.parked == limits.BATCHES_PER_CONNECTION_MAX * limits.BATCH_STEP)
+    for call in calls:
+        call.cancel()
+    until(lambda: slow.server.stats()["calls_cancelled"] == len(calls))
+    others = [slow.other.BatchPost.future(batch_of([old[0][0]]), timeout=WAIT_S) for _ in range(limits.BATCHES_PER_CONNECTION_MAX)]
+    until(lambda: slow.parked == len(calls) * limits.BATCH_STEP + len(others))
+    sequence = slow.handle.sequence
+    slow.ask_runs()
+    for call in others:
+        assert call.result(WAIT_S).results[0].entry == old[0][1].entry
+    until(lambda: slow.parked == 0 and slow.server.stats()["streams"] == 0)
+    assert slow.handle.sequence == sequence
+    for stub in (slow.stub, slow.other):  # all of them are free again
+        again = [stub.BatchPost.future(batch_of([old[0][0]]), timeout=WAIT_S) for _ in range(limits.BATCHES_PER_CONNECTION_MAX)]
+        assert all(call.result(WAIT_S).results[0].replayed for call in again)
