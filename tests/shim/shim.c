@@ -435,7 +435,7 @@ int unlink(const char *path) { return named(OP_UNLINK, path, NULL, 0); }
 int mkdir(const char *path, mode_t mode) { return named(OP_MKDIR, path, NULL, mode); }
 int rmdir(const char *path) { return named(OP_RMDIR, path, NULL, 0); }
 
-/* --- what the log cannot express, so that nobody comes to rely on it unseen ---------------------------------------------- */
+/* --- what the log cannot express, so that nobody comes to rely on it unseen (sync_file_range promises nothing: as if not called) --- */
 
 void *mmap64(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
     char path[512];
@@ -453,7 +453,6 @@ void *mmap(void *at, size_t size, int protection, int flags, int fd, off_t offse
     int name declaration { static int (*real) declaration; if (!real) real = dlsym(RTLD_NEXT, #name); strange(#name " of", path); return real call; }
 STRANGE_FD(fallocate64, (int fd, int mode, off_t offset, off_t size), (fd, mode, offset, size), fd)
 STRANGE_FD(posix_fallocate64, (int fd, off_t offset, off_t size), (fd, offset, size), fd)
-STRANGE_FD(sync_file_range, (int fd, off_t offset, off_t size, unsigned flags), (fd, offset, size, flags), fd)
 STRANGE_PATH(truncate64, (const char *path, off_t size), (path, size), path)
 STRANGE_PATH(link, (const char *from, const char *to), (from, to), to)
 STRANGE_PATH(symlink, (const char *from, const char *to), (from, to), to)
