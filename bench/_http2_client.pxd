@@ -44,6 +44,15 @@ cdef enum ReadEnd:                  # why http2_read came back
     READ_RESET = 2                  # the stream was reset; Http2.reset_code
     READ_BREACH = 3                 # the service broke a rule; Http2.breach
 
+cdef struct Results:                # of a BatchPostResponse, counted while it comes in
+    uint32_t skip                   # bytes until the next result, or of what is left of this one
+    uint32_t size                   # of this one, as far as its length was read
+    uint8_t shift
+    uint8_t state                   # 0: a result's tag comes next; 1: its length; 2: its first byte
+    uint8_t broken                  # it is no list of results
+    uint32_t entries
+    uint32_t errors
+
 cdef struct Stream:
     uint32_t id                     # 0: free
     uint32_t answer_size            # received so far; only the first keep_bytes are kept
@@ -57,6 +66,8 @@ cdef struct Stream:
     uint16_t message_size
     uint16_t keep_bytes
     uint8_t has_details
+    uint8_t counting                # its answer is a list of results
+    Results results
     uint8_t kept[ANSWER_KEPT_BYTES]
     uint8_t message[MESSAGE_KEPT_BYTES]
 
@@ -258,6 +269,7 @@ cdef inline void http2_request(Http2* h, const Fields* fields, uint8_t method, c
     stream.message_size = 0
     stream.keep_bytes = ANSWER_KEPT_BYTES if keep else PREFIX_KEPT_BYTES
     stream.has_details = 0
+    stream.counting = 0
     out = hpack_write_request(&h.requests, fields, method, begin)
     frame_write_head(begin - FRAME_HEAD_BYTES, <uint32_t>(out - begin), FRAME_HEADERS, FLAG_END_HEADERS, id)
     if h.unsent_first == NOBODY and size <= h.window and size <= stream.window and size <= SMALL_REQUEST_BYTES:
@@ -364,6 +376,45 @@ cdef inline bint http2_strip(const FrameHead* head, const uint8_t** data, uint32
     return True
 
 
+cdef inline void results_begin(Stream* stream) noexcept nogil:
+    """Behind http2_request: count the results of the answer."""
+    memset(&stream.results, 0, sizeof(Results))
+    stream.results.skip = PREFIX_KEPT_BYTES
+    stream.counting = 1
+
+
+cdef inline void results_read(Results* results, const uint8_t* data, uint32_t size) noexcept nogil:
+    """The next bytes of an answer, wherever it was cut: field 1 again and again, its first byte telling an entry from an error."""
+    cdef uint32_t at = 0, piece
+    cdef uint8_t byte
+    while at < size:
+        if results.skip:
+            piece = size - at if size - at < results.skip else results.skip
+            at += piece
+            results.skip -= piece
+            continue
+        byte = data[at]
+        at += 1
+        if results.state == 0:
+            results.broken |= byte != 0x0A
+            results.size = 0
+            results.shift = 0
+            results.state = 1
+        elif results.state == 1:
+            results.size |= <uint32_t>(byte & 127) << results.shift
+            results.shift += 7
+            if byte < 128:
+                results.state = 2
+            results.broken |= results.shift > 28
+        else:
+            results.entries += byte == 0x0A
+            results.errors += byte == 0x12
+            results.skip = results.size - 1
+            results.state = 0
+        if results.broken:
+            return
+
+
 cdef inline ReadEnd http2_read_data(Http2* h, const FrameHead* head, const uint8_t* data, uint32_t* index) noexcept nogil:
     cdef Stream* stream = http2_stream(h, head.stream)
     cdef uint32_t size = head.size, room
@@ -383,6 +434,8 @@ cdef inline ReadEnd http2_read_data(Http2* h, const FrameHead* head, const uint8
     if stream.answer_size < stream.keep_bytes:
         room = stream.keep_bytes - stream.answer_size
         memcpy(stream.kept + stream.answer_size, data, size if size < room else room)
+    if stream.counting and not stream.results.broken:
+        results_read(&stream.results, data, size)
     stream.answer_size += size
     stream.receive_window -= <int32_t>head.size
     if stream.receive_window < 0:

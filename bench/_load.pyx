@@ -23,12 +23,13 @@ from bench._hpack cimport CODE_NONE, Field, Fields, HPACK_BLOCK_BYTES_MAX, HPACK
 from bench._http2_client cimport (
     ANSWER_KEPT_BYTES, HTTP2_ERROR_COUNT, HTTP2_ERROR_NAMES, Http2, READ_ANSWER, READ_BREACH, READ_RESET, ReadEnd, Stream,
     http2_allocate, http2_control, http2_free, http2_may_request, http2_open, http2_read, http2_release, http2_request, http2_send_rests,
+    results_begin,
 )
 from bench._requests cimport (
     Alias, Article, CODE_BYTES, Hold, ID_BYTES, Made, Maker, PREFIX_BYTES, REQUEST_ROOM, SentWrite, Tables, hold_remember, make_preparation,
-    make_request, put_digits, random_next, write_remember,
+    make_batch, make_request, put_digits, random_next, write_remember,
 )
-from ledger._layout cimport METHOD_COUNT, METHOD_GET_BALANCE, METHOD_RESERVE
+from ledger._layout cimport METHOD_BATCH_POST, METHOD_COUNT, METHOD_GET_BALANCE, METHOD_RESERVE
 from server._frames cimport FRAME_HEAD_BYTES, frame_write_goaway
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -170,6 +171,7 @@ cdef enum Source:
 cdef struct Slot:               # one call in flight, on the stream of the same index
     int64_t scheduled_ns        # when it should have been (open loop) or was (closed loop) sent
     uint32_t replay_index
+    uint8_t* batch              # room for a batch; NULL: none are made
     Made made
 
 cdef struct Connection:
@@ -201,6 +203,7 @@ cdef struct Load:
     int64_t spin_ns             # open loop: the last stretch before an arrival is not slept
     int64_t grace_ns            # how long answers are waited for after the end; later ones count as unanswered
     double weight_below[METHOD_COUNT]   # cumulated mix
+    uint32_t batch              # earns in a call of the mix; 0: the calls are single
     uint64_t todo               # prepare, replay: calls to make
     uint32_t prepare_first
     uint8_t prepare_earn
@@ -244,6 +247,8 @@ cdef struct Load:
     uint64_t completed          # all answers ever, for the progress line
     uint64_t connects_failed
     uint64_t retried
+    uint64_t entries            # of batches: commands that became entries
+    uint64_t entries_refused    # and those that did not
     uint64_t unsent             # open loop: arrivals that never got a stream
     int64_t ended_ns
     int stop_asked
@@ -348,6 +353,12 @@ cdef bint next_request(Load* load, Slot* slot) noexcept nogil:
         per_pass = <uint32_t>(load.todo / 2) if load.prepare_earn else <uint32_t>load.todo
         make_preparation(load.maker, load.prepare_first + <uint32_t>(load.made % per_pass), load.made >= per_pass, wall / SECOND_NS,
                          wall % SECOND_NS, load.request_room, &slot.made)
+    elif load.batch:
+        make_batch(load.maker, load.batch, wall / SECOND_NS, wall % SECOND_NS, slot.batch, &slot.made)
+        load.made += 1
+        load.request = slot.batch
+        load.request_size = slot.made.size
+        return True
     else:
         make_request(load.maker, draw_method(load), wall / SECOND_NS, wall % SECOND_NS, load.request_room, &slot.made)
     load.made += 1
@@ -363,8 +374,10 @@ cdef bint submit(Load* load, Connection* connection, int64_t scheduled_ns) noexc
     if not next_request(load, slot):
         return False
     slot.scheduled_ns = scheduled_ns
-    http2_request(&connection.http2, &load.fields, slot.made.method, load.request, load.request_size, load.source == SOURCE_REPLAY,
-                  slot.made.method == METHOD_RESERVE)
+    http2_request(&connection.http2, &load.fields, slot.made.method, load.request, load.request_size,
+                  load.source == SOURCE_REPLAY or load.batch > 0, slot.made.method == METHOD_RESERVE)
+    if load.batch:
+        results_begin(&connection.http2.streams[index])
     connection.in_flight += 1
     load.in_flight += 1
     return True
@@ -467,10 +480,16 @@ cdef void finish(Load* load, Connection* connection, uint32_t index, int code) n
         load.retried += 1
         ready_push(load, slot.replay_index)
         return
+    if code == 0 and load.batch and stream.counting and (
+            stream.results.broken or stream.results.skip or stream.results.state or stream.results.entries + stream.results.errors != load.batch):
+        code = CODE_MALFORMED
     stamp = slot.scheduled_ns if load.rate > 0 else load.now_ns
     if stamp >= load.measure_ns and (load.end_ns == 0 or stamp < load.end_ns):
         if code == 0 or is_refusal(code, stream.has_details):
             histogram_add(&counts.latency, load.now_ns - slot.scheduled_ns)
+        if code == 0 and stream.counting:
+            load.entries += stream.results.entries
+            load.entries_refused += stream.results.errors
         if code != 0:
             counts.codes[code] += 1
             if is_refusal(code, stream.has_details):
@@ -838,7 +857,11 @@ PATHS = {
     5: b"/loyalty.ledger.v1.LedgerService/ReleaseReservation", 6: b"/loyalty.ledger.v1.LedgerService/CommitReceipt",
     7: b"/loyalty.ledger.v1.LedgerService/EnrollMember", 8: b"/loyalty.ledger.v1.LedgerService/GetBalance",
     9: b"/loyalty.ledger.v1.LedgerService/GetOperation", 10: b"/grpc.health.v1.Health/Check",
+    14: b"/loyalty.ledger.v1.LedgerService/BatchPost",
 }
+
+NAMES = {**{number: name for name, number in METHODS.items()}, METHOD_BATCH_POST: "batch"}
+"""The names in results."""
 
 CODE_NAMES = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
@@ -1046,6 +1069,8 @@ cdef class Client:
             for i in range(load.connection_count):
                 if load.connections[i].fd >= 0:
                     close(load.connections[i].fd)
+                for slot in range(load.slots_per_connection if load.connections[i].slots != NULL else 0):
+                    free(load.connections[i].slots[slot].batch)
                 free(load.connections[i].slots)
                 http2_free(&load.connections[i].http2)
         if load.epoll_fd >= 0:
@@ -1092,11 +1117,12 @@ cdef class Client:
             run(self.load)
 
     def mix(self, weights: dict[str, float], *, seconds: float, warmup_s: float, rate: float = 0.0, spin_us: int = 100,
-            grace_s: float = 10.0):
+            grace_s: float = 10.0, uint32_t batch = 0):
         """Make calls by `weights` (names of METHODS) for warmup_s + seconds; what ends in the warm-up is not counted.
 
         rate > 0: open loop, Poisson arrivals of so many calls/s, each timed from its scheduled arrival. rate 0: closed loop.
         grace_s: how long answers are waited for at the end; later ones count as UNANSWERED.
+        batch: each call is a BatchPost of so many earns, and the weights do not count; 0: single calls.
         Errors: ValueError for an unknown name or weights that are all zero.
         """
         cdef Load* load = self.load
@@ -1113,6 +1139,12 @@ cdef class Client:
         for number in range(max(METHODS[name] for name, weight in weights.items() if weight > 0), METHOD_COUNT):
             load.weight_below[number] = 2.0     # whatever rounding left of 1
         load.source = SOURCE_MIX
+        load.batch = batch
+        for number in range(<int>load.connection_count if batch else 0):
+            for slot in range(load.slots_per_connection):
+                load.connections[number].slots[slot].batch = <uint8_t*>malloc(PREFIX_BYTES + <size_t>batch * REQUEST_ROOM)
+                if load.connections[number].slots[slot].batch == NULL:
+                    raise MemoryError()
         load.rate = rate
         load.spin_ns = spin_us * 1000
         load.grace_ns = <int64_t>(grace_s * 1e9)
@@ -1224,7 +1256,7 @@ cdef class Client:
         cdef Counts* counts
         cdef uint64_t[::1] view
         calls = {}
-        for name, number in METHODS.items():
+        for number, name in NAMES.items():
             counts = &load.counts[<int>number]
             codes = {CODE_NAMES[i]: counts.codes[i] for i in range(1, CODE_COUNT) if counts.codes[i]}
             if counts.latency.count or codes:
@@ -1232,12 +1264,11 @@ cdef class Client:
                     "count": counts.latency.count, "sum_ns": counts.latency.sum_ns, "max_ns": counts.latency.max_ns,
                     "histogram": self.histogram(number), "codes": codes, "refused": counts.refused,
                 }
-        names = {number: name for name, number in METHODS.items()}
         messages = {}
         for i in range(CODE_COUNT):
             if load.message_sizes[i]:
                 text = bytes(load.messages[i][:load.message_sizes[i]])
-                messages[CODE_NAMES[i]] = (names[load.message_methods[i]], text.decode("utf-8", "replace"))
+                messages[CODE_NAMES[i]] = (NAMES[load.message_methods[i]], text.decode("utf-8", "replace"))
         view = <uint64_t[:HISTOGRAM_BUCKETS]>load.queueing.counts
         end_ns = min(load.ended_ns, load.end_ns) if load.end_ns else load.ended_ns
         begin_ns = load.measure_ns if load.measure_ns else load.start_ns
@@ -1249,6 +1280,8 @@ cdef class Client:
             "connects_failed": load.connects_failed,
             "retried": load.retried,
             "unsent": load.unsent,
+            "entries": load.entries,
+            "entries_refused": load.entries_refused,
             "completed": load.completed,
             "gave_up": bool(load.gave_up),
             "reasons": self.reasons(),

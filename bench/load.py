@@ -25,12 +25,14 @@ from rich.table import Table
 
 from bench import _load
 from bench.measure import figures, percentile_us
+from ledger import limits
 
 CALLS_THAT_TAKE_POINTS = {"burn", "reserve", "capture", "release", "commit"}
 STREAMS_MAX = 65_536  # connections * in_flight: 1.5 kB each, and more than any server here opens
 MEMBERS_MAX = 100_000_000  # card numbers made here have 11 free digits; the tables take 8 bytes a member
 PREPARE_CONNECTIONS = 8  # 512 calls in flight fill the groups; grpcio servers turn calls away above 1000 pending
 PREPARE_IN_FLIGHT = 64
+BATCH_COMMANDS_OPEN_MAX = 1_000_000  # a third of a kB each
 FILES_BESIDE = 64  # open files that are not connections
 LIVE_S = 0.25  # how often the live line changes
 
@@ -56,6 +58,7 @@ class Plan:
     currency: str = "USD"
     deadline: float = 0.0
     spin_us: int = 100
+    batch: int = 0
 
     @property
     def weights(self) -> dict[str, float]:
@@ -121,6 +124,10 @@ def check(plan: Plan) -> None:
         refuse("skew", "0 (all members alike) .. 10", plan.skew)
     if not 0 <= plan.seed < 2**63:
         refuse("seed", "0 or more", plan.seed)
+    if not 0 <= plan.batch <= limits.BATCH_COMMANDS_MAX:
+        refuse("batch", f"0 (single calls) .. {limits.BATCH_COMMANDS_MAX}", plan.batch)
+    if plan.batch * plan.connections * plan.in_flight > BATCH_COMMANDS_OPEN_MAX:
+        refuse("batch", f"at most {BATCH_COMMANDS_OPEN_MAX:,} commands over all open calls", plan.batch)
     if len(plan.currency) != 3 or not plan.currency.isascii() or not plan.currency.isupper():
         refuse("currency", "an ISO 4217 code such as USD", plan.currency)
     if not 0 <= plan.deadline <= 3600:
@@ -224,8 +231,8 @@ def measure(plan: Plan, chain: _load.Chain, console: Console) -> dict[str, Any]:
             ))
             seen["completed"], seen["histogram"] = now["completed"], histogram
 
-        drive(client, lambda: client.mix(plan.weights, seconds=plan.seconds, warmup_s=plan.warmup, rate=plan.rate, spin_us=plan.spin_us),
-              watch)
+        drive(client, lambda: client.mix(plan.weights, seconds=plan.seconds, warmup_s=plan.warmup, rate=plan.rate, spin_us=plan.spin_us,
+                                         batch=plan.batch), watch)
     return {"parameters": asdict(plan), **figures(client.result())}
 
 
@@ -276,6 +283,8 @@ def load(
     do_prepare: Annotated[bool, typer.Option("--prepare/--no-prepare", help="First open every member's account, and give it points "
                                              "if the mix takes any.")] = True,
     currency: Annotated[str, typer.Option(metavar="CODE", help="Currency of the service's programme.")] = "USD",
+    batch: Annotated[int, typer.Option(metavar="N", help="Each call is a BatchPost of N earns, whatever --mix says. 0: single "
+                                       "calls.")] = 0,
     deadline: Annotated[float, typer.Option(metavar="S", help="Deadline sent with every call. 0: none.")] = 0.0,
 ) -> None:
     """Put a ledger under the load of a chain's tills, and say how it did.
@@ -291,10 +300,12 @@ def load(
 
         daybook load --connections 64 --in-flight 16 --seconds 10
 
+        daybook load --connections 8 --batch 1000 --seconds 10
+
         daybook load --rate 13000 --mix earn=1,balance=3 --members 1000000 --json figures.json
     """
     plan = Plan(target=target, connections=connections, in_flight=in_flight, seconds=seconds, warmup=warmup, rate=rate, mix=mix,
-                members=members, skew=skew, seed=seed, currency=currency, deadline=deadline)
+                members=members, skew=skew, seed=seed, currency=currency, deadline=deadline, batch=batch)
     check(plan)
     allow_files(plan.connections)
     if json_file is not None and not json_file.resolve().parent.is_dir():
@@ -304,7 +315,7 @@ def load(
         reach(plan)
         chain = make_chain(plan)
         if do_prepare:
-            prepare(plan, chain, console, earn=bool(CALLS_THAT_TAKE_POINTS & set(plan.weights)))
+            prepare(plan, chain, console, earn=not plan.batch and bool(CALLS_THAT_TAKE_POINTS & set(plan.weights)))
         outcome = measure(plan, chain, console)
     except TargetError as error:
         typer.echo(f"Error: {error}", err=True)
@@ -312,9 +323,12 @@ def load(
     except KeyboardInterrupt:
         typer.echo("Stopped before there was anything to measure.", err=True)
         raise typer.Exit(130) from None
-    console.print(f"{plan.mix} over {plan.members:,} members, {plan.connections} x {plan.in_flight} in flight, "
+    what = f"batches of {plan.batch} earns" if plan.batch else plan.mix
+    console.print(f"{what} over {plan.members:,} members, {plan.connections} x {plan.in_flight} in flight, "
                   + (f"open loop at {plan.rate:,.0f} calls/s, " if plan.rate else "closed loop, ") + f"{outcome['measured_s']:.1f} s")
     console.print(table(outcome))
+    if outcome["entries"]:
+        console.print(f"{outcome['entries']['per_second']:,.0f} entries/s, {outcome['entries']['refused']:,} commands refused")
     if outcome["total"]["codes"]:
         console.print("not OK: " + describe_ends(outcome), markup=False)
     if outcome["queueing"]:

@@ -64,6 +64,9 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
             **{name: round(percentile_us(queueing["histogram"], share, queueing["max_ns"]), 1) for name, share in PERCENTILES.items()},
             "max_us": round(queueing["max_ns"] / 1000, 1),
         } if queueing["count"] else None,
+        # Batches: what became of their commands, whose number is above that of the calls.
+        "entries": {"count": result["entries"], "per_second": round(result["entries"] / seconds, 1) if seconds else 0.0,
+                    "refused": result["entries_refused"]} if result["entries"] or result["entries_refused"] else None,
         "connects_failed": result["connects_failed"],
         "retried": result["retried"],
         "reasons": result["reasons"],

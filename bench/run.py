@@ -14,6 +14,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from rich.table import Table
 from bench import _flush, _load
 from bench.controls import GROUP_BYTES
 from bench.load import Plan, TargetError, digits, make_chain, measure, prepare
-from bench.measure import percentile_us
+from bench.measure import figures, percentile_us
 from bench.service import ANY_PORTS, PROGRAM, ROOT, Service, ServiceFailed
 from ledger import limits, rules
 
@@ -49,6 +50,8 @@ CORE_EARNS_MAX = 20_000_000  # enough; and all of them one business day, which m
 IDS_MAX = 64_000_000  # a minute at 400,000/s is 24 million receipts of one business day, and all must be remembered
 SECTION_NAMES = {0: "header", 1: "context", 2: "postings", 3: "lots", 4: "lines", 5: "awards", 6: "after", 8: "identifiers"}
 SAMPLE_EARNS = 2000
+BATCH = limits.BATCH_COMMANDS_MAX
+BATCH_CONNECTIONS = 8
 
 
 class Bench:
@@ -281,6 +284,38 @@ class Bench:
         self.console.print("  [dim]" + ", ".join(f"{name} {size:.0f}" for name, size in sections.items()) + "[/]")
 
 
+    def row_8(self) -> None:
+        work = f"BatchPost of {BATCH:,} earns, {BATCH_CONNECTIONS} connections"
+        loop = {"connections": 64, "in_flight": 16, "mix": "earn=1,balance=3", "rate": 13_000}
+        with self.service("row8") as service:
+            quiet = self.drive(service, "8 open loop alone", **loop)
+            alone = self.drive(service, "8 batches", connections=BATCH_CONNECTIONS, in_flight=1, batch=BATCH)
+            with self.batches() as background:
+                beside = self.drive(service, "8 open loop beside batches", seconds=self.seconds / 2, **loop)
+        entries = alone["entries"]
+        self.add("8", work, ">= 500,000 entries/s", f"{entries['per_second']:,.0f}/s", latencies(alone["total"]),
+                 entries["per_second"] >= 500_000 and entries["refused"] == 0, alone)
+        running = figures(background.result())["entries"] or {"per_second": 0}
+        for call, bar in (("balance", "reads"), ("earn", "writes")):
+            ratio = beside["calls"][call]["p99_us"] / max(1.0, quiet["calls"][call]["p99_us"])
+            self.add("8", f"open loop 13,000/s beside them: {bar} p99", "<= 2 x alone",
+                     f"{ratio:.2f} x ({digits(beside['calls'][call]['p99_us'])} ms)",
+                     f"alone {digits(quiet['calls'][call]['p99_us'])} ms; batches {running['per_second']:,.0f} entries/s", ratio <= 2)
+
+    @contextmanager
+    def batches(self) -> Iterator[_load.Client]:
+        """Batches in the background, from before the block to its end."""
+        host, port = self.plan.address
+        client = _load.Client(host, port, connections=BATCH_CONNECTIONS, in_flight=1, chain=self.chain, seed=self.plan.seed + 1)
+        thread = threading.Thread(target=lambda: client.mix({"earn": 1.0}, seconds=self.seconds * 10, warmup_s=0, batch=BATCH))
+        thread.start()
+        try:
+            yield client
+        finally:
+            client.stop()
+            thread.join()
+
+
 def entry_sections(entry: bytes) -> Iterator[tuple[str, int]]:
     """The parts of an entry and their bytes, framing included (docs/journal-format.md)."""
     yield SECTION_NAMES[0], 40
@@ -345,13 +380,13 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main(
     seconds: Annotated[float, typer.Option(metavar="S", help="How long each measurement takes; the canonical run has 60.")] = 60.0,
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the ledgers are made; its disk is measured.")] = Path("build/bench"),
-    only: Annotated[str, typer.Option(metavar="N,N", help="Only these rows (1 includes 6).")] = "1,2,3,4,5,7",
+    only: Annotated[str, typer.Option(metavar="N,N", help="Only these rows (1 includes 6).")] = "1,2,3,4,5,7,8",
     members: Annotated[int, typer.Option(metavar="N", help="Members of the made-up chain; the canonical run has a million.")] = MEMBERS,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where to write all figures.")] = None,
 ) -> None:
     """Measure what this ledger does on this machine, beside what the machine itself does.
 
-    Takes about 12 minutes. Leave the machine alone meanwhile: the generator already shares its processors with the service.
+    Takes about 15 minutes. Leave the machine alone meanwhile: the generator already shares its processors with the service.
 
     Example, a quick look at two rows:
 
@@ -359,7 +394,8 @@ def main(
     """
     console = Console(highlight=False)
     wanted = set(only.split(","))
-    known = {"1": Bench.row_1_and_6, "2": Bench.row_2, "3": Bench.row_3, "4": Bench.row_4, "5": Bench.row_5, "7": Bench.row_7}
+    known = {"1": Bench.row_1_and_6, "2": Bench.row_2, "3": Bench.row_3, "4": Bench.row_4, "5": Bench.row_5, "7": Bench.row_7,
+             "8": Bench.row_8}
     if not wanted <= set(known):
         raise typer.BadParameter(f"must be among {','.join(known)}; was {only!r}", param_hint="--only")
     if not 0.5 <= seconds <= 3600:
@@ -374,10 +410,10 @@ def main(
     if seconds < 60 or members != MEMBERS:
         console.print(f"[yellow]a quick look: the canonical run has 60 s a row and {MEMBERS:,} members[/]")
     try:
-        for name in ("5", "7", "1", "2", "3", "4"):
+        for name in ("5", "7", "1", "2", "3", "4", "8"):
             if name in wanted:
                 known[name](bench)
-        if wanted & {"1", "2", "3", "4"}:
+        if wanted & {"1", "2", "3", "4", "8"}:
             bench.controls["bare LMDB commit"] = bench.bare_lmdb(seconds / SHORT_SHARE)
     except (ServiceFailed, TargetError) as error:
         console.print(f"[bold red]bench:[/] {escape(str(error))}")

@@ -31,9 +31,9 @@ from ledger._engine cimport (
 from ledger._layout cimport Facts, METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, BATCHES_MAX, BATCHES_PER_CONNECTION_MAX, BATCH_ANSWER_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, CALLS_PER_TURN_MAX,
-    CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL, CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX, IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX,
-    LARGE_BUFFERS_PER_CONNECTION_MAX, REQUEST_BYTES_MAX, RESETS_BURST_MAX, RESETS_PER_S_MAX, SLOW_CLIENT_TIMEOUT_S,
-    STREAMS_MAX, STREAMS_PER_CONNECTION_MAX, STREAMS_SHARE_MIN,
+    CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL, CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX,
+    IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX, LARGE_BUFFERS_PER_CONNECTION_MAX, REQUEST_BYTES_MAX, RESETS_BURST_MAX,
+    RESETS_PER_S_MAX, SLOW_CLIENT_TIMEOUT_S, STREAMS_MAX, STREAMS_PER_CONNECTION_MAX, STREAMS_SHARE_MIN,
 )
 from ledger._status cimport (
     STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_FRAMING_INVALID, STATUS_MESSAGE_COMPRESSED, STATUS_MESSAGE_TOO_LARGE,
@@ -130,7 +130,7 @@ cdef enum:
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
     BUCKETS = 20                # len(TRANSPORT_BOUNDS_US) + 1
     CONTROL_TOKENS = 1_048_576  # tokens of parked calls: below it streams, from it on calls of the control port,
-    BATCH_TOKENS = 2_097_152    # from it on commands of batches, 64 of each
+    BATCH_TOKENS = 2_097_152    # from it on look-ups of batches, 64 numbers for each
     EVENT_ENGINE = 0            # values of epoll_event.data
     EVENT_LISTENER = 1          # .. + LISTENERS_MAX
     EVENT_CONNECTION = 16       # .. + CONNECTIONS_MAX
@@ -1598,8 +1598,7 @@ cdef bint server_finished(Server* server) noexcept nogil:
     if server.now_us - server.stop_us > server.drain_us:
         return True
     return (server.connection_count == 0 and server.stream_count == 0 and server.control_count == 0 and server.control_batches == 0
-            and server.parked_count == 0
-            and engine_idle(server.engine))
+            and server.parked_count == 0 and engine_idle(server.engine))
 
 
 cdef int server_timeout_ms(Server* server) noexcept nogil:
@@ -1721,7 +1720,8 @@ cdef int server_reserve(Server* server) except -1:
     server.free_large = <uint8_t**>calloc(LARGE_BUFFERS_MAX, sizeof(uint8_t*))
     server.caller = <Caller*>calloc(1, sizeof(Caller))
     if (server.connections == NULL or server.streams == NULL or server.large == NULL or server.batch_bytes == NULL
-            or server.carry == NULL or server.out == NULL or server.held == NULL or server.control == NULL or server.free_large == NULL or server.caller == NULL):
+            or server.carry == NULL or server.out == NULL or server.held == NULL or server.control == NULL or server.free_large == NULL
+            or server.caller == NULL):
         raise MemoryError("the checkout port finds no memory for its buffers")
     for i in range(LARGE_BUFFERS_MAX):
         server.free_large[i] = server.large + <size_t>i * LARGE_BYTES

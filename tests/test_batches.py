@@ -5,8 +5,11 @@ Bounds and turns are tests/server/test_batch.py's; the codec tests/server/test_b
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +21,7 @@ import pytest
 
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 from tests import till
-from tests.running import RunningServer
+from tests.running import ROOT, RunningServer
 from tests.test_kill import REMEMBERED, Told, check_journal
 from tests.test_two_ports import START_US, last_digest, outcome, random_requests
 
@@ -196,3 +199,18 @@ def test_kills_under_batches_lose_nothing_and_invent_nothing(server: RunningServ
     assert answers > 100, "the load was too small to prove anything"
     assert server.terminate() == 0
     check_journal(server.data, everything)
+
+
+def test_the_generator_counts_what_became_of_the_commands(server: RunningServer, tmp_path: Any) -> None:
+    for currency, reason in (("USD", "OK"), ("EUR", "FIELD_INVALID")):
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.load", "--target", server.address(), "--connections", "2", "--in-flight", "2",
+             "--batch", "700", "--members", "200", "--seconds", "0.5", "--warmup", "0", "--currency", currency, "--no-prepare",
+             "--json", str(tmp_path / "figures.json")], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = json.loads((tmp_path / "figures.json").read_text())
+        commands = found["calls"]["batch"]["calls"] * 700
+        assert commands > 0
+        assert (found["entries"]["count"], found["entries"]["refused"]) == ((commands, 0) if reason == "OK" else (0, commands))
+        # What was still open at the end of its time is not in the generator's figures.
+        assert server.metrics()[f'ledger_batch_commands_total{{method="EarnPoints",outcome="{reason}"}}'] >= commands

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 ASAN_BUILD = ROOT / "build" / "asan"
@@ -57,6 +58,8 @@ def fuzz(count: int, seed: int) -> dict[int, int]:
                 assert ledger.stats()["sequence"] == before
         elif method in METHODS:
             parse_answer(method, payload)
+        if index % 20 == 0:
+            fuzz_batch(ledger, corpus, chance, now_us)
         if index % 5 == 0:
             # An intact one now and then, so that there is a state to harm.
             method = chance.choice(methods)
@@ -76,6 +79,35 @@ def fuzz(count: int, seed: int) -> dict[int, int]:
             assert code == 0, status_pb2.Status.FromString(payload)
     assert LocalLedger.replay(ledger.entries(), **sizes).digest() == ledger.digest()
     return answers
+
+
+def fuzz_batch(ledger: Any, corpus: dict[int, list[bytes]], chance: random.Random, now_us: int) -> None:
+    """A batch of mutated requests, half of the time mutated as a whole too: it is refused or has an outcome for each part."""
+    from google.rpc import status_pb2
+
+    from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+    from tests.server.wire_model import mutate
+
+    def framed(tag: int, body: bytes) -> bytes:
+        size = bytes([len(body) & 127 | 128, len(body) >> 7 & 127 | 128, len(body) >> 14])
+        return bytes([tag]) + size + body
+
+    method, parts = chance.choice((14, 14, 15)), []
+    for _ in range(chance.randrange(1, 20)):
+        kind = chance.randrange(1, 8)
+        data = chance.choice(corpus[kind if method == 14 else 8])
+        if chance.random() < 0.5:
+            data = mutate(data, chance.choice(corpus[kind]), chance)
+        parts.append(framed(10, framed(8 * kind + 2, data)) if method == 14 else framed(10, data[2:]))
+    whole = b"".join(parts)
+    if chance.random() < 0.5:
+        whole = mutate(whole, parts[0], chance)
+    code, payload = ledger.call_batch(method, whole, now_us)
+    if code:
+        assert status_pb2.Status.FromString(payload).code == code
+        return
+    answer = (pb.BatchPostResponse if method == 14 else pb.BatchGetBalancesResponse).FromString(payload)
+    assert answer.results and all(result.WhichOneof("outcome") for result in answer.results)
 
 
 def parse_answer(method: int, payload: bytes) -> None:

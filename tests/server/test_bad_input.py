@@ -335,13 +335,14 @@ def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
     assert text.startswith(f"{field} {info.metadata['rule']}, was ")
 
 
-FOLLOWERS = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day")
+# The follower's: test_reading.py. Those of batches: test_batch_wire.py.
+ELSEWHERE = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day", "commands", "members")
 
 
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
-    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; the follower's calls: tests/server/test_reading.py."""
+    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; the others of ELSEWHERE have tests of their own."""
     tried = {re.sub(r"\[\d+\]|^burn\.|^capture\.", "", row[2]).replace("identifiers.", "member.") for row in EACH}
-    assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method", *FOLLOWERS)}
+    assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method", *ELSEWHERE)}
 
 
 NOT_UTF8 = [

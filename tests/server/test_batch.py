@@ -135,7 +135,8 @@ def test_the_results_stand_in_the_order_of_the_commands(port: Port, peers: Calla
 
 
 @pytest.mark.parametrize(("body", "reason"), [
-    (b"", "FIELD_INVALID"), (b"\x0a\x00", "FIELD_INVALID"), (b"\x0a\x05\x3a", "MESSAGE_MALFORMED"), (b"\x0a\x02\x3a\x7f", "MESSAGE_MALFORMED"),
+    (b"", "FIELD_INVALID"), (b"\x0a\x00", "FIELD_INVALID"), (b"\x0a\x05\x3a", "MESSAGE_MALFORMED"),
+    (b"\x0a\x02\x3a\x7f", "MESSAGE_MALFORMED"),
     (b"\x0a\x02\x3a\x00" * 1001, "FIELD_INVALID"),
 ])
 def test_a_batch_that_is_none_is_refused_whole(port: Port, peers: Callable[..., Peer], body: bytes, reason: str) -> None:
@@ -218,7 +219,7 @@ def test_single_calls_run_between_the_parts_of_a_batch(late: LatePort, peers: Ca
     alone = {pb.EnrollMemberResponse.FromString(single.finish(call).body).entry.sequence for call in calls}
     assert max(alone) < max(in_batch), "all single calls were answered while the batch was still running"
     longest = max(sum(1 for _ in run) for mine, run in itertools.groupby(
-        (sequence in in_batch for sequence in range(min(in_batch), max(alone) + 1))) if mine)
+        sequence in in_batch for sequence in range(min(in_batch), max(alone) + 1)) if mine)
     assert longest <= limits.CALLS_PER_TURN_MAX
     assert late.stat("batch_turns") >= 1000 // limits.CALLS_PER_TURN_MAX
 

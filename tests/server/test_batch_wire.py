@@ -19,11 +19,22 @@ from hypothesis import strategies as st
 from ledger import errors, limits
 from ledger.rules import compile_file
 from server import _local
-from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 from server._local import LocalLedger
+from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 from tests.running import PROGRAM
 from tests.server.test_wire import framed, messages
-from tests.server.wire_model import FIELD_INVALID, MESSAGE_MALFORMED, NOW_US, SNIPPETS, Fault, check_member, command_of, fill_member, mutate, request
+from tests.server.wire_model import (
+    FIELD_INVALID,
+    MESSAGE_MALFORMED,
+    NOW_US,
+    SNIPPETS,
+    Fault,
+    check_member,
+    command_of,
+    fill_member,
+    mutate,
+    request,
+)
 
 POST, BALANCES = 14, 15
 KINDS = {method: field.name for method, field in enumerate(pb.PostCommand.DESCRIPTOR.fields, start=1)}
@@ -57,17 +68,17 @@ def number_of(name: str, rule: str) -> int:
 
 
 def model(method: int, data: bytes) -> Any:
-    """What decode_batch must give: a refusal of the whole as a tuple, or a list of commands and refusals. "not UTF-8": that, of any field."""
+    """What decode_batch must give: a refusal of the whole as a tuple, or a list of commands and refusals."""
     try:
         frame: Any = (POSTS if method == POST else PARTS).FromString(data)
     except DecodeError:
         return (MESSAGE_MALFORMED,)
     wallet = None
-    for given in frame.wallet if method == BALANCES else ():   # the last one counts
+    for sent in frame.wallet if method == BALANCES else ():  # the last one counts
         try:
-            wallet = given.decode() or None
+            wallet = sent.decode() or None
         except UnicodeDecodeError:
-            return FIELD_INVALID, number_of("wallet", ""), -1, given
+            return FIELD_INVALID, number_of("wallet", ""), -1, sent
     parts = PARTS.FromString(data).parts
     if not 1 <= len(parts) <= limits.BATCH_COMMANDS_MAX:
         return FIELD_INVALID, number_of("commands" if method == POST else "members", "1..1000"), -1, len(parts)
@@ -158,7 +169,8 @@ def test_a_command_given_twice_merges_and_another_one_replaces_it() -> None:
     chance = random.Random(5)
     seen = set()
     for _ in range(2000):
-        parts = [framed(8 * kind + 2, request(kind, chance).SerializeToString()) for kind in chance.choices((1, 2, 2, 6, 7), k=chance.randrange(2, 4))]
+        kinds = chance.choices((1, 2, 2, 6, 7), k=chance.randrange(2, 4))
+        parts = [framed(8 * kind + 2, request(kind, chance).SerializeToString()) for kind in kinds]
         seen.add(agree(POST, whole(b"".join(parts))))
     assert "decoded" in seen
 
@@ -193,6 +205,28 @@ def test_the_number_of_commands_is_bounded() -> None:
     assert agree(POST, one) == agree(POST, one * 1000) == "parts refused"
     assert agree(BALANCES, b"") == agree(BALANCES, whole(b"\x08\x01") * 1001) == "refused"
     assert agree(BALANCES, whole(b"\x08\x01") * 1000) == "decoded"
+
+
+@pytest.mark.parametrize(("method", "data", "message"), [
+    (POST, b"", "commands must be 1..1000 commands, was 0"),
+    (POST, whole(framed(10, b"")) * 1001, "commands must be 1..1000 commands, was 1001"),
+    (POST, whole(framed(10, b"")) + whole(b""),
+     "commands[1] must be one of earn, burn, reserve, capture, release, commit and enroll, was not set"),
+    (BALANCES, b"", "members must be 1..1000 members, was 0"),
+    (BALANCES, whole(b"\x08\x01") + b"\x12\x21" + b"w" * 33,
+     f'wallet must be a wallet name of 1..32 bytes of UTF-8 without control characters, was "{"w" * 33}"'),
+    (BALANCES, whole(b"\x08\x01") + b"\x12\x01w", "the programme has no wallet of this name: \"w\""),
+    (POST, whole(framed(10, b"")) + b"\x0a\x02", "the request is not a valid protobuf message of this method: it breaks at byte 5"),
+])
+def test_what_refuses_a_whole_batch_says_what_would_be_right(method: int, data: bytes, message: str) -> None:
+    ledger = new_ledger()
+    if "no wallet" in message:
+        results = pb.BatchGetBalancesResponse.FromString(ledger.call_batch(method, data, NOW_US)[1]).results
+        assert results[0].error.message == message  # the service refuses the whole batch: test_batch.py
+        return
+    code, payload = ledger.call_batch(method, data, NOW_US)
+    assert code == errors.INVALID_ARGUMENT
+    assert status_pb2.Status.FromString(payload).message == message
 
 
 def test_a_command_that_is_longer_than_a_request_may_be_is_refused_alone() -> None:

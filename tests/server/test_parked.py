@@ -263,7 +263,8 @@ def test_a_batch_of_late_and_new_commands_takes_each_once(slow: Slow) -> None:
     results = slow.stub.BatchPost(batch_of(mixed), timeout=WAIT_S).results
     while behind := [index for index, result in enumerate(results) if result.HasField("error")]:
         assert {till.reason_of_status(results[index].error)[0] for index in behind} == {"IDS_BEHIND"}
-        for index, result in zip(behind, slow.stub.BatchPost(batch_of([mixed[index] for index in behind]), timeout=WAIT_S).results, strict=True):
+        again = slow.stub.BatchPost(batch_of([mixed[index] for index in behind]), timeout=WAIT_S).results
+        for index, result in zip(behind, again, strict=True):
             results[index].CopyFrom(result)
     assert [result.entry for result in results[0:12:2]] == [answer.entry for _, answer in old]
     assert len({result.entry.sequence for result in results}) == 12
