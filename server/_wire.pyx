@@ -716,6 +716,11 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
     cdef uint32_t i
     if reader.encoding.field != 0:
         return refuse_text(outcome, reader.encoding.field, reader.encoding.index, reader.encoding.text)
+    if reader.asks_past:
+        # Only the follower answers it; it takes the field out before it reads the rest (server/reading.py).
+        if not check_stamp(&reader.past, &past_us, FIELD_AS_OF_TIME, outcome):
+            return False
+        return refuse_number(outcome, FIELD_AS_OF_TIME, VALUE_NUMBER, past_us)
     if command.method != METHOD_GET_BALANCE:
         if not fits(reader, command.request_id, REQUEST_ID_BYTES_MIN, REQUEST_ID_BYTES_MAX) or not is_request_id(command.request_id):
             return refuse_text(outcome, FIELD_REQUEST_ID, -1, command.request_id)
@@ -734,11 +739,6 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
                 return False
     if command.method != METHOD_COMMIT and not check_wallet(reader, command, outcome):
         return False
-    if reader.asks_past:
-        # Only the follower answers it; it takes the field out before it reads the rest (server/reading.py).
-        if not check_stamp(&reader.past, &past_us, FIELD_AS_OF_TIME, outcome):
-            return False
-        return refuse_number(outcome, FIELD_AS_OF_TIME, VALUE_NUMBER, past_us)
     if by_hand(command.method):
         return (check_text(reader, command.operator_name, 1, OPERATOR_BYTES_MAX, FIELD_OPERATOR, outcome)
                 and check_text(reader, command.reason, 1, REASON_BYTES_MAX, FIELD_REASON, outcome))

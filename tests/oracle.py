@@ -270,6 +270,8 @@ class Oracle:
         return answer
 
     def get_balance(self, request: Any, now_us: int) -> Any:
+        if request.HasField("as_of_time"):
+            raise Refused("FIELD_INVALID", "as_of_time")  # the follower's to answer
         if self.identity(request.member) is None:
             raise Refused("FIELD_INVALID", self.member_field(request.member))
         if not good_text(request.wallet, 0, limits.WALLET_NAME_BYTES_MAX):
