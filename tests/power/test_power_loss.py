@@ -326,7 +326,7 @@ def test_a_start_that_relies_on_a_name_is_caught(laboratory: Laboratory) -> None
 def any_run(laboratory: Laboratory, seed: int) -> Verdict:
     """A run of any kind, its states judged."""
     chosen = random.Random(seed)
-    kind = chosen.choices(("threads", "alone", "creation", "turn", "kills", "twice", "service"), (5, 3, 1, 2, 2, 2, 3))[0]
+    kind = chosen.choices(("threads", "alone", "creation", "turn", "kills", "twice", "service"), (6, 4, 1, 1, 1, 4, 3))[0]
     print(f"{kind}, seed {seed}: ", end="", flush=True)
     if kind in ("threads", "alone"):
         return laboratory.judge(groups(laboratory, seed=seed, count=60, mode=kind), seed=seed, drawn=100)
@@ -335,7 +335,7 @@ def any_run(laboratory: Laboratory, seed: int) -> Verdict:
     if kind == "turn":
         return laboratory.judge(turn_of_the_ring(laboratory, seed=seed, count=40), seed=seed, drawn=50, share=5)  # each costs four others
     if kind == "kills":
-        return laboratory.judge(*kills(laboratory, chosen.sample(range(1, 60), 10), seed=seed), seed=seed, drawn=10)
+        return laboratory.judge(*kills(laboratory, chosen.sample(range(1, 60), 10), seed=seed), seed=seed, drawn=10, share=3)
     if kind == "twice":
         return laboratory.judge(*losses(laboratory, seed=seed, count=6, each=8), seed=seed, drawn=30)
     recording, told = served(laboratory, seed=seed, each=40, ids_max=chosen.choice((24, 5000)), follows=seed % 2 == 0)
