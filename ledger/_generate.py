@@ -86,7 +86,8 @@ def generate(folder: Path = HERE) -> None:
             symbol = "FIELD_" + field.name.replace("receipt.key.", "RECEIPT_").replace("receipt_key.", "KEY_")
             symbol = symbol.replace("receipt.lines.", "LINE_")
             symbol = symbol.replace("member.", "MEMBER_").replace("receipt.", "RECEIPT_").replace(".", "_").upper()
-            symbol = {32: "FIELD_CAPTURE_POINTS", 56: "FIELD_ADJUST_POINTS", 61: "FIELD_COMMAND"}.get(field.number, symbol)
+            symbol = {32: "FIELD_CAPTURE_POINTS", 56: "FIELD_ADJUST_POINTS", 61: "FIELD_COMMAND",
+                      71: "FIELD_LISTED_BUSINESS_DAY"}.get(field.number, symbol)
             fields.append((symbol.replace("MEMBER_MEMBER_ID", "MEMBER_ID"), field.number))
     header.append("};")
     header += [f"#define {symbol} {number}" for symbol, number in fields]

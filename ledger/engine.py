@@ -61,7 +61,7 @@ clock_stepped        1: realtime made a forward step that is not believed (clock
 clock_gap            1: the clock was more than 7 days ahead of the journal at start and is not believed; ticks stand still
 clock_behind_us      how far realtime is behind server time
 turns, ticks         of the hot loop; entries written by ticks
-ids                  runs of dropped keys: runs, keys, bytes, failures (no space, tried again), refused_behind; lookups and how many wait now,
+ids                  runs of dropped keys: runs, keys, bytes, failures (no space, tried again), refused_behind; lookups, how many wait now,
                      unreadable, lookup_us and run_us (histograms)
 finds_ring, finds_journal    entries read again for repeats: from memory, from LMDB
 """
@@ -94,7 +94,7 @@ class OpenLedger:
         self.head = (0, "")  # after stop(): last sequence and its group's hash, for `verify --expect-head`
 
     def start(self) -> None:
-        """Start the flush, the drain, the ids and the look-up thread. None takes the GIL again; a failure in them ends the process (status 70)."""
+        """Start the flush, the drain, the ids and the look-up thread. None takes the GIL again; a failure ends the process (status 70)."""
         assert not self._threads
         for name, body in (("flush", self.handle.run_flush), ("drain", self.handle.run_drain), ("ids", self.handle.run_ids),
                            ("lookups", self.handle.run_lookups)):
@@ -481,7 +481,8 @@ def _open_engine(data: Path, tail_fd: int, tail_bytes: int, directory: bytes, ke
         return EngineHandle(
             tail_fd=tail_fd, tail_bytes=tail_bytes, directory=directory, journal_path=str(data / "journal"), create=create,
             identity_key=key, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max,
-            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time, ids_path=None if create else str(data / "ids"))
+            clock_path=None if clock_file is None else str(clock_file), accept_time=accept_time,
+            ids_path=None if create else str(data / "ids"))
     except MemoryError as error:
         raise StartRefused(f"the tables do not fit into memory ({error}): lower --members-max ({members_max}) "
                            f"or --ids-max ({ids_max})") from None

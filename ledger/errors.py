@@ -60,6 +60,13 @@ STATUSES = (
            "no reservation {a} is known"),
     Status(13, "OPERATION_NOT_FOUND", NOT_FOUND, False, False, "", "", "no write with this request_id is known"),
     Status(14, "IDENTIFIER_NOT_FOUND", NOT_FOUND, False, False, "", "", "{field} is linked to no member"),
+    # reading the journal
+    Status(15, "READER_TOO_SLOW", RESOURCE_EXHAUSTED, True, False, "last_sequence", "stalled_s",
+           "the reader took no message for {b} s; entries up to {a} were sent: go on with from_sequence behind that"),
+    Status(16, "TIME_NOT_REACHED", OUT_OF_RANGE, True, False, "as_of_time_us", "read_time_us",
+           "as_of_time {a} is not before the newest entry that was read, of {b} (microseconds since 1970)"),
+    Status(17, "SEQUENCE_NOT_REACHED", OUT_OF_RANGE, True, False, "from_sequence", "head_sequence",
+           "the journal was read up to sequence {b}: the feed cannot begin at {a}"),
     # identity and keys
     Status(20, "REQUEST_ID_REUSED", ALREADY_EXISTS, False, False, "sequence", "",
            "this request_id was used by entry {a} with another {field}: use a new id for a new request"),
@@ -104,6 +111,8 @@ STATUSES = (
            "request ids come faster than the ids of earlier requests can be written to disk: try again"),
     Status(55, "IDS_UNREADABLE", UNAVAILABLE, True, False, "", "",
            "whether this request was seen before cannot be told now: the ids of earlier requests on disk are damaged"),
+    Status(57, "INDEX_NOT_READY", UNAVAILABLE, True, False, "indexed_sequence", "head_sequence",
+           "the index has read up to entry {a} of {b}: try again"),
 )
 
 BY_NAME = {status.name: status for status in STATUSES}
@@ -175,6 +184,13 @@ FIELDS = (
     Field(60, "commands", f"must be 1..{limits.BATCH_COMMANDS_MAX} commands"),
     Field(61, "commands", "must be one of earn, burn, reserve, capture, release, commit and enroll"),
     Field(62, "members", f"must be 1..{limits.BATCH_COMMANDS_MAX} members"),
+    Field(65, "page_size", f"must be 0..{limits.PAGE_SIZE_MAX} (0: {limits.PAGE_SIZE_DEFAULT})"),
+    Field(66, "from_sequence", "must be at least 1, or 0: from now on"),
+    Field(67, "as_of_time", "must be a time from 2000 on; only the follower's control port answers it"),
+    Field(68, "store_day.store", _text("a store code", 1, limits.STORE_BYTES_MAX)),
+    Field(69, "store_day.business_day", "must be a calendar date as yyyymmdd"),
+    Field(70, "page_token", "must be the next_page_token of a page with the same filter"),
+    Field(71, "receipt_key.business_day", "must be a calendar date as yyyymmdd"),
 )
 
 FIELD_BY_NUMBER = {field.number: field for field in FIELDS}

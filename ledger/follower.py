@@ -59,7 +59,7 @@ class Follower:
         self._snapshot_entries = snapshot_entries
         self._snapshot_interval_us = snapshot_interval_s * 1_000_000
         self._seen_us = 0  # time of the last drain that was applied whole
-        self._lock_fd = _take_lock(self.data, lock_wait_s)
+        self._lock_fd = take_lock(self.data, lock_wait_s)
         try:
             self.journal = Journal(self.data)
             try:
@@ -286,7 +286,7 @@ def _watch_us() -> int:
     return time.perf_counter_ns() // 1000
 
 
-def _take_lock(data: Path, wait_s: int) -> int:
+def take_lock(data: Path, wait_s: int) -> int:
     """One follower a directory. Errors: FollowerBroken."""
     try:
         fd = os.open(data / "FOLLOW.LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,6 +284,64 @@ class Journal:
                         break
                 after = batch[-1][0]
                 yield batch
+
+    def group_of(self, sequence: int) -> GroupHead | None:
+        """The head of the group that holds this sequence, unchecked; None when LMDB does not hold it (yet)."""
+        with self._transaction(self.groups) as transaction, transaction.cursor() as cursor:
+            found = _seek(cursor, sequence)
+            return None if found is None else found[0]
+
+    def entries(self, places: Iterable[tuple[int, int, int]]) -> list[bytes]:
+        """The entries at these places, in one read transaction.
+
+        places: (sequence, a sequence not behind it, where that one begins in its group's record; 0, 0: not known). Close places in
+        falling or rising order are cheapest. Errors: Damage when an entry is not there.
+        """
+        entries = []
+        with self._transaction(self.groups) as transaction, transaction.cursor() as cursor:
+            head: GroupHead | None = None
+            record = memoryview(b"")
+            for sequence, known, at in places:
+                if head is None or not head.first_sequence <= sequence <= head.last_sequence:
+                    found = _seek(cursor, sequence)
+                    if found is None:
+                        raise Damage(str(self.file), f"sequence {sequence} is missing")
+                    head, record = found
+                if not head.first_sequence <= known <= sequence:
+                    known, at = head.first_sequence, GROUP_HEADER.size
+                while True:
+                    size = int.from_bytes(record[at:at + 4], "little")
+                    if size < ENTRY_HEADER.size or at + size > len(record):
+                        raise Damage(f"{self.file}, group {head.first_sequence}", f"the entries before sequence {sequence} are broken")
+                    if known == sequence:
+                        break
+                    known, at = known + 1, at + size
+                entries.append(bytes(record[at:at + size]))
+        return entries
+
+
+@dataclass(frozen=True, slots=True)
+class GroupHead:
+    """What the first bytes of a group record say, unchecked."""
+
+    first_sequence: int
+    last_sequence: int
+    time_us: int
+    hash: bytes
+
+
+def _seek(cursor: lmdb.Cursor, sequence: int) -> tuple[GroupHead, memoryview] | None:
+    """The group that holds this sequence, its record uncopied; None when there is none."""
+    behind = cursor.set_range(sequence.to_bytes(8, "little"))
+    if not (behind and _key(cursor.key()) == sequence) and not (cursor.prev() if behind else cursor.last()):
+        return None
+    record = cursor.value()
+    if len(record) < GROUP_HEADER.size:
+        return None
+    first, time_us, count, hash_ = (GROUP_HEADER.unpack_from(record)[i] for i in (5, 7, 8, 12))
+    if not first <= sequence < first + count:
+        return None
+    return GroupHead(first, first + count - 1, time_us, hash_), record
 
 
 class NewJournal:

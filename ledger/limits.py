@@ -134,6 +134,20 @@ BATCH_STEP = 8  # commands of a batch before the next batch has its turn: as man
 BATCH_RESULT_BYTES_MAX = 1_152  # of one PostResult: the longest refusal (1024) and what stands around it
 BATCH_BALANCE_BYTES_MAX = 1_408  # of one BalanceResult: 16 wallets of at most 84 bytes, and 40
 
+# --- reading the journal ----------------------------------------------------------------------------------------
+PAGE_SIZE_DEFAULT = 20  # what a screen shows
+PAGE_SIZE_MAX = 1000  # ~1 MB of usual entries
+PAGE_BYTES_MAX = 2_097_152  # of the entries of a page; gRPC clients take 4 MiB by default, and one entry more may follow
+FEED_ENTRIES_MAX = 1000  # of one message of the feed
+FEED_BYTES_MAX = 262_144  # of one message of the feed: a few windows of HTTP/2
+FEED_STREAMS_MAX = 64  # readers of the feed; each holds at most two messages
+FEED_STALL_S = 20  # a reader that takes no message for so long is cut off, as SLOW_CLIENT_TIMEOUT_S
+FEED_HEARTBEAT_S = 5  # how long an idle feed stays silent
+INDEX_SEGMENT_ENTRIES = 262_144  # smaller segments stay in memory: 8 MB; so many entries are read again after a restart
+INDEX_FANOUT = 4  # segments of one size are merged when there are so many: each entry is written log4 times
+INDEX_PAGE_ROWS = 512  # rows of 8 bytes: one page of the disk cache, with one checksum
+INDEX_OFFSET_STEP = 16  # every so many entries the place in the group is noted: a walk of 15 entries at most
+
 assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
 assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384

@@ -1,10 +1,12 @@
 # protobuf codec of the checkout messages and of those by hand; what it promises stands in _wire.pyx.
-# cimported by server/_call.pyx and the fuzz harness.
+# cimported by server/_call.pyx, server/_entries.pyx and the fuzz harness.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
+from ledger._entry cimport EntryView
 from ledger._layout cimport Command, Outcome, Slice
 from ledger._rules cimport Program
+from server._encode cimport Out
 
 cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil
     # Request bytes -> command. False: outcome holds FIELD_INVALID or MESSAGE_MALFORMED.
@@ -16,6 +18,12 @@ cdef uint32_t wire_error(const Program* program, uint8_t method, const Outcome* 
     # method: for the names of fields that a call wraps (burn.points of CommitReceipt). A google.rpc.Status with ErrorInfo (and RetryInfo where retryable), and its message alone. Returns the size of details.
 cdef int wire_grpc_code(uint16_t status) noexcept nogil
 
+# Parts of answers that the journal's feed has too; each is a message inside, under `tag`.
+cdef void out_wallet_name(Out* out, uint8_t tag, const Program* program, uint64_t wallet) noexcept nogil
+cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t sequence, const uint8_t* room_end) noexcept nogil
+    # Entry. Awards are written up to room_end; behind it must be room for one more.
+cdef void out_after(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
+cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
 # Batches: parts with field number 1, a PostCommand or a MemberRef each.
 cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Slice* wallet, Outcome* outcome) noexcept nogil
     # Looks at the frame of a BatchPostRequest or a BatchGetBalancesRequest. Returns its parts, 1..BATCH_COMMANDS_MAX; 0: outcome holds why

@@ -10,7 +10,7 @@
 # Source: protobuf.dev/programming-guides/encoding; where it leaves room (over-long varints, depth), upb, the decoder of google.protobuf.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset, strlen
+from libc.string cimport memcpy, memset, strlen
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._entry cimport (
     Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint,
@@ -28,7 +28,8 @@ from ledger._limits cimport (
     TILL_BYTES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._status cimport (
-    ERROR_DOMAIN, FIELD_CAPTURE_POINTS, FIELD_COMMAND, FIELD_COMMANDS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS, FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
+    ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CAPTURE_POINTS, FIELD_COMMAND, FIELD_COMMANDS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS,
+    FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
     FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
     FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBERS, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL,
     FIELD_MEMBER_PHONE,
@@ -37,6 +38,7 @@ from ledger._status cimport (
     STATUS_COUNT, STATUS_FIELD_INVALID, STATUS_MESSAGE_MALFORMED, STATUS_MESSAGE_TOO_LARGE, STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_ROWS,
     STATUS_WALLET_NOT_FOUND, StatusRow,
 )
+from server._encode cimport Out, out_byte, out_bytes, out_close, out_int, out_open, out_time, out_varint
 
 cdef enum:
     DEPTH_MAX = 100             # messages and groups inside each other; upb's default
@@ -99,6 +101,8 @@ cdef struct Reader:
     Stamp sent
     Stamp business
     Stamp ttl
+    Stamp past
+    bint asks_past              # GetBalance as of a past moment: not for this service
 
 
 cdef void fail(Reader* reader, const uint8_t* at) noexcept nogil:
@@ -618,6 +622,9 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
             read_member(reader, &command.member, False, -1)
         elif tag == 18:
             read_text(reader, &command.wallet, FIELD_WALLET, -1)
+        elif tag == 26:
+            read_stamp(reader, &reader.past)
+            reader.asks_past = True
         else:
             return False
     elif tag == 10:
@@ -705,6 +712,7 @@ cdef bint check_wallet(const Reader* reader, Command* command, Outcome* outcome)
 
 cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexcept nogil:
     # In the order of the field numbers; a query lacks what it has no field for.
+    cdef int64_t past_us = 0
     cdef uint32_t i
     if reader.encoding.field != 0:
         return refuse_text(outcome, reader.encoding.field, reader.encoding.index, reader.encoding.text)
@@ -726,6 +734,11 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
                 return False
     if command.method != METHOD_COMMIT and not check_wallet(reader, command, outcome):
         return False
+    if reader.asks_past:
+        # Only the follower answers it; it takes the field out before it reads the rest (server/reading.py).
+        if not check_stamp(&reader.past, &past_us, FIELD_AS_OF_TIME, outcome):
+            return False
+        return refuse_number(outcome, FIELD_AS_OF_TIME, VALUE_NUMBER, past_us)
     if by_hand(command.method):
         return (check_text(reader, command.operator_name, 1, OPERATOR_BYTES_MAX, FIELD_OPERATOR, outcome)
                 and check_text(reader, command.reason, 1, REASON_BYTES_MAX, FIELD_REASON, outcome))
@@ -941,67 +954,8 @@ cdef bint wire_decode_member(Slice part, Slice wallet, Command* command, Outcome
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
-# A tag is written as one byte: every field number here is below 16. Values that are 0 are left out, as proto3 does.
 
-cdef struct Out:
-    uint8_t* at                 # where the next byte goes
-
-
-cdef inline void out_byte(Out* out, uint8_t value) noexcept nogil:
-    out.at[0] = value
-    out.at += 1
-
-
-cdef inline void out_varint(Out* out, uint64_t value) noexcept nogil:
-    while value >= 0x80:
-        out_byte(out, <uint8_t>(value & 0x7F) | 0x80)
-        value >>= 7
-    out_byte(out, <uint8_t>value)
-
-
-cdef inline void out_int(Out* out, uint8_t tag, int64_t value) noexcept nogil:
-    if value != 0:
-        out_byte(out, tag)
-        out_varint(out, <uint64_t>value)
-
-
-cdef inline void out_bytes(Out* out, uint8_t tag, const void* data, uint32_t size) noexcept nogil:
-    if size != 0:
-        out_byte(out, tag)
-        out_varint(out, size)
-        memcpy(out.at, data, size)
-        out.at += size
-
-
-cdef inline uint8_t* out_open(Out* out, uint8_t tag) noexcept nogil:
-    # Begins a message inside; most have less than 128 bytes, so one byte is left for the length.
-    out_byte(out, tag)
-    out.at += 1
-    return out.at
-
-
-cdef inline void out_close(Out* out, uint8_t* body) noexcept nogil:
-    cdef uint32_t size = <uint32_t>(out.at - body)
-    cdef uint32_t more
-    if likely(size < 0x80, 1):
-        (body - 1)[0] = <uint8_t>size
-        return
-    more = 1 if size < 0x4000 else 2
-    memmove(body + more, body, size)
-    out.at = body - 1
-    out_varint(out, size)
-    out.at += size
-
-
-cdef void out_time(Out* out, uint8_t tag, int64_t time_us) noexcept nogil:
-    cdef int64_t seconds = div_floor(time_us, 1_000_000)
-    cdef uint8_t* body = out_open(out, tag)
-    out_int(out, 8, seconds)
-    out_int(out, 16, (time_us - seconds * 1_000_000) * 1000)
-    out_close(out, body)
-
-
-cdef inline void out_wallet_name(Out* out, uint8_t tag, const Program* program, uint64_t wallet) noexcept nogil:
+cdef void out_wallet_name(Out* out, uint8_t tag, const Program* program, uint64_t wallet) noexcept nogil:
     if wallet < program.wallet_count:
         out_bytes(out, tag, program.wallets[wallet].name, program.wallets[wallet].name_size)
 
@@ -1406,7 +1360,8 @@ cdef void add_payment(Text* text, uint16_t field) noexcept nogil:
 
 cdef void add_value(Parts* parts, const Outcome* outcome) noexcept nogil:
     cdef uint16_t field = outcome.field
-    cdef bint is_time = field == FIELD_SENT_TIME or field == FIELD_PURCHASE_TIME or field == FIELD_RECEIPT_PURCHASE_TIME
+    cdef bint is_time = (field == FIELD_SENT_TIME or field == FIELD_PURCHASE_TIME or field == FIELD_RECEIPT_PURCHASE_TIME
+                         or field == FIELD_AS_OF_TIME)
     if outcome.value_kind == VALUE_TEXT and is_personal(field):
         add_string(&parts.value, "(not shown)")
     elif outcome.value_kind == VALUE_TEXT:

@@ -77,9 +77,13 @@ class FollowerChild:
             await asyncio.sleep(delay)
             delay = min(DELAY_S_MAX, 2 * delay)
 
+    def hold(self) -> None:
+        """The service stops: whoever ends from now on is not started again."""
+        self._stopping = True
+
     async def stop(self) -> None:
         """Let it catch up and write a last snapshot, then end it; at most STOP_S. After the ledger's own stop."""
-        self._stopping = True
+        self.hold()
         if self._task is None:
             return
         if self.running:

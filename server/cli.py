@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger import limits
-from server import cli_follow
+from server import cli_export, cli_follow, cli_index
 from server.cli_admin import adjust, link, unlink
 from server.cli_backup import backup, restore
 from server.cli_ids import ids
@@ -211,6 +211,8 @@ def compile_program(
 
 # The commands that have modules of their own.
 app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(cli_follow.follow)
+app.command(epilog="Example: `daybook index data --rebuild`", rich_help_panel="Journal")(cli_index.index)
+app.command(epilog="Example: `daybook export data --to parquet --out days`", rich_help_panel="Journal")(cli_export.export)
 app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --operator anna --reason 'ticket 4711'`",
             rich_help_panel="By hand")(adjust)
 app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`",

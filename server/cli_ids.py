@@ -37,7 +37,8 @@ def ids(
         table, faults = Table("run", "holds", "entries", "from", "to", "keys", title="runs"), []
         for run, fault in runs.check(data):
             number = f"{run['number']:,}"
-            table.add_row(number, run["kind"], f"{run['first_sequence']:,}..{run['last_sequence']:,}", _order(run["kind"], run["order_min"]),
+            table.add_row(number, run["kind"], f"{run['first_sequence']:,}..{run['last_sequence']:,}",
+                          _order(run["kind"], run["order_min"]),
                           _order(run["kind"], run["order_max"]), f"{run['keys']:,}")
             if fault:
                 faults.append(fault)

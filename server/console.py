@@ -32,7 +32,8 @@ class Bar:
     """A progress bar on stderr that appears for long work only."""
 
     words = {"tail": "making the tail (bytes)", "snapshot": "loading the snapshot (bytes)", "journal": "replaying the journal (entries)",
-             "verify": "verifying (entries)", "backup": "copying (entries)", "restore": "restoring (entries)"}
+             "verify": "verifying (entries)", "backup": "copying (entries)", "restore": "restoring (entries)",
+             "index": "indexing (entries)", "export": "exporting (entries)"}
 
     def __init__(self) -> None:
         self._progress: Progress | None = None

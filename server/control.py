@@ -33,11 +33,14 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 Answer = tuple[int, bytes, bytes]  # gRPC code, response or google.rpc.Status, message
 
 
-def refusal(name: str, a: int = 0, b: int = 0) -> Answer:
-    """The answer of a call that never reached the core, from its row in ledger/errors.py."""
-    row = errors.BY_NAME[name]
-    message = row.message.format(a=a, b=b, field="", value="", rule="")
-    metadata = {key: str(value) for key, value in ((row.a, a), (row.b, b)) if key}
+def refusal(name: str, a: int = 0, b: int = 0, *, field: int = 0, value: str = "") -> Answer:
+    """The answer of a call that never reached the core, from its row in ledger/errors.py. field: its number there; value: what was sent."""
+    row, about = errors.BY_NAME[name], errors.FIELD_BY_NUMBER[field]
+    message = row.message.format(a=a, b=b, field=about.name, value=value if value.isdecimal() else f'"{value}"', rule=about.rule)
+    metadata = {key: str(number) for key, number in ((row.a, a), (row.b, b)) if key}
+    metadata |= {key: text for key, text in (("field", about.name), ("value", value)) if text}
+    if name == "FIELD_INVALID":
+        metadata["rule"] = about.rule
     details = [error_details_pb2.ErrorInfo(reason=name, domain=errors.DOMAIN, metadata=metadata)]
     if row.retryable:
         details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=RETRY_DELAY_US * 1000)))

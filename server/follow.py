@@ -23,21 +23,19 @@ from ledger import limits
 from ledger._follower import die_with
 from ledger.follower import Follower, FollowerBroken
 from ledger.journal import JournalError
+from server import reading
 from server._reader import Reader
 from server.config import METHODS, SERVICE, Address, RefusedToStart
-from server.control import CODES, DETAILS_KEY, RECEIVE_BYTES_MAX
+from server.control import CODES, DETAILS_KEY, RECEIVE_BYTES_MAX, Answer
 from server.metrics import FollowerCollector, MetricsServer
 from server.ports import cannot_listen, check_free, write_ports
+from server.reading import JournalService
 
 EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h: the journal cannot be followed, or the thread died
 LOCK_WAIT_S = 10  # for the follower of a service that was killed just now: giving its memory back takes a moment
 POLL_S = limits.DRAIN_INTERVAL_MS / 4000  # how long the thread sleeps when it has caught up: a quarter of a drain
 
 Say = Callable[[str], None]
-Mount = Callable[[grpc.aio.Server, Follower], str]
-"""Adds a servicer to the control port and returns the service's full name, for reflection and health."""
-
-MOUNTS: tuple[Mount, ...] = ()  # the services beside GetBalance, in the order in which they are added
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +96,10 @@ class _Running:
         config = self.config
         self.loop = asyncio.get_running_loop()
         try:
-            http = MetricsServer(config.http, FollowerCollector(self.follower.stats))
+            http = MetricsServer(config.http, FollowerCollector(self.follower.stats, lambda: port.journal.stats()))
         except OSError as error:
             raise cannot_listen(config.http, "--http", error) from None
-        port = ReadPort(self.follower, config.control, config.clock_file)
+        port = ReadPort(self.follower, config.control, config.clock_file, self.say)
         await port.start()
         for number in (signal.SIGTERM, signal.SIGINT) if config.child_of is None else (signal.SIGTERM,):
             self.loop.add_signal_handler(number, self.stop_asked.set)
@@ -140,9 +138,9 @@ class _Running:
 
 
 class ReadPort:
-    """The control port of a follower: reads of LedgerService, the mounted services, health and reflection."""
+    """The control port of a follower: reads of LedgerService, JournalService, health and reflection."""
 
-    def __init__(self, follower: Follower, address: Address, clock_file: Path | None) -> None:
+    def __init__(self, follower: Follower, address: Address, clock_file: Path | None, say: Say, **journal: Any) -> None:
         self.address = address
         self.port = 0
         self._follower = follower
@@ -150,19 +148,26 @@ class ReadPort:
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=[
             ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared port
+            ("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000),  # a reader of the feed that is gone is noticed
             ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
-            ("grpc.max_send_message_length", limits.ANSWER_BYTES_MAX + 65_536),
+            ("grpc.max_send_message_length", 4 * limits.PAGE_BYTES_MAX),
         ])
         calls = {name: grpc.unary_unary_rpc_method_handler(self._call(number)) for name, number in METHODS.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._services = [SERVICE, *(mount(self._server, follower) for mount in MOUNTS)]
+        self.journal = JournalService(follower.data, follower.journal, lambda: follower.sequence, self._read, say=say, **journal)
+        self.journal.mount(self._server)
+        self._services = [SERVICE, reading.SERVICE]
         reflection.enable_server_reflection((*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    def _read(self, method: int, request: bytes) -> Answer:
+        with self._follower.lock:  # held for a few milliseconds at most
+            return self._reader.read(method, request)
 
     def _call(self, method: int) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Any]:
         async def run(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            with self._follower.lock:  # held for a few milliseconds at most
-                code, payload, message = self._reader.read(method, request)
+            past = await self.journal.balance(request) if method == METHODS["GetBalance"] else None
+            code, payload, message = past or self._read(method, request)
             if code == 0:
                 return payload
             await context.abort(CODES.get(code, grpc.StatusCode.UNKNOWN), message.decode(errors="replace"),
@@ -185,6 +190,7 @@ class ReadPort:
         finally:
             logger.setLevel(level)
         await self._server.start()
+        self.journal.start()
         for service in ("", *self._services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
@@ -192,3 +198,4 @@ class ReadPort:
         """NOT_SERVING; open calls end, streams are cut after half a second."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(0.5)
+        await asyncio.get_running_loop().run_in_executor(None, self.journal.stop)

@@ -179,16 +179,33 @@ class LedgerCollector(Collector):
         yield _build()
 
 
-class FollowerCollector(Collector):
-    """Reads the follower's numbers once per scrape."""
+JOURNAL = (
+    Row("streams", "ledger_feed_streams", "gauge", "Readers of the feed now."),
+    Row("entries_sent", "ledger_feed_entries", "counter", "Entries sent to readers of the feed."),
+    Row("readers_cut", "ledger_feed_readers_cut", "counter", "Readers of the feed cut off because they were too slow."),
+    Row("index.sequence", "ledger_index_sequence", "gauge", "Everything up to this entry can be found by key."),
+    Row("index_lag", "ledger_index_lag_entries", "gauge", "Entries that the follower has applied and the index has not read."),
+    Row("index.segments", "ledger_index_segments", "gauge", "Segments of the index, in memory and in files."),
+    Row("index.files", "ledger_index_files", "gauge", "Segments of the index in files."),
+    Row("index.file_bytes", "ledger_index_file_bytes", "gauge", "Bytes of the index's files."),
+    Row("index.memory_bytes", "ledger_index_memory_bytes", "gauge", "Bytes of the index's segments in memory."),
+    Row("index.damaged", "ledger_index_damaged_files", "counter", "Files of the index passed over because they were damaged."),
+)
 
-    def __init__(self, follower: Callable[[], Mapping[str, Any]]) -> None:
+
+class FollowerCollector(Collector):
+    """Reads the numbers of the follower and of its journal service once per scrape."""
+
+    def __init__(self, follower: Callable[[], Mapping[str, Any]], journal: Callable[[], Mapping[str, Any]]) -> None:
         self._follower = follower
+        self._journal = journal
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._follower()
-        for row in FOLLOWER:
-            yield _family(row, [((), _value(stats, row.key) * row.scale)])
+        for rows, stats in ((FOLLOWER, self._follower()), (JOURNAL, journal := self._journal())):
+            for row in rows:
+                yield _family(row, [((), _value(stats, row.key) * row.scale)])
+        yield _family(Row("", "ledger_reads", "counter", "Calls of the journal service answered, by method and outcome."),
+                      [(key, count) for key, count in sorted(journal["calls"].items())], "method", "outcome")
         yield _build()
 
 

@@ -103,6 +103,7 @@ class _Running:
 
         await self.stop_asked.wait()
         self.stopping = True
+        self.follower.hold()
         http.stopping = True
         watch.cancel()
         self.say("stopping: no new calls, open ones are answered")

@@ -22,7 +22,7 @@ from server._pb.loyalty.ledger.v1 import ledger_pb2_grpc
 from tests import till
 from tests.running import ROOT, RunningServer
 
-WAIT_S = 30.0  # far beyond every delay that is waited for: only a failure takes so long
+WAIT_S = 60.0  # far beyond every delay that is waited for: only a failure takes so long
 
 
 def wait_for(what: Callable[[], Any], why: str) -> Any:

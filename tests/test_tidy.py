@@ -44,9 +44,12 @@ ARROWS: dict[str, set[str]] = {
     "ledger._feed": LEAVES | {"ledger._core", "ledger._tail"},
     "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
     "ledger._follower": LEAVES | {"ledger._core", "ledger._feed", "ledger._snapshot"},
+    "ledger._index": LEAVES,
+    "ledger._past": LEAVES,
+    "ledger._columns": LEAVES,
     "ledger._probe": LEAVES,
-    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.ids", "ledger.rules",
-                      "ledger.rules_compiled"},
+    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.ids",
+                      "ledger.rules", "ledger.rules_compiled"},
     "ledger.ids": {"ledger.limits", "ledger.journal", "ledger._ids"},
     "ledger.journal": {"ledger.limits"},
     "ledger.backup": {"ledger.limits", "ledger.journal"},
@@ -54,6 +57,8 @@ ARROWS: dict[str, set[str]] = {
     "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup"},
     "ledger.snapshot": {"ledger.limits", "ledger._snapshot"},
     "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.snapshot", "ledger.verify", "ledger._follower", "ledger._snapshot"},
+    "ledger.index": {"ledger.limits", "ledger.journal", "ledger._index"},
+    "ledger.export": {"ledger.errors", "ledger.journal", "ledger._columns"},
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
@@ -61,7 +66,9 @@ ARROWS: dict[str, set[str]] = {
     "server._nghttp2": set(),
     "server._hpack": set(),
     "server._grpc": LEAVES,
-    "server._wire": LEAVES,
+    "server._encode": LEAVES,
+    "server._wire": LEAVES | {"server._encode"},
+    "server._entries": LEAVES | {"server._encode", "server._wire"},
     "server._call": LEAVES | {"ledger._engine", "server._wire"},
     "server._http2": LEAVES | {"server._frames", "server._grpc", "server._hpack", "server._nghttp2"},
     "server._transport": LEAVES | {"ledger._engine", "server._call", "server._frames", "server._grpc", "server._http2"},
@@ -76,32 +83,43 @@ ARROWS: dict[str, set[str]] = {
                        "server.child", "server.ports"},
     "server.follow": {"ledger._follower", "ledger.follower", "ledger.journal", "ledger.limits", "server._reader", "server.config",
                       "server.control",
-                      "server.metrics", "server.ports"},
+                      "server.metrics", "server.ports", "server.reading"},
+    "server.reading": {"ledger.errors", "ledger.index", "ledger.journal", "ledger.limits", "ledger._past", "server._entries",
+                       "server.config", "server.control"},
+    "server.cli_index": {"ledger.follower", "ledger.index", "ledger.journal", "server.console"},
+    "server.cli_export": {"ledger.export", "ledger.journal", "server.console"},
     "server.cli_follow": {"ledger.limits", "server.config", "server.console", "server.follow"},
     "server.cli_admin": {"server.console", "server.control"},
     "server.cli_backup": {"ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier", "server.console"},
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
-                   "server.cli_admin", "server.cli_backup", "server.cli_follow", "server.cli_ids", "server.config", "server.console", "server.service"},
+                   "server.cli_admin", "server.cli_backup", "server.cli_export", "server.cli_follow", "server.cli_ids", "server.cli_index",
+                   "server.config", "server.console", "server.service"},
     "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
 }
 
+# The command line's modules.
+COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_export.py", "server/cli_follow.py",
+            "server/cli_ids.py", "server/cli_index.py", "server/console.py"}
+
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
     "lmdb": {"ledger/journal.py"},
-    "grpc": {"server/cli_admin.py", "server/control.py", "server/follow.py", "server/service.py"},
+    "grpc": {"server/cli_admin.py", "server/control.py", "server/follow.py", "server/reading.py",
+             "server/service.py"},
     "grpc_health": {"server/control.py", "server/follow.py"},
     "grpc_reflection": {"server/control.py", "server/follow.py"},
     "grpc_status": {"server/control.py"},
-    "google": {"server/cli_admin.py", "server/control.py"},
+    "google": {"server/cli_admin.py", "server/control.py", "server/reading.py"},
     "prometheus_client": {"server/metrics.py"},
     "ruamel": {"ledger/rules/syntax.py", "ledger/rules/check.py"},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
-    "numpy": {"ledger/rules/lower.py", "server/_local.pyi"},
-    "typer": {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_follow.py", "server/cli_ids.py", "server/console.py"},
-    "rich": {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_follow.py", "server/cli_ids.py", "server/console.py"},
+    "numpy": {"ledger/export.py", "ledger/index.py", "ledger/rules/lower.py", "server/_local.pyi"},
+    "pyarrow": {"ledger/export.py"},
+    "typer": COMMANDS,
+    "rich": COMMANDS,
 }
 
 # A C library -> where its header may be included.
@@ -258,7 +276,8 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py", "server/cli_follow.py"}
+STOPWATCHES = {"ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py",
+               "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py"}
 
 
 @pytest.mark.parametrize("name", sources("ledger/", "server/"))

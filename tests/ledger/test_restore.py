@@ -14,6 +14,7 @@ import pytest
 from ledger import limits
 from ledger.backup import BackUp, back_up, utc_text
 from ledger.engine import StartRefused, open_ledger
+from ledger.follower import Follower
 from ledger.journal import Damage, Group, JournalError, NotReadable, scan, tail_groups
 from ledger.restore import Restored, parse_time, restore
 from ledger.verify import parse_head, verify
@@ -233,6 +234,30 @@ def test_a_tail_and_a_journal_that_end_alike_in_two_histories_do_not_mix(past: P
         opened(tmp_path / "two")
     with pytest.raises(Damage, match=f"both end with {ends[0]}, with different hashes"):
         verify(tmp_path / "two")
+
+
+def test_the_epoch_is_kept_by_the_follower_and_by_a_start_from_its_snapshot(past: Past, tmp_path: Path) -> None:
+    past.restore(tmp_path / "new", until_sequence=past.groups[-2].last_sequence)
+    ledger = opened(tmp_path / "new")
+    ledger.handle.turn(3, True)
+    assert ledger.stop() == 0
+    with Follower(tmp_path / "new", members_max=1000, ids_max=10_000) as follower:
+        while follower.step():
+            pass
+        follower.write_snapshot()
+        sequence = follower.sequence
+    assert sequence == ledger.head[0]
+    for number in range(2):  # nothing is replayed behind the snapshot; then something is
+        ledger = opened(tmp_path / "new")
+        assert ledger.begun_at == sequence
+        ledger.handle.turn(1, True)
+        assert ledger.stop() == 0
+        assert [group.epoch for group in scan(tmp_path / "new")][-1 - number:] == [2] * (1 + number)
+    with Follower(tmp_path / "new", members_max=1000, ids_max=10_000) as follower:
+        assert follower.begun_at == sequence
+        while follower.step():
+            pass
+        assert follower.sequence == ledger.head[0]
 
 
 def _clock(path: Path, time_us: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -30,16 +30,19 @@ class Made:
         self.random = random.Random(20260301)
         self.copies: list[Path] = []
         self.server.start()
-        with Follower(self.server.data, **SIZES) as follower:
-            for _ in range(4):
-                self.live()
-                while follower.sequence < self.sequence:
-                    follower.step()
-                path = follower.write_snapshot()
-                assert path is not None
-                self.copies.append(Path(shutil.copy(path, folder)))
-        self.live()
-        assert self.server.terminate() == 0
+        try:
+            with Follower(self.server.data, **SIZES) as follower:
+                for _ in range(4):
+                    self.live()
+                    while follower.sequence < self.sequence:
+                        follower.step()
+                    path = follower.write_snapshot()
+                    assert path is not None
+                    self.copies.append(Path(shutil.copy(path, folder)))
+            self.live()
+            assert self.server.terminate() == 0
+        finally:
+            self.server.kill()
         shutil.rmtree(self.server.data / "snapshots")
         self.digest, self.sequence = replayed(self.server.data)
         self.key = bytes.fromhex((self.server.data / "identity.key").read_text())
@@ -231,14 +234,10 @@ def test_a_snapshot_of_another_history_is_passed_over(made: Made, data: Path) ->
     check(data, made, 0, "the journal has no such group that ends with entry")
 
 
-def test_a_snapshot_that_is_ahead_of_the_journal_is_passed_over(made: Made, data: Path, tmp_path: Path) -> None:
+def test_a_snapshot_that_is_ahead_of_the_journal_is_passed_over(made: Made, data: Path, new_server: Callable[..., RunningServer]) -> None:
     """The journal of an older copy beside a newer snapshot."""
-    server = RunningServer(tmp_path / "older", arguments=made.server.arguments)
-    server.directory.mkdir(exist_ok=True)
-    shutil.copytree(data, server.data)
-    shutil.copytree(data, tmp_path / "newer")
-    newer = RunningServer(tmp_path / "newer-server", arguments=made.server.arguments)
-    newer.data = tmp_path / "newer"
+    newer = new_server(arguments=made.server.arguments)
+    shutil.copytree(data, newer.data)
     newer.start()
     last = newer.stub.EarnPoints(till.earn("card-1")).entry.sequence
     with Follower(newer.data, **SIZES) as follower:
@@ -263,10 +262,9 @@ def test_another_identity_key_is_refused_as_without_a_snapshot(made: Made, data:
         opened(data)
 
 
-def test_old_ids_are_known_from_runs_and_the_snapshot_together(tmp_path: Path) -> None:
+def test_old_ids_are_known_from_runs_and_the_snapshot_together(new_server: Callable[..., RunningServer], tmp_path: Path) -> None:
     """Memory holds so few ids that most lie in runs; a start from a snapshot of any age forgets none, whatever the runs have by then."""
-    server = RunningServer(tmp_path / "server", arguments=("--members-max", "3000", "--ids-max", "60"))
-    server.start()
+    server = new_server(arguments=("--members-max", "3000", "--ids-max", "60")).start()
     sent, copies = [], []
     for _ in range(4):
         for i in range(70):
@@ -304,9 +302,8 @@ def test_old_ids_are_known_from_runs_and_the_snapshot_together(tmp_path: Path) -
     assert server.terminate() == 0
 
 
-def test_repeats_are_answered_from_before_the_snapshot(made: Made, tmp_path: Path) -> None:
-    server = RunningServer(tmp_path / "server", arguments=made.server.arguments)
-    server.start()
+def test_repeats_are_answered_from_before_the_snapshot(made: Made, new_server: Callable[..., RunningServer]) -> None:
+    server = new_server(arguments=made.server.arguments).start()
     request = till.earn("card-1", 5000)
     first = server.stub.EarnPoints(request)
     burn = till.request("BurnPoints", card="card-1", points=10**9)

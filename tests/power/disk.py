@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 SECTOR = 512
 ZERO = bytes(SECTOR)
-FOLDER = -1  # in place of a file's number: this name is a directory
+ROOT = 0  # directories have numbers too: 0 the disk's own, below 0 the others; files are numbered from 1
 EXHAUSTIVE_UNITS = 7  # so many operations in the air: every subset of them is a state
 EXHAUSTIVE_SECTORS = 8  # so many sectors in the air: every subset of these too
 TEARS_MAX = 24  # places at which one write is torn, at most
@@ -38,11 +38,11 @@ class Op(NamedTuple):
     begin: int
     end: int
     kind: str
-    file: int = 0  # number of the file
+    file: int = 0  # number of the file; FLUSH_NAMES: of the directory
     offset: int = 0  # or the new size
     data: bytes = b""
     dsync: bool = False
-    names: tuple[tuple[str, int | None], ...] = ()  # NAME: what these paths become; FLUSH_NAMES: the directory
+    names: tuple[tuple[tuple[int, str], int | None], ...] = ()  # NAME: what these (directory, name) become
     label: str = ""  # for people
 
 
@@ -51,6 +51,31 @@ def sector_hash(file: int, sector: int, content: bytes) -> int:
     if content == ZERO:
         return 0
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, salt=file.to_bytes(8, "little") + sector.to_bytes(8, "little")).digest())
+
+
+def rename(names: dict[tuple[int, str], int], op: Op) -> None:
+    """Carries a change of names out."""
+    for name, becomes in op.names:
+        if becomes is None:
+            names.pop(name, None)
+        else:
+            names[name] = becomes
+
+
+def paths_of(names: Mapping[tuple[int, str], int]) -> dict[str, int]:
+    """What can be reached from the root: path -> number."""
+    within: dict[int, list[tuple[str, int]]] = {}
+    for (folder, name), number in names.items():
+        within.setdefault(folder, []).append((name, number))
+    found: dict[str, int] = {}
+    open_folders = [("", ROOT)]
+    while open_folders:
+        above, folder = open_folders.pop()
+        for name, number in within.get(folder, ()):
+            found[above + name] = number
+            if number < 0:
+                open_folders.append((f"{above}{name}/", number))
+    return found
 
 
 @dataclass
@@ -83,7 +108,7 @@ class State(NamedTuple):
 
     sectors: tuple[tuple[int, int, bytes], ...]  # file, sector, content
     sizes: tuple[tuple[int, int], ...]  # of files whose size differs
-    names: Mapping[str, int]  # all names
+    names: Mapping[str, int]  # all paths
     key: int  # equal for equal disks
     why: str
 
@@ -118,7 +143,7 @@ class Window:
                 sectors.append((file, sector, content))
                 key += sector_hash(file, sector, content) - sector_hash(file, sector, old)
         changed = tuple((file, size) for file, size in sorted(sizes.items()) if size != disk.files[file].size)
-        found = disk.names_with(unit for index, unit in enumerate(self.units) if index in names)
+        found = disk.paths_with(unit for index, unit in enumerate(self.units) if index in names)
         extra = repr((sorted((file, sizes.get(file, kept.size)) for file, kept in disk.files.items()), sorted(found.items()))).encode()
         key += int.from_bytes(hashlib.blake2b(extra, digest_size=8).digest())
         return State(tuple(sorted(sectors)), changed, found, key & MASK, why)
@@ -210,7 +235,7 @@ class Window:
 class Disk:
     """What is durable, and what is in the air, while a log is walked through."""
 
-    def __init__(self, names: Mapping[str, int], files: Mapping[int, bytes]) -> None:
+    def __init__(self, names: Mapping[tuple[int, str], int], files: Mapping[int, bytes]) -> None:
         self.names = dict(names)
         self.files = {file: File(bytearray(content), len(content)) for file, content in files.items()}
         self.pending_names: list[Op] = []
@@ -223,24 +248,12 @@ class Disk:
     def file(self, number: int) -> File:
         return self.files.setdefault(number, File())
 
-    def names_with(self, ops: Iterable[Op]) -> dict[str, int]:
-        """The durable names and these changes; without what lies below a directory that is not there."""
+    def paths_with(self, ops: Iterable[Op]) -> dict[str, int]:
+        """All paths that the durable names and these changes make."""
         names = dict(self.names)
         for op in ops:
-            self._rename(names, op)
-        for path in sorted(names):
-            parent = path.rpartition("/")[0]
-            if parent and names.get(parent) != FOLDER:
-                del names[path]
-        return names
-
-    @staticmethod
-    def _rename(names: dict[str, int], op: Op) -> None:
-        for path, becomes in op.names:
-            if becomes is None:
-                names.pop(path, None)
-            else:
-                names[path] = becomes
+            rename(names, op)
+        return paths_of(names)
 
     def _settle(self, op: Op) -> None:
         file = self.files[op.file]
@@ -294,15 +307,13 @@ class Disk:
                 elif op.kind == NAME:
                     self.pending_names.append(op)
                     for _, becomes in op.names:
-                        if becomes not in (None, FOLDER):
+                        if becomes is not None and becomes > 0:
                             self.file(becomes)
                 continue
             if op.kind == FLUSH:
                 settled = [other for other in self.file(op.file).pending if other.end and other.end <= op.begin]
             elif op.kind == FLUSH_NAMES:
-                folder, = (path for path, _ in op.names)
-                settled = [other for other in self.pending_names if other.end and other.end <= op.begin
-                           and other.names[0][0].rpartition("/")[0] == folder]
+                settled = [other for other in self.pending_names if other.end and other.end <= op.begin and other.names[0][0][0] == op.file]
             elif op.kind == WRITE and op.dsync:
                 settled = [op]
             else:
@@ -311,7 +322,7 @@ class Disk:
             number += 1
             for other in settled:
                 if other.kind == NAME:
-                    self._rename(self.names, other)
+                    rename(self.names, other)
                     self.pending_names.remove(other)
                 else:
                     self._settle(other)

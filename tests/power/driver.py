@@ -47,25 +47,25 @@ def run(directory: Path, seed: int, groups: int, mode: str) -> None:
     handle = ledger.handle
     acknowledge(handle.sequence)
     generator = random.Random(seed)
-    if mode in ("threads", "early"):
+    if mode == "threads":
         ledger.start()
     for number in range(groups):
         entries = 1 if mode == "fill" else generator.choice((1, 1, 2, 5, 20, 80, 400))
-        if mode in ("alone", "fill"):
+        if mode != "threads":
+            if mode == "early":
+                acknowledge(handle.sequence + entries)
             handle.turn(entries, True)
             acknowledge(handle.durable_sequence)
             if number % 500 == 499 if mode == "fill" else generator.random() < 0.3:
                 assert handle.finish(False) == 0
             continue
         handle.turn(entries, number % 3 == 0)
-        if mode == "early":
-            acknowledge(handle.sequence)
         while handle.durable_sequence < handle.sequence:
             handle.turn(0, False)
         acknowledge(handle.durable_sequence)
         while number % 5 == 4 and handle.drained_sequence < handle.sequence:
             time.sleep(0.001)  # a poll's step
-    if mode in ("threads", "early"):
+    if mode == "threads":
         assert ledger.stop() == 0
         acknowledge(ledger.head[0])
     else:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ledger import engine
 from ledger.engine import OpenLedger, StartRefused
 from ledger.verify import verify
-from tests.power.disk import FOLDER, Disk, State, Window
+from tests.power.disk import Disk, State, Window
 from tests.power.driver import open_here, tail_of
 from tests.power.recording import Recording
 from tests.shim import shim as log
@@ -31,6 +31,7 @@ from tests.shim.shim import Shim
 
 engine.compile_file = functools.cache(engine.compile_file)  # the same programme for every state
 FAULTS_MAX = 3
+ZEROS = memoryview(bytes(1 << 16))
 
 
 class Spec(NamedTuple):
@@ -83,16 +84,18 @@ class Work:
         shutil.rmtree(self.root)
         self.root.mkdir()
         for path, number in sorted(names.items()):
-            if number == FOLDER:
+            if number < 0:
                 (self.root / path).mkdir()
                 continue
             handle = self.handles[number] = os.open(self.root / path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self.inodes[os.fstat(handle).st_ino] = number
             file = self.disk.files[number]
-            for at in range(0, len(file.content), 1 << 16):
-                piece = bytes(file.content[at : at + (1 << 16)])
-                if piece.count(0) != len(piece):
+            view = memoryview(file.content)
+            for at in range(0, len(view), len(ZEROS)):
+                piece = view[at : at + len(ZEROS)]
+                if piece != ZEROS[: len(piece)]:
                     os.pwrite(handle, piece, at)
+            del view
             os.ftruncate(handle, file.size)
         self.names, self.broken = dict(names), False
         self.disk.changed.clear()
@@ -126,6 +129,8 @@ class Work:
         """Back to what is durable."""
         ranges = [(number, sector * 512, 512) for number, sector, _ in state.sectors]
         for record in self.shim.records():
+            if record.result < 0:
+                continue
             if record.op in (log.CREATE, log.RENAME, log.UNLINK, log.MKDIR, log.RMDIR, log.STRANGE):
                 self.broken = True
             elif record.op == log.WRITE and record.inode in self.inodes:

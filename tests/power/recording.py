@@ -17,7 +17,7 @@ import lmdb
 from ledger import limits
 from server._local import LocalLedger
 from tests.ledger import tail_reader
-from tests.power.disk import FLUSH, FLUSH_NAMES, FOLDER, NAME, SIZE, WRITE, Disk, Op
+from tests.power.disk import FLUSH, FLUSH_NAMES, NAME, ROOT, SIZE, WRITE, Disk, Op, paths_of, rename
 from tests.shim import shim as log
 from tests.shim.shim import Record, Shim
 
@@ -36,7 +36,7 @@ class Boundary(NamedTuple):
 class Recording(NamedTuple):
     """Everything that judges need."""
 
-    names: dict[str, int]  # before
+    names: dict[tuple[int, str], int]  # before
     files: dict[int, list[tuple[int, bytes]]]  # before: (offset, block) of what is not zero
     sizes: dict[int, int]
     ops: list[Op]
@@ -51,6 +51,10 @@ class Recording(NamedTuple):
                 content[offset : offset + len(block)] = block
             files[number] = bytes(content)
         return Disk(self.names, files)
+
+    def number(self, path: str) -> int:
+        """Of a file or directory that was there before."""
+        return paths_of(self.names)[path]
 
     def demand(self, place: int) -> int:
         """The highest sequence that somebody was told before this moment."""
@@ -79,23 +83,31 @@ def tree(root: Path) -> dict[str, Path]:
     return {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.name not in LEFT_OUT}
 
 
+def place_of(names: dict[tuple[int, str], int], path: str) -> tuple[int, str]:
+    """The directory's number and the name."""
+    above, _, name = path.rpartition("/")
+    return (paths_of(names)[above] if above else ROOT), name
+
+
 class Recorder:
     """Records what happens below `root` from its making on; finish() gives the recording."""
 
     def __init__(self, shim: Shim, root: Path, data: Path) -> None:
         self.shim, self.root, self.data = shim, root, data
         self.inodes: dict[int, int] = {}
-        self.names: dict[str, int] = {}
+        self.names: dict[tuple[int, str], int] = {}
+        self.folders = 0
         self.files: dict[int, list[tuple[int, bytes]]] = {}
         self.sizes: dict[int, int] = {}
         self.before = groups_of(data) if (data / "FORMAT").exists() else []
         for name, path in tree(root).items():
             if path.is_dir():
-                self.names[name] = FOLDER
+                self.folders -= 1
+                self.names[place_of(self.names, name)] = self.folders
                 continue
             number = len(self.files) + 1
             content = path.read_bytes()
-            self.names[name], self.inodes[path.stat().st_ino] = number, number
+            self.names[place_of(self.names, name)], self.inodes[path.stat().st_ino] = number, number
             self.files[number], self.sizes[number] = blocks_of(content), len(content)
         shim.clear()
         shim.capture(True)
@@ -119,8 +131,8 @@ class Recorder:
         return bytes.fromhex(key.read_text().strip()) if key.exists() else bytes(16)
 
     def _ops(self, records: list[Record]) -> list[Op]:
-        inodes, count = dict(self.inodes), len(self.files)
-        names = {name: number for name, number in self.names.items()}  # as the page cache has them
+        inodes, count, folders = dict(self.inodes), len(self.files), self.folders
+        names = dict(self.names)  # as the page cache has them
         ops = []
         for record in sorted(records, key=lambda record: record.begin):
             assert record.op != log.STRANGE, f"the log cannot express this: {record.content.decode()}"
@@ -142,7 +154,8 @@ class Recorder:
                     ops.append(Op(record.begin, record.end, FLUSH, file, label=f"flush of {self._name(names, file)}"))
             elif record.op == log.FLUSH_NAMES:
                 if record.end:
-                    ops.append(Op(record.begin, record.end, FLUSH_NAMES, names=((paths[0], None),), label=f"flush of directory {paths[0]}"))
+                    folder = paths_of(names)[paths[0]] if paths[0] else ROOT
+                    ops.append(Op(record.begin, record.end, FLUSH_NAMES, folder, label=f"flush of directory {paths[0]}"))
             elif record.op == log.CREATE:
                 if not record.end:
                     continue  # the process ended in it: whether it is there, the next start shows by a CREATE of its own or none
@@ -150,27 +163,25 @@ class Recorder:
                 inodes[record.inode] = count
                 becomes, label = {paths[0]: count}, f"making of {paths[0]}"
             elif record.op == log.RENAME:
-                becomes, label = {paths[0]: None, paths[1]: names[paths[0]]}, f"renaming of {paths[0]}"
+                becomes, label = {paths[0]: None, paths[1]: paths_of(names)[paths[0]]}, f"renaming of {paths[0]}"
             elif record.op == log.MKDIR:
-                becomes, label = {paths[0]: FOLDER}, f"making of {paths[0]}"
+                folders -= 1
+                becomes, label = {paths[0]: folders}, f"making of {paths[0]}"
             else:
                 becomes, label = {paths[0]: None}, f"removing of {paths[0]}"
             if becomes:
-                assert len({path.rpartition("/")[0] for path in becomes}) == 1, "a rename between directories"
-                ops.append(Op(record.begin, record.end, NAME, names=tuple(becomes.items()), label=label))
-                for path, number in becomes.items():
-                    if number is None:
-                        names.pop(path, None)
-                    else:
-                        names[path] = number
+                changes = tuple((place_of(names, path), number) for path, number in becomes.items())
+                assert len({folder for (folder, _), _ in changes}) == 1, "a rename between directories"
+                ops.append(Op(record.begin, record.end, NAME, names=changes, label=label))
+                rename(names, ops[-1])
         return ops
 
     def _relative(self, path: str) -> str:
         return str(Path(path).relative_to(self.root)) if path != str(self.root) else ""
 
     @staticmethod
-    def _name(names: dict[str, int], file: int) -> str:
-        return next((name for name, number in names.items() if number == file), f"file {file}")
+    def _name(names: dict[tuple[int, str], int], file: int) -> str:
+        return next((name for name, number in paths_of(names).items() if number == file), f"file {file}")
 
     def _compare(self, made: Recording) -> None:
         """With all operations done the model must be what is there: otherwise the shim misses something."""
@@ -179,12 +190,12 @@ class Recorder:
             pass
         for op in [op for file in list(disk.files.values()) for op in list(file.pending)]:
             disk._settle(op)
-        names = disk.names_with(disk.pending_names)
+        names = disk.paths_with(disk.pending_names)
         there = tree(self.root)
         assert sorted(names) == sorted(there), f"the log does not explain the names that are there: {sorted(names)}, {sorted(there)}"
         for name, path in there.items():
             if path.is_dir():
-                assert names[name] == FOLDER
+                assert names[name] < 0
                 continue
             file = disk.files[names[name]]
             assert bytes(file.content).ljust(file.size, b"\0") == path.read_bytes(), f"the log does not explain the content of {name}"

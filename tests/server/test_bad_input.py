@@ -312,6 +312,8 @@ CASES = [
     (BY_HAND,               clear("reason"),                                         "reason",              ""),
     (BY_HAND,               set_to("reason", "x" * 129),                             "reason",              "x" * 64),
     (BY_HAND,               set_to("reason", "\x7f"),                                "reason",              "\\x7f"),
+    ((GET_BALANCE,),        seconds("as_of_time", NOW_S + 301),                      "as_of_time",          AHEAD),
+    ((GET_BALANCE,),        seconds("as_of_time", -(2**63)),                         "as_of_time",          f"{-(2**63)} seconds"),
 ]
 EACH = [(method, *case[1:]) for case in CASES for method in case[0]]
 
@@ -333,10 +335,15 @@ def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
     assert text.startswith(f"{field} {info.metadata['rule']}, was ")
 
 
+BATCHES = ("commands", "members")
+FOLLOWERS = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day")
+
+
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
-    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; `commands` and `members` are test_batch_wire.py's."""
+    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; batches: tests/server/test_batch_wire.py; the
+    follower's calls: tests/server/test_reading.py."""
     tried = {re.sub(r"\[\d+\]|^burn\.|^capture\.", "", row[2]).replace("identifiers.", "member.") for row in EACH}
-    assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method", "commands", "members")}
+    assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method", *BATCHES, *FOLLOWERS)}
 
 
 NOT_UTF8 = [

@@ -111,6 +111,8 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
         found["identifiers"] = [check_member(message.identifier, prefix="identifier")]
     if "wallet" in names and message.wallet:
         found["wallet"] = check_text("wallet", message.wallet, 1, limits.WALLET_NAME_BYTES_MAX)
+    if "as_of_time" in names and message.HasField("as_of_time"):
+        raise Fault("as_of_time", check_time("as_of_time", message.as_of_time))
     if "receipt_key" in names and message.HasField("receipt_key"):
         found["receipt_key"] = check_key("receipt_key", message.receipt_key)
     if "ttl" in names and message.HasField("ttl"):

@@ -411,6 +411,25 @@ static int named(int op, const char *path, const char *other, mode_t mode) {
     errno = saved;
     return result;
 }
+static const char *path_at(int at, const char *path, char *room) {
+    size_t size;
+    if (at == AT_FDCWD || path[0] == '/' || path_of(at, room, 400) != 0) return path;
+    size = strlen(room);
+    snprintf(room + size, 512 - size, "/%.100s", path);
+    return room;
+}
+int unlinkat(int at, const char *path, int flags) {
+    char room[512];
+    return named(flags & AT_REMOVEDIR ? OP_RMDIR : OP_UNLINK, path_at(at, path, room), NULL, 0);
+}
+int mkdirat(int at, const char *path, mode_t mode) {
+    char room[512];
+    return named(OP_MKDIR, path_at(at, path, room), NULL, mode);
+}
+int renameat(int at, const char *path, int to, const char *other) {
+    char room[512], room_other[512];
+    return named(OP_RENAME, path_at(at, path, room), path_at(to, other, room_other), 0);
+}
 int rename(const char *path, const char *other) { return named(OP_RENAME, path, other, 0); }
 int unlink(const char *path) { return named(OP_UNLINK, path, NULL, 0); }
 int mkdir(const char *path, mode_t mode) { return named(OP_MKDIR, path, NULL, mode); }

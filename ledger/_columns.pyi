@@ -1,0 +1,13 @@
+from typing import Any
+
+NUMBERS: tuple[str, ...]
+TEXTS: tuple[str, ...]
+
+class Columns:
+    count: int
+    size: int
+    image: bytes
+    def clear(self) -> None: ...
+    def add(self, record: Any, from_sequence: int, until_us: int) -> int: ...
+    def number(self, column: int) -> bytes: ...
+    def text(self, column: int) -> tuple[bytes, bytes]: ...

@@ -1,0 +1,364 @@
+"""Entries as columns of numbers and texts, for the export: the compiled half of ledger/export.py.
+
+Not for files and not for types (ledger/export.py, its only caller, gives each column its type). Holds no GIL while it reads. It believes
+no length that an entry states.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memset
+from ledger._entry cimport (
+    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
+)
+from ledger._layout cimport (
+    ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, SECTION_AFTER, SECTION_AWARDS, SECTION_CONTEXT, SECTION_DIGEST,
+    SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES, SECTION_LOTS, SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION,
+    SECTION_SOURCE, Slice,
+)
+
+cdef extern from "<stdint.h>" nogil:
+    const int64_t NONE "INT64_MIN"      # a number that is not there
+
+# Numbers, one per entry. The order of NUMBERS below.
+cdef enum:
+    SEQUENCE, TIME, KIND, FLAGS, STATUS, MEMBER, PROGRAM, REFUSAL_A, REFUSAL_B
+    RESERVATION_ID, RESERVATION_STATE, RESERVATION_WALLET, RESERVATION_RESERVED, RESERVATION_CAPTURED, RESERVATION_EXPIRE
+    POSTINGS, LOTS, LINES, AWARDS, AFTER, IDENTIFIERS   # how many rows the entry has in the tables below
+    CONTEXT_FIRST               # CONTEXT tags 0..15
+    ENTRY_COLUMNS = CONTEXT_FIRST + 16
+    # Numbers, one per row of a list.
+    POSTING_ACCOUNT = ENTRY_COLUMNS
+    POSTING_WALLET, POSTING_POINTS
+    LOT_WALLET, LOT_AVAILABLE, LOT_EXPIRY, LOT_FUNDER, LOT_POINTS, LOT_HELD
+    LINE_QUANTITY, LINE_AMOUNT
+    AWARD_LINE, AWARD_RULE, AWARD_WALLET, AWARD_POINTS
+    AFTER_WALLET, AFTER_POSTED, AFTER_PENDING, AFTER_RESERVED
+    IDENTIFIER_TYPE
+    NUMBER_COLUMNS
+
+NUMBERS = (
+    "sequence", "time", "kind", "flags", "status", "member", "program", "refusal_a", "refusal_b",
+    "reservation_id", "reservation_state", "reservation_wallet", "reservation_reserved", "reservation_captured", "reservation_expire",
+    "postings", "lots", "lines", "awards", "after", "identifiers",
+    *(f"context_{tag}" for tag in range(16)),
+    "posting_account", "posting_wallet", "posting_points",
+    "lot_wallet", "lot_available", "lot_expiry", "lot_funder", "lot_points", "lot_held",
+    "line_quantity", "line_amount",
+    "award_line", "award_rule", "award_wallet", "award_points",
+    "after_wallet", "after_posted", "after_pending", "after_reserved",
+    "identifier_type",
+)
+
+cdef enum:
+    TEXT_REQUEST, TEXT_STORE, TEXT_TILL, TEXT_NUMBER, TEXT_OPERATOR, TEXT_REASON, TEXT_DIGEST, TEXT_IMAGE_HASH, TEXT_SOURCE
+    TEXT_SKU, TEXT_CATEGORY     # one per line
+    TEXT_COLUMNS
+    CONTEXT_TEXT_FIRST = 128    # CONTEXT tags of texts
+    CONTEXT_TEXT_COUNT = 5      # store, till, number, operator, reason
+
+TEXTS = ("request", "store", "till", "number", "operator", "reason", "digest", "image_hash", "source", "sku", "category")
+
+cdef struct Buffer:
+    uint8_t* data
+    uint64_t size               # bytes used
+    uint64_t capacity
+
+
+cdef bint grow(Buffer* buffer, uint64_t more) noexcept nogil:
+    cdef uint64_t capacity = buffer.capacity
+    cdef void* data
+    if buffer.size + more <= capacity:
+        return True
+    while capacity < buffer.size + more:
+        capacity = 65536 if capacity == 0 else capacity * 2
+    data = realloc(buffer.data, capacity)
+    if data == NULL:
+        return False
+    buffer.data = <uint8_t*>data
+    buffer.capacity = capacity
+    return True
+
+
+cdef class Columns:
+    """Columns of the entries added so far. Errors: MemoryError, ValueError for bytes that are no entries."""
+
+    cdef Buffer numbers[NUMBER_COLUMNS]     # int64 each
+    cdef Buffer texts[TEXT_COLUMNS]
+    cdef Buffer ends[TEXT_COLUMNS]          # int32: where each text ends
+    cdef bint full                          # memory ran out
+    cdef Buffer newest                      # the image of the newest PROGRAM entry
+    cdef readonly uint64_t count            # entries
+
+    def __cinit__(self):
+        memset(self.numbers, 0, sizeof(self.numbers))
+        memset(self.texts, 0, sizeof(self.texts))
+        memset(self.ends, 0, sizeof(self.ends))
+        memset(&self.newest, 0, sizeof(Buffer))
+        self.count = 0
+        self.full = False
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(NUMBER_COLUMNS):
+            free(self.numbers[i].data)
+        for i in range(TEXT_COLUMNS):
+            free(self.texts[i].data)
+            free(self.ends[i].data)
+        free(self.newest.data)
+
+    @property
+    def image(self) -> bytes:
+        """The newest programme among all entries added, cleared ones too; empty: none."""
+        return (<const char*>self.newest.data)[:self.newest.size] if self.newest.size else b""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all columns."""
+        cdef uint64_t size = 0
+        cdef int i
+        for i in range(NUMBER_COLUMNS):
+            size += self.numbers[i].size
+        for i in range(TEXT_COLUMNS):
+            size += self.texts[i].size + self.ends[i].size
+        return size
+
+    def clear(self) -> None:
+        cdef int i
+        for i in range(NUMBER_COLUMNS):
+            self.numbers[i].size = 0
+        for i in range(TEXT_COLUMNS):
+            self.texts[i].size = 0
+            self.ends[i].size = 0
+        self.count = 0
+
+    def add(self, record, uint64_t from_sequence, int64_t until_us) -> int:
+        """Entries of a group record, from a sequence on and before a time; returns the sequence behind the last of them."""
+        cdef Py_buffer buffer
+        cdef uint64_t following = from_sequence
+        cdef uint64_t broken
+        PyObject_GetBuffer(record, &buffer, PyBUF_SIMPLE)
+        try:
+            with nogil:
+                broken = add_group(self, <const uint8_t*>buffer.buf, <uint64_t>buffer.len, from_sequence, until_us, &following)
+        finally:
+            PyBuffer_Release(&buffer)
+        if self.full:
+            raise MemoryError("the columns of the export do not fit into memory")
+        if broken:
+            raise ValueError(f"entry {broken} is broken")
+        return following
+
+    def number(self, int column) -> bytes:
+        """A column of NUMBERS: int64, the smallest one where there is none."""
+        return (<const char*>self.numbers[column].data)[:self.numbers[column].size] if self.numbers[column].size else b""
+
+    def text(self, int column):
+        """A column of TEXTS: (where each ends, int32; the bytes of all)."""
+        return ((<const char*>self.ends[column].data)[:self.ends[column].size] if self.ends[column].size else b"",
+                (<const char*>self.texts[column].data)[:self.texts[column].size] if self.texts[column].size else b"")
+
+
+cdef inline void put(Columns self, int column, int64_t value) noexcept nogil:
+    cdef Buffer* buffer = &self.numbers[column]
+    if not grow(buffer, 8):
+        self.full = True
+        return
+    memcpy(buffer.data + buffer.size, &value, 8)
+    buffer.size += 8
+
+
+cdef inline void put_text(Columns self, int column, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef uint32_t end
+    if not grow(&self.texts[column], size) or not grow(&self.ends[column], 4):
+        self.full = True
+        return
+    if size:
+        memcpy(self.texts[column].data + self.texts[column].size, data, size)
+        self.texts[column].size += size
+    end = <uint32_t>self.texts[column].size
+    memcpy(self.ends[column].data + self.ends[column].size, &end, 4)
+    self.ends[column].size += 4
+
+
+cdef uint64_t add_group(Columns self, const uint8_t* record, uint64_t size, uint64_t from_sequence, int64_t until_us,
+                        uint64_t* following) noexcept nogil:
+    # 0, or the entry that is broken.
+    cdef const GroupHeader* header = <const GroupHeader*>record
+    cdef const uint8_t* at = record + GROUP_HEADER_BYTES
+    cdef const uint8_t* end = record + size
+    cdef EntryView view
+    cdef uint32_t i, entry_size
+    cdef uint64_t sequence
+    if size < GROUP_HEADER_BYTES or size != <uint64_t>GROUP_HEADER_BYTES + header.size:
+        return from_sequence
+    for i in range(header.count):
+        sequence = header.first_sequence + i
+        entry_size = 0
+        if end - at >= ENTRY_HEADER_BYTES:
+            memcpy(&entry_size, at, 4)
+        if entry_size < ENTRY_HEADER_BYTES or <uint64_t>(end - at) < entry_size or not entry_view(at, entry_size, &view):
+            return sequence
+        if sequence >= from_sequence:
+            if view.header.time_us >= until_us:
+                return 0
+            if not add_entry(self, &view, sequence):
+                return sequence
+            following[0] = sequence + 1
+        at += entry_size
+    return 0
+
+
+cdef bint add_context(Columns self, const EntryView* view) noexcept nogil:
+    cdef int64_t values[16]
+    cdef Slice texts[CONTEXT_TEXT_COUNT]
+    cdef Cursor cursor
+    cdef uint8_t tag
+    cdef int64_t value
+    cdef Slice text
+    cdef int i
+    memset(texts, 0, sizeof(texts))
+    for i in range(16):
+        values[i] = NONE
+    cursor_open(&cursor, &view.sections[SECTION_CONTEXT])
+    while cursor_more(&cursor):
+        tag = get_byte(&cursor)
+        if tag < 128:
+            value = get_signed(&cursor)
+            if tag < 16:
+                values[tag] = value
+        else:
+            text = get_text(&cursor)
+            if tag < CONTEXT_TEXT_FIRST + CONTEXT_TEXT_COUNT:
+                texts[tag - CONTEXT_TEXT_FIRST] = text
+    for i in range(16):
+        put(self, CONTEXT_FIRST + i, values[i])
+    for i in range(CONTEXT_TEXT_COUNT):
+        put_text(self, TEXT_STORE + i, texts[i].data, texts[i].size)
+    return not cursor.broken
+
+
+cdef bint add_rows(Columns self, const EntryView* view) noexcept nogil:
+    # The lists.
+    cdef Cursor cursor
+    cdef Slice text
+    cdef int64_t rows = 0
+    cdef bint sound = True
+    cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
+    while cursor_more(&cursor):
+        put(self, POSTING_ACCOUNT, get_byte(&cursor))
+        put(self, POSTING_WALLET, <int64_t>get_varint(&cursor))
+        put(self, POSTING_POINTS, get_signed(&cursor))
+        rows += 1
+    put(self, POSTINGS, rows)
+    sound = sound and not cursor.broken
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_LOTS])
+    while cursor_more(&cursor):
+        put(self, LOT_WALLET, <int64_t>get_varint(&cursor))
+        put(self, LOT_AVAILABLE, <int64_t>get_varint(&cursor))
+        put(self, LOT_EXPIRY, <int64_t>get_varint(&cursor))
+        put(self, LOT_FUNDER, <int64_t>get_varint(&cursor))
+        put(self, LOT_POINTS, get_signed(&cursor))
+        put(self, LOT_HELD, get_signed(&cursor))
+        rows += 1
+    put(self, LOTS, rows)
+    sound = sound and not cursor.broken
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_LINES])
+    while cursor_more(&cursor):
+        text = get_text(&cursor)
+        put_text(self, TEXT_SKU, text.data, text.size)
+        text = get_text(&cursor)
+        put_text(self, TEXT_CATEGORY, text.data, text.size)
+        put(self, LINE_QUANTITY, <int64_t>get_varint(&cursor))
+        put(self, LINE_AMOUNT, get_signed(&cursor))
+        rows += 1
+    put(self, LINES, rows)
+    sound = sound and not cursor.broken
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_AWARDS])
+    while cursor_more(&cursor):
+        put(self, AWARD_LINE, <int64_t>get_varint(&cursor))
+        put(self, AWARD_RULE, <int64_t>get_varint(&cursor))
+        put(self, AWARD_WALLET, <int64_t>get_varint(&cursor))
+        put(self, AWARD_POINTS, get_signed(&cursor))
+        rows += 1
+    put(self, AWARDS, rows)
+    sound = sound and not cursor.broken
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_AFTER])
+    while cursor_more(&cursor):
+        put(self, AFTER_WALLET, <int64_t>get_varint(&cursor))
+        put(self, AFTER_POSTED, get_signed(&cursor))
+        put(self, AFTER_PENDING, get_signed(&cursor))
+        put(self, AFTER_RESERVED, get_signed(&cursor))
+        rows += 1
+    put(self, AFTER, rows)
+    sound = sound and not cursor.broken
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_IDENTIFIERS])
+    while cursor_more(&cursor):
+        put(self, IDENTIFIER_TYPE, get_byte(&cursor))
+        get_bytes(&cursor, 16)
+        rows += 1
+    put(self, IDENTIFIERS, rows)
+    return sound and not cursor.broken
+
+
+cdef bint add_reservation(Columns self, const EntryView* view) noexcept nogil:
+    cdef Cursor cursor
+    cdef int column
+    if view.sections[SECTION_RESERVATION].data == NULL:
+        for column in range(RESERVATION_ID, RESERVATION_EXPIRE + 1):
+            put(self, column, NONE)
+        return True
+    cursor_open(&cursor, &view.sections[SECTION_RESERVATION])
+    put(self, RESERVATION_ID, <int64_t>get_varint(&cursor))
+    put(self, RESERVATION_STATE, get_byte(&cursor))
+    put(self, RESERVATION_WALLET, <int64_t>get_varint(&cursor))
+    put(self, RESERVATION_RESERVED, get_signed(&cursor))
+    put(self, RESERVATION_CAPTURED, get_signed(&cursor))
+    put(self, RESERVATION_EXPIRE, view.header.time_us + get_signed(&cursor))
+    return not cursor.broken
+
+
+cdef bint add_entry(Columns self, const EntryView* view, uint64_t sequence) noexcept nogil:
+    cdef const Slice* image = &view.sections[SECTION_IMAGE]
+    cdef const Slice* refusal = &view.sections[SECTION_REFUSAL]
+    cdef Cursor cursor
+    cdef bint asked = False, sound
+    cdef uint32_t i
+    put(self, SEQUENCE, <int64_t>sequence)
+    put(self, TIME, view.header.time_us)
+    put(self, KIND, view.header.kind)
+    put(self, FLAGS, view.header.flags)
+    put(self, STATUS, view.header.status)
+    put(self, MEMBER, view.header.member)
+    put(self, PROGRAM, view.header.program)
+    cursor_open(&cursor, refusal)
+    put(self, REFUSAL_A, get_signed(&cursor) if refusal.data != NULL else NONE)
+    put(self, REFUSAL_B, get_signed(&cursor) if refusal.data != NULL else NONE)
+    sound = refusal.data == NULL or not cursor.broken
+    for i in range(16):
+        asked = asked or view.header.request[i] != 0
+    put_text(self, TEXT_REQUEST, view.header.request, 16 if asked else 0)
+    put_text(self, TEXT_DIGEST, view.sections[SECTION_DIGEST].data, 16 if view.sections[SECTION_DIGEST].size == 16 else 0)
+    put_text(self, TEXT_IMAGE_HASH, image.data + 8, 32 if image.size >= 40 else 0)
+    put_text(self, TEXT_SOURCE, view.sections[SECTION_SOURCE].data, view.sections[SECTION_SOURCE].size)
+    if image.size:
+        self.newest.size = 0
+        if grow(&self.newest, image.size):
+            memcpy(self.newest.data, image.data, image.size)
+            self.newest.size = image.size
+        else:
+            self.full = True
+    sound = add_context(self, view) and sound
+    sound = add_reservation(self, view) and sound
+    sound = add_rows(self, view) and sound
+    self.count += 1
+    return sound
+
+
+if len(NUMBERS) != NUMBER_COLUMNS or len(TEXTS) != TEXT_COLUMNS:
+    raise ImportError("ledger._columns: the names do not fit the columns")

@@ -1,0 +1,361 @@
+# Entries of the journal as protobuf: JournalEntry messages, for ListEntries and the feed. Entries come from disk: nothing in them is believed.
+# Not for finding them (ledger/index.py, ledger/journal.py) and not for ports. Called by server/reading.py; messages in
+# proto/loyalty/ledger/v1/journal.proto, bytes of an entry in docs/journal-format.md.
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset, strlen
+from ledger._entry cimport (
+    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
+)
+from ledger._layout cimport (
+    CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_NUMBER, CONTEXT_OPERATOR, CONTEXT_POINTS, CONTEXT_REASON,
+    CONTEXT_RESERVATION, CONTEXT_SENT_TIME, CONTEXT_STORE, CONTEXT_TILL, CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader,
+    KIND_PROGRAM, SECTION_AFTER, SECTION_CONTEXT, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES, SECTION_LOTS,
+    SECTION_POSTINGS, SECTION_REFUSAL, Slice, WALLETS_MAX,
+)
+from ledger._rules cimport Program, program_load
+from ledger._status cimport STATUS_COUNT, STATUS_ROWS
+from server._encode cimport Out, out_bytes, out_close, out_int, out_open, out_time, out_varint
+from server._wire cimport out_after, out_entry, out_reservation, out_wallet_name
+
+cdef enum:
+    VERSIONS_MAX = 65536
+    # Room that an entry's message may need: the shortest posting has 3 bytes and becomes 49, the shortest lot change 6 and 64.
+    GROWTH = 17
+    ROOM = 8192                 # for the head, the context and the frames
+
+cdef struct Asked:              # a CONTEXT section
+    int64_t values[16]
+    uint32_t given              # bit per tag
+    Slice store
+    Slice till
+    Slice number
+    Slice operator
+    Slice reason
+
+
+cdef void read_asked(const EntryView* view, Asked* asked) noexcept nogil:
+    cdef Cursor cursor
+    cdef uint8_t tag
+    cdef Slice text
+    cdef int64_t value
+    memset(asked, 0, sizeof(Asked))
+    if view.sections[SECTION_CONTEXT].data == NULL:
+        return
+    cursor_open(&cursor, &view.sections[SECTION_CONTEXT])
+    while cursor_more(&cursor):
+        tag = get_byte(&cursor)
+        if tag < 128:
+            value = get_signed(&cursor)
+            if tag < 16:
+                asked.given |= <uint32_t>1 << tag
+                asked.values[tag] = value
+            continue
+        text = get_text(&cursor)
+        if tag == CONTEXT_STORE:
+            asked.store = text
+        elif tag == CONTEXT_TILL:
+            asked.till = text
+        elif tag == CONTEXT_NUMBER:
+            asked.number = text
+        elif tag == CONTEXT_OPERATOR:
+            asked.operator = text
+        elif tag == CONTEXT_REASON:
+            asked.reason = text
+
+
+cdef void out_refusal(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
+    cdef uint8_t* body
+    cdef uint8_t* inner
+    cdef const char* name
+    cdef int64_t value
+    cdef Cursor cursor
+    cdef int i
+    if view.header.status == 0:
+        return
+    body = out_open(out, tag)
+    if view.header.status < STATUS_COUNT and STATUS_ROWS[view.header.status].name != NULL:
+        out_bytes(out, 10, STATUS_ROWS[view.header.status].name, <uint32_t>strlen(STATUS_ROWS[view.header.status].name))
+        cursor_open(&cursor, &view.sections[SECTION_REFUSAL])
+        for i in range(2):
+            name = STATUS_ROWS[view.header.status].a if i == 0 else STATUS_ROWS[view.header.status].b
+            value = get_signed(&cursor)
+            if name[0] != 0:
+                inner = out_open(out, 18)
+                out_bytes(out, 10, name, <uint32_t>strlen(name))
+                out_varint(out, 16)     # a map's value is written also when it is 0
+                out_varint(out, <uint64_t>value)
+                out_close(out, inner)
+    out_close(out, body)
+
+
+cdef void out_postings(Out* out, uint32_t tag, const Program* program, const EntryView* view) noexcept nogil:
+    cdef uint8_t* body
+    cdef uint8_t account
+    cdef uint64_t wallet
+    cdef int64_t points
+    cdef Cursor cursor
+    cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
+    while cursor_more(&cursor):
+        account = get_byte(&cursor)
+        wallet = get_varint(&cursor)
+        points = get_signed(&cursor)
+        body = out_open(out, tag)
+        out_int(out, 8, account)
+        out_wallet_name(out, 18, program, wallet)
+        out_int(out, 24, points)
+        out_close(out, body)
+
+
+cdef void out_lot_changes(Out* out, uint32_t tag, const Program* program, const EntryView* view) noexcept nogil:
+    cdef uint8_t* body
+    cdef uint64_t wallet, available_day, expiry_day, funder
+    cdef int64_t points, held
+    cdef Cursor cursor
+    cursor_open(&cursor, &view.sections[SECTION_LOTS])
+    while cursor_more(&cursor):
+        wallet = get_varint(&cursor)
+        available_day = get_varint(&cursor)
+        expiry_day = get_varint(&cursor)
+        funder = get_varint(&cursor)
+        points = get_signed(&cursor)
+        held = get_signed(&cursor)
+        body = out_open(out, tag)
+        out_wallet_name(out, 10, program, wallet)
+        out_int(out, 16, <int64_t>available_day)
+        out_int(out, 24, <int64_t>expiry_day)
+        out_int(out, 32, <int64_t>funder)
+        out_int(out, 40, points)
+        out_int(out, 48, held)
+        out_close(out, body)
+
+
+cdef void out_lines(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
+    cdef uint8_t* body
+    cdef Slice sku, category
+    cdef uint64_t quantity
+    cdef int64_t amount
+    cdef Cursor cursor
+    cursor_open(&cursor, &view.sections[SECTION_LINES])
+    while cursor_more(&cursor):
+        sku = get_text(&cursor)
+        category = get_text(&cursor)
+        quantity = get_varint(&cursor)
+        amount = get_signed(&cursor)
+        body = out_open(out, tag)
+        out_bytes(out, 10, sku.data, sku.size)
+        out_bytes(out, 18, category.data, category.size)
+        out_int(out, 24, <int64_t>quantity)
+        out_int(out, 32, amount)
+        out_close(out, body)
+
+
+cdef void out_asked(Out* out, const Program* program, const EntryView* view, const Asked* asked) noexcept nogil:
+    cdef uint8_t* body
+    cdef int64_t time_us = view.header.time_us
+    if asked.store.data != NULL:
+        body = out_open(out, 66)
+        out_bytes(out, 10, asked.store.data, asked.store.size)
+        out_bytes(out, 18, asked.till.data, asked.till.size)
+        out_int(out, 24, asked.values[CONTEXT_BUSINESS_DAY])
+        out_bytes(out, 34, asked.number.data, asked.number.size)
+        out_close(out, body)
+    if asked.given >> CONTEXT_SENT_TIME & 1:
+        out_time(out, 74, time_us + asked.values[CONTEXT_SENT_TIME])
+    if asked.given >> CONTEXT_BUSINESS_TIME & 1:
+        out_time(out, 82, time_us + asked.values[CONTEXT_BUSINESS_TIME])
+    out_int(out, 88, asked.values[CONTEXT_TOTAL])
+    if asked.given >> CONTEXT_WALLET & 1:
+        out_wallet_name(out, 98, program, <uint64_t>asked.values[CONTEXT_WALLET])
+    out_int(out, 104, asked.values[CONTEXT_POINTS])
+    out_int(out, 112, asked.values[CONTEXT_RESERVATION])
+    if asked.given >> CONTEXT_TTL & 1:
+        out_time(out, 122, asked.values[CONTEXT_TTL])
+
+
+cdef void out_identifier_types(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
+    # Packed. The hashes stay here.
+    cdef uint8_t* body
+    cdef uint8_t kind
+    cdef Cursor cursor
+    if view.sections[SECTION_IDENTIFIERS].size == 0:
+        return
+    body = out_open(out, tag)
+    cursor_open(&cursor, &view.sections[SECTION_IDENTIFIERS])
+    while cursor_more(&cursor):
+        kind = get_byte(&cursor)
+        if get_bytes(&cursor, 16) != NULL:
+            out_varint(out, kind)
+    out_close(out, body)
+
+
+cdef bint asks(const EntryView* view) noexcept nogil:
+    cdef uint32_t i
+    for i in range(16):
+        if view.header.request[i] != 0:
+            return True
+    return False
+
+
+cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, const EntryView* view, uint64_t sequence,
+                            const uint8_t* room_end) noexcept nogil:
+    cdef Asked asked
+    cdef uint8_t* body = out_open(out, tag)
+    cdef const Slice* image = &view.sections[SECTION_IMAGE]
+    read_asked(view, &asked)
+    out_entry(out, 10, view, sequence, room_end)
+    out_refusal(out, 18, view)
+    out_postings(out, 26, program, view)
+    out_lot_changes(out, 34, program, view)
+    out_lines(out, 42, view)
+    out_after(out, 50, program, view)
+    out_reservation(out, 58, program, view)
+    out_asked(out, program, view, &asked)
+    if asks(view):
+        out_bytes(out, 130, view.header.request, 16)
+    out_int(out, 136, view.header.flags & FLAG_OPENED)
+    out_identifier_types(out, 146, view)
+    if view.sections[SECTION_DIGEST].size == 16:
+        out_bytes(out, 154, view.sections[SECTION_DIGEST].data, 16)
+    if image.size >= 40:
+        out_bytes(out, 162, image.data + 8, 32)
+    out_bytes(out, 170, asked.operator.data, asked.operator.size)
+    out_bytes(out, 178, asked.reason.data, asked.reason.size)
+    out_int(out, 184, asked.values[CONTEXT_EXPIRY_DAY])
+    out_close(out, body)
+
+
+cdef class Encoder:
+    """See _entries.pyi."""
+
+    cdef Program** programs     # by version - 1
+    cdef uint32_t program_count
+    cdef Program none           # before the first programme: no wallets
+    cdef uint8_t* buffer
+    cdef size_t capacity
+
+    def __cinit__(self):
+        memset(&self.none, 0, sizeof(Program))
+        self.program_count = 0
+        self.buffer = NULL
+        self.capacity = 0
+        self.programs = <Program**>calloc(VERSIONS_MAX, sizeof(Program*))
+        if self.programs == NULL:
+            raise MemoryError("no memory for programmes")
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.programs != NULL:
+            for i in range(self.program_count):
+                free(<void*>self.programs[i].image)
+                free(self.programs[i])
+        free(self.programs)
+        PyMem_Free(self.buffer)
+
+    @property
+    def versions(self):
+        return self.program_count
+
+    def add_program(self, bytes entry not None):
+        cdef EntryView view
+        cdef Program* program
+        cdef uint8_t* copy
+        cdef const Slice* image
+        if len(entry) < ENTRY_HEADER_BYTES or not entry_view(entry, <uint32_t>len(entry), &view) or view.header.kind != KIND_PROGRAM:
+            raise ValueError("no PROGRAM entry")
+        image = &view.sections[SECTION_IMAGE]
+        if image.data == NULL or image.size == 0 or self.program_count == VERSIONS_MAX:
+            raise ValueError("the programme has no image")
+        program = <Program*>calloc(1, sizeof(Program))
+        copy = <uint8_t*>malloc(image.size)
+        if program == NULL or copy == NULL:
+            free(program)
+            free(copy)
+            raise MemoryError("no memory for a programme")
+        memcpy(copy, image.data, image.size)
+        if program_load(program, copy, image.size) != 0:
+            free(program)
+            free(copy)
+            raise ValueError("the programme's image does not load")
+        self.programs[self.program_count] = program
+        self.program_count += 1
+        program.version = self.program_count
+
+    def entry(self, uint64_t sequence, bytes entry not None):
+        cdef EntryView view
+        cdef Out out
+        if len(entry) < ENTRY_HEADER_BYTES or not entry_view(entry, <uint32_t>len(entry), &view):
+            raise ValueError(f"the framing of entry {sequence} is broken")
+        reserve(self, room_for(&view))
+        out.at = self.buffer
+        out_journal_entry(&out, 10, self.program_of(view.header.program), &view, sequence, self.buffer + self.capacity - ROOM // 2)
+        return self.buffer[:out.at - self.buffer]
+
+    def group(self, record, uint64_t from_sequence, size_t size_max, uint32_t entries_max):
+        cdef Py_buffer buffer
+        cdef const GroupHeader* header
+        cdef const uint8_t* at
+        cdef const uint8_t* end
+        cdef EntryView view
+        cdef Out out
+        cdef uint32_t i, entry_size, count = 0
+        cdef size_t used = 0
+        cdef uint64_t next_sequence = from_sequence
+        PyObject_GetBuffer(record, &buffer, PyBUF_SIMPLE)
+        try:
+            header = <const GroupHeader*>buffer.buf
+            if buffer.len < GROUP_HEADER_BYTES or buffer.len != <Py_ssize_t>(<uint64_t>GROUP_HEADER_BYTES + header.size):
+                raise ValueError("a group record is broken")
+            at = <const uint8_t*>buffer.buf + GROUP_HEADER_BYTES
+            end = <const uint8_t*>buffer.buf + buffer.len
+            for i in range(header.count):
+                entry_size = 0
+                if end - at >= ENTRY_HEADER_BYTES:
+                    memcpy(&entry_size, at, 4)
+                if entry_size < ENTRY_HEADER_BYTES or end - at < <Py_ssize_t>entry_size:
+                    raise ValueError(f"the framing of entry {header.first_sequence + i} is broken")
+                if header.first_sequence + i >= from_sequence:
+                    if count != 0 and (used >= size_max or count >= entries_max):
+                        break
+                    if not entry_view(at, entry_size, &view):
+                        raise ValueError(f"the framing of entry {header.first_sequence + i} is broken")
+                    if view.header.program > self.program_count:
+                        return None
+                    reserve(self, used + room_for(&view))
+                    out.at = self.buffer + used
+                    out_journal_entry(&out, 10, self.program_of(view.header.program), &view, header.first_sequence + i,
+                                      self.buffer + self.capacity - ROOM // 2)
+                    used = out.at - self.buffer
+                    count += 1
+                    next_sequence = header.first_sequence + i + 1
+                at += entry_size
+        finally:
+            PyBuffer_Release(&buffer)
+        return self.buffer[:used] if used else b"", count, next_sequence
+
+    cdef const Program* program_of(self, uint32_t version):
+        if version == 0 or version > self.program_count:
+            return &self.none
+        return self.programs[version - 1]
+
+
+cdef size_t room_for(const EntryView* view) noexcept nogil:
+    # Image and source stay out of the message.
+    if view.header.kind == KIND_PROGRAM:
+        return ROOM
+    return <size_t>view.header.size * GROWTH + ROOM
+
+
+cdef int reserve(Encoder self, size_t size) except -1:
+    cdef void* buffer
+    if size <= self.capacity:
+        return 0
+    buffer = PyMem_Realloc(self.buffer, size + (size >> 1))
+    if buffer == NULL:
+        raise MemoryError("no memory for an entry's message")
+    self.buffer = <uint8_t*>buffer
+    self.capacity = size + (size >> 1)
+    return 0
