@@ -335,14 +335,15 @@ def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
     assert text.startswith(f"{field} {info.metadata['rule']}, was ")
 
 
-# The follower's: test_reading.py. Those of batches: test_batch_wire.py.
-ELSEWHERE = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day", "commands", "members")
+BATCHES = ("commands", "members")
+FOLLOWERS = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day")
 
 
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
-    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; the others of ELSEWHERE have tests of their own."""
+    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; batches: tests/server/test_batch_wire.py; the
+    follower's calls: tests/server/test_reading.py."""
     tried = {re.sub(r"\[\d+\]|^burn\.|^capture\.", "", row[2]).replace("identifiers.", "member.") for row in EACH}
-    assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method", *ELSEWHERE)}
+    assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method", *BATCHES, *FOLLOWERS)}
 
 
 NOT_UTF8 = [
