@@ -1381,7 +1381,8 @@ cdef bint server_begin_batch(Server* server, OpenBatch* batch) noexcept nogil:
 
 
 cdef void server_run_batches(Server* server) noexcept nogil:
-    """Goes through the open batches, a step of each in turn, until the engine has no room or it is the sockets' turn again."""
+    """Goes on with one open batch, and with the next when it ends, until the engine has no room or it is the sockets' turn again; the
+    next turn begins with the next batch. (Shorter shares would let all batches end at once, and then nobody has anything to do.)"""
     cdef OpenBatch* batch
     cdef uint32_t done = 0, ran
     cdef bint late
@@ -1410,7 +1411,7 @@ cdef void server_run_batches(Server* server) noexcept nogil:
             return
         if batch.batch.done == batch.batch.count:
             batch_finish(server, batch)
-        elif batch.next != NULL:
+        elif done >= CALLS_PER_TURN_MAX and batch.next != NULL:
             batch_remove(server, batch)
             batch_append(server, batch)
 
