@@ -310,7 +310,7 @@ def test_a_breach_ends_the_connection_and_is_named(name: str, frame: bytes, code
 
     with Scripted(answer) as service:
         client = _load.Client(LOCALHOST, service.port, connections=1, in_flight=1, chain=make_chain(), seed=1)
-        client.mix({"balance": 1}, seconds=0.6, warmup_s=0)
+        client.mix({"balance": 1}, seconds=1.5, warmup_s=0)
     result = client.result()
     assert codes(result) == {"CONNECTION_LOST": 1} and measure.figures(result)["total"]["calls"] > 0
     (reason, count), = result["reasons"].items()
