@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ASAN_BUILD = ROOT / "build" / "asan"
 PROBE_EVERY = 20_000
-MODULES = ("ledger._core", "ledger._tail", "ledger._journal", "ledger._engine", "server._wire", "server._call", "server._local",
-           "server._http2", "server._transport")
+MODULES = ("ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot", "ledger._engine", "server._wire",
+           "server._call", "server._local", "server._http2", "server._transport")
 
 
 def fuzz(count: int, seed: int) -> dict[int, int]:
