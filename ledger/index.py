@@ -242,7 +242,7 @@ def write_file(folder: Path, directory: bytes, parts: list[Segment], *, gently: 
         check_pages(part)
     first, last = parts[0].first_sequence, parts[-1].last_sequence
     path = folder / f"{first:016d}-{last:016d}.index"
-    new = path.with_name("new")
+    new = path.with_suffix(".new")  # a name of its own: the merging thread may write another range at the same moment
     programs = np.array([sequence for part in parts for sequence in part.programs], ROW)
     places: list[int] = []
     fences, checksums = [], []
@@ -408,7 +408,8 @@ class Index:
 
     def _open(self) -> None:
         """The files that fit the journal; the rest is removed and will be read again."""
-        (self.folder / "new").unlink(missing_ok=True)
+        for path in self.folder.glob("*.new"):
+            path.unlink()  # half written
         kept: list[Segment] = []
         for path in sorted(self.folder.glob("*.index"), key=lambda path: (path.name[:16], -int(path.stem[17:] or 0))):
             try:
@@ -483,7 +484,8 @@ class Index:
 
     def _run_to_merge(self) -> list[Segment] | None:
         """Adjacent segments of which there are enough of about one size, the small ones first."""
-        segments = [segment for segment in self._segments if segment not in self._merging]
+        merging = self._merging  # before the segments: the merging thread replaces what it merged, then forgets it
+        segments = [segment for segment in self._segments if segment not in merging]
         for level in sorted({segment.level for segment in segments}):
             for run in _runs(segments, level):
                 counts = [segment.count for segment in run]
@@ -649,5 +651,5 @@ def remove(data: Path) -> None:
     folder = Path(data) / "index"
     if folder.is_dir():
         for path in folder.iterdir():
-            if path.suffix == ".index" or path.name == "new":
+            if path.suffix in {".index", ".new"}:
                 path.unlink()

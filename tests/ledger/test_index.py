@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -363,9 +364,10 @@ def test_a_merge_that_was_killed_leaves_nothing_wrong(growing: Callable[..., Gro
         one.catch_up()
     monkeypatch.undo()
     assert len(files_of(one)) > one.index.stats()["files"]
-    (one.data / "index" / "new").write_bytes(b"half a file")
+    half = one.data / "index" / f"{1:016d}-{2:016d}.new"
+    half.write_bytes(b"half a file")
     one.restart()
-    assert not (one.data / "index" / "new").exists()
+    assert not half.exists()
     one.catch_up()
     one.check(everything=True)
     one.restart()
@@ -386,6 +388,35 @@ def test_merges_behind_the_back_change_no_answer(growing: Callable[..., Growing]
     one.catch_up()
     one.check(everything=True)
     assert max(segment.count for segment in one.index._segments if segment.path) > 4 * SMALL
+    assert one.told == []
+
+
+def test_a_file_is_written_in_the_middle_of_a_merge(growing: Callable[..., Growing], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = growing()
+    one.index._background = True
+    inside, may_go_on = threading.Event(), threading.Event()
+    write_rows = index_module._write_rows
+
+    def slow(*arguments: Any) -> Any:
+        if threading.current_thread().name == "index-merge":
+            inside.set()
+            assert may_go_on.wait(60)
+        return write_rows(*arguments)
+
+    monkeypatch.setattr(index_module, "_write_rows", slow)
+    while not inside.is_set():
+        one.grow(SMALL)
+        one.catch_up()
+    files = len(files_of(one))
+    while len(files_of(one)) < files + 2:
+        one.grow(SMALL)
+        one.catch_up()
+    may_go_on.set()
+    one.index.close()
+    one.catch_up()
+    one.check(everything=True)
+    one.restart()
+    one.check(everything=True)
     assert one.told == []
 
 
