@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ledger._arith cimport add_overflow, day_from_yyyymmdd, max_i64, min_i64
 from ledger._entry cimport (
-    Cursor, EntryView, EntryWriter, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
+    Context, Cursor, EntryView, EntryWriter, context_read, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
     section_begin, section_end, unzigzag, zigzag,
 )
@@ -98,17 +98,6 @@ cdef struct Sums:               # of one wallet, at one day
     int64_t posted
     int64_t pending
     int64_t reserved
-
-cdef struct Context:            # a CONTEXT section, read back
-    uint32_t given              # bit per tag below 32; texts: by data != NULL
-    int64_t values[16]
-    uint32_t named[IDENTIFIERS_PER_REQUEST_MAX]     # every CONTEXT_NAMED
-    uint32_t named_count
-    Slice store
-    Slice till
-    Slice number
-    Slice operator_name
-    Slice reason
 
 cdef struct Decision:           # scratch of the command being decided
     int64_t now_us
@@ -774,39 +763,6 @@ cdef uint32_t find_member(const Core* core, const MemberRef* member, Hash128 has
 
 
 # --- repeats ------------------------------------------------------------------------------------------------------
-
-cdef void context_read(const EntryView* view, Context* context) noexcept nogil:
-    cdef Cursor cursor
-    cdef uint8_t tag
-    cdef Slice text
-    cdef int64_t value
-    memset(context, 0, sizeof(Context))
-    if view.sections[SECTION_CONTEXT].data == NULL:
-        return
-    cursor_open(&cursor, &view.sections[SECTION_CONTEXT])
-    while cursor_more(&cursor):
-        tag = get_byte(&cursor)
-        if tag < 128:
-            value = get_signed(&cursor)
-            if tag < 16:
-                context.given |= <uint32_t>1 << tag
-                context.values[tag] = value
-            if tag == CONTEXT_NAMED and context.named_count < IDENTIFIERS_PER_REQUEST_MAX:
-                context.named[context.named_count] = <uint32_t>value
-                context.named_count += 1
-        else:
-            text = get_text(&cursor)
-            if tag == CONTEXT_STORE:
-                context.store = text
-            elif tag == CONTEXT_TILL:
-                context.till = text
-            elif tag == CONTEXT_NUMBER:
-                context.number = text
-            elif tag == CONTEXT_OPERATOR:
-                context.operator_name = text
-            elif tag == CONTEXT_REASON:
-                context.reason = text
-
 
 cdef bint text_equal(Slice a, Slice b) noexcept nogil:
     return a.size == b.size and (a.size == 0 or memcmp(a.data, b.data, a.size) == 0)

@@ -4,8 +4,12 @@
 # a reader checks every step, because it also reads damaged bytes.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
-from ledger._layout cimport ENTRY_HEADER_BYTES, EntryHeader, SECTION_COUNT, Slice
+from libc.string cimport memcpy, memset
+from ledger._layout cimport (
+    CONTEXT_NAMED, CONTEXT_NUMBER, CONTEXT_OPERATOR, CONTEXT_REASON, CONTEXT_STORE, CONTEXT_TILL, ENTRY_HEADER_BYTES, EntryHeader,
+    SECTION_CONTEXT, SECTION_COUNT, Slice,
+)
+from ledger._limits cimport IDENTIFIERS_PER_REQUEST_MAX
 
 cdef struct EntryWriter:
     uint8_t* start              # the entry's first byte
@@ -20,6 +24,18 @@ cdef struct Cursor:             # reads a section
     const uint8_t* at
     const uint8_t* end
     bint broken                 # a read went past the end or a varint was too long; all later reads give 0
+
+
+cdef struct Context:            # a CONTEXT section, read back
+    uint32_t given              # bit per tag below 32; texts: by data != NULL
+    int64_t values[16]
+    uint32_t named[IDENTIFIERS_PER_REQUEST_MAX]     # every CONTEXT_NAMED
+    uint32_t named_count
+    Slice store
+    Slice till
+    Slice number
+    Slice operator_name
+    Slice reason
 
 
 cdef inline uint64_t zigzag(int64_t value) noexcept nogil:
@@ -176,3 +192,36 @@ cdef inline Slice get_text(Cursor* cursor) noexcept nogil:
     if cursor.broken:
         text.size = 0
     return text
+
+
+cdef inline void context_read(const EntryView* view, Context* context) noexcept nogil:
+    cdef Cursor cursor
+    cdef uint8_t tag
+    cdef Slice text
+    cdef int64_t value
+    memset(context, 0, sizeof(Context))
+    if view.sections[SECTION_CONTEXT].data == NULL:
+        return
+    cursor_open(&cursor, &view.sections[SECTION_CONTEXT])
+    while cursor_more(&cursor):
+        tag = get_byte(&cursor)
+        if tag < 128:
+            value = get_signed(&cursor)
+            if tag < 16:
+                context.given |= <uint32_t>1 << tag
+                context.values[tag] = value
+            if tag == CONTEXT_NAMED and context.named_count < IDENTIFIERS_PER_REQUEST_MAX:
+                context.named[context.named_count] = <uint32_t>value
+                context.named_count += 1
+        else:
+            text = get_text(&cursor)
+            if tag == CONTEXT_STORE:
+                context.store = text
+            elif tag == CONTEXT_TILL:
+                context.till = text
+            elif tag == CONTEXT_NUMBER:
+                context.number = text
+            elif tag == CONTEXT_OPERATOR:
+                context.operator_name = text
+            elif tag == CONTEXT_REASON:
+                context.reason = text

@@ -27,7 +27,7 @@ from ledger._layout cimport ASK_ANY_TIME, ASK_RECEIPT, ASK_REQUEST, EntryHeader,
 from ledger._limits cimport JOURNAL_MAP_BYTES, RUNS_MAX, RUN_STEP_BLOCKS
 from ledger._lmdb cimport (
     MDB_APPEND, MDB_CREATE, MDB_FIRST, MDB_LAST, MDB_MAP_FULL, MDB_NEXT, MDB_NORDAHEAD, MDB_NOSYNC, MDB_NOTFOUND, MDB_NOTLS, MDB_PREV, MDB_RDONLY,
-    MDB_SET_RANGE, MDB_SUCCESS, MDB_cursor, MDB_dbi, MDB_envinfo, MDB_stat, MDB_txn, MDB_val, lmdb_file_bytes, lmdb_guarded,
+    MDB_SET_RANGE, MDB_SUCCESS, MDB_cursor, MDB_dbi, MDB_envinfo, MDB_stat, MDB_txn, MDB_val, lmdb_file_bytes, lmdb_guarded, lmdb_open_reader,
     lmdb_set_assert, mdb_cursor_close, mdb_cursor_del, mdb_cursor_get, mdb_cursor_open, mdb_cursor_renew, mdb_dbi_open, mdb_env_close,
     mdb_env_create, mdb_env_get_fd, mdb_env_info, mdb_env_open, mdb_env_set_mapsize, mdb_env_set_maxdbs, mdb_env_stat, mdb_put,
     mdb_reader_check, mdb_strerror, mdb_txn_abort, mdb_txn_begin, mdb_txn_commit, mdb_txn_renew, mdb_txn_reset,
@@ -253,12 +253,7 @@ cdef int ids_open_body(void* argument) noexcept nogil:
     code = mdb_txn_commit(txn)
     if code != MDB_SUCCESS:
         return code
-    code = mdb_txn_begin(ids.env, NULL, MDB_RDONLY, &ids.read_txn)
-    if code != MDB_SUCCESS:
-        return code
-    code = mdb_cursor_open(ids.read_txn, ids.slots, &ids.read_cursor)
-    mdb_txn_reset(ids.read_txn)
-    return code
+    return lmdb_open_reader(ids.env, ids.slots, &ids.read_txn, &ids.read_cursor)
 
 
 cdef int ids_open(Ids* ids, const char* path, const uint8_t* directory, bint durable) noexcept nogil:

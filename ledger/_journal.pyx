@@ -20,7 +20,7 @@ from ledger._limits cimport GROUP_BYTES_MAX, JOURNAL_MAP_BYTES
 
 from ledger._lmdb cimport (
     MDB_APPEND, MDB_CREATE, MDB_INTEGERKEY, MDB_LAST, MDB_MAP_FULL, MDB_NEXT, MDB_NOTFOUND, MDB_NOTLS, MDB_PREV, MDB_RDONLY, MDB_SET_RANGE,
-    MDB_SUCCESS, MDB_cursor, MDB_envinfo, MDB_stat, MDB_txn, MDB_val, lmdb_file_bytes, lmdb_guarded, lmdb_set_assert, mdb_cursor_close,
+    MDB_SUCCESS, MDB_cursor, MDB_envinfo, MDB_stat, MDB_txn, MDB_val, lmdb_file_bytes, lmdb_guarded, lmdb_open_reader, lmdb_set_assert, mdb_cursor_close,
     mdb_cursor_get, mdb_cursor_open, mdb_cursor_renew, mdb_dbi_open, mdb_env_close, mdb_env_create, mdb_env_get_fd, mdb_env_info,
     mdb_env_open, mdb_env_set_mapsize, mdb_env_set_maxdbs, mdb_env_stat, mdb_env_sync, mdb_get, mdb_put, mdb_reader_check, mdb_strerror, mdb_txn_abort,
     mdb_txn_begin, mdb_txn_commit, mdb_txn_renew, mdb_txn_reset,
@@ -92,12 +92,7 @@ cdef int journal_open_body(void* argument) noexcept nogil:
     code = mdb_txn_commit(txn)
     if code != MDB_SUCCESS:
         return code
-    code = mdb_txn_begin(journal.env, NULL, MDB_RDONLY, &journal.read_txn)
-    if code != MDB_SUCCESS:
-        return code
-    code = mdb_cursor_open(journal.read_txn, journal.groups, &journal.read_cursor)
-    mdb_txn_reset(journal.read_txn)
-    return code
+    return lmdb_open_reader(journal.env, journal.groups, &journal.read_txn, &journal.read_cursor)
 
 
 cdef int journal_open(Journal* journal, const char* path, bint create, const uint8_t* directory) noexcept nogil:

@@ -108,3 +108,13 @@ cdef extern from *:
     int lmdb_guarded(int (*body)(void*) noexcept nogil, void* argument) noexcept nogil
     void lmdb_set_assert(MDB_env* env) noexcept nogil
     int64_t lmdb_file_bytes(int fd) noexcept nogil
+
+
+cdef inline int lmdb_open_reader(MDB_env* env, MDB_dbi dbi, MDB_txn** txn, MDB_cursor** cursor) noexcept nogil:
+    # A read transaction with a cursor, reset: renewed before each look, so that it pins no pages between two.
+    cdef int code = mdb_txn_begin(env, NULL, MDB_RDONLY, txn)
+    if code != MDB_SUCCESS:
+        return code
+    code = mdb_cursor_open(txn[0], dbi, cursor)
+    mdb_txn_reset(txn[0])
+    return code

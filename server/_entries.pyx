@@ -8,13 +8,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strlen
 from ledger._entry cimport (
-    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
+    Context, Cursor, EntryView, context_read, cursor_more, cursor_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
-    CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_NUMBER, CONTEXT_OPERATOR, CONTEXT_POINTS, CONTEXT_REASON,
-    CONTEXT_RESERVATION, CONTEXT_SENT_TIME, CONTEXT_STORE, CONTEXT_TILL, CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader,
-    KIND_PROGRAM, SECTION_AFTER, SECTION_CONTEXT, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES, SECTION_LOTS,
-    SECTION_POSTINGS, SECTION_REFUSAL, Slice, WALLETS_MAX,
+    CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_SENT_TIME,
+    CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader, KIND_PROGRAM,
+    SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES, SECTION_LOTS, SECTION_POSTINGS, SECTION_REFUSAL, Slice,
 )
 from ledger._rules cimport Program, program_load
 from ledger._status cimport STATUS_COUNT, STATUS_ROWS
@@ -26,45 +25,6 @@ cdef enum:
     # Room that an entry's message may need: the shortest posting has 3 bytes and becomes 49, the shortest lot change 6 and 64.
     GROWTH = 17
     ROOM = 8192                 # for the head, the context and the frames
-
-cdef struct Asked:              # a CONTEXT section
-    int64_t values[16]
-    uint32_t given              # bit per tag
-    Slice store
-    Slice till
-    Slice number
-    Slice operator
-    Slice reason
-
-
-cdef void read_asked(const EntryView* view, Asked* asked) noexcept nogil:
-    cdef Cursor cursor
-    cdef uint8_t tag
-    cdef Slice text
-    cdef int64_t value
-    memset(asked, 0, sizeof(Asked))
-    if view.sections[SECTION_CONTEXT].data == NULL:
-        return
-    cursor_open(&cursor, &view.sections[SECTION_CONTEXT])
-    while cursor_more(&cursor):
-        tag = get_byte(&cursor)
-        if tag < 128:
-            value = get_signed(&cursor)
-            if tag < 16:
-                asked.given |= <uint32_t>1 << tag
-                asked.values[tag] = value
-            continue
-        text = get_text(&cursor)
-        if tag == CONTEXT_STORE:
-            asked.store = text
-        elif tag == CONTEXT_TILL:
-            asked.till = text
-        elif tag == CONTEXT_NUMBER:
-            asked.number = text
-        elif tag == CONTEXT_OPERATOR:
-            asked.operator = text
-        elif tag == CONTEXT_REASON:
-            asked.reason = text
 
 
 cdef void out_refusal(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
@@ -153,7 +113,7 @@ cdef void out_lines(Out* out, uint32_t tag, const EntryView* view) noexcept nogi
         out_close(out, body)
 
 
-cdef void out_asked(Out* out, const Program* program, const EntryView* view, const Asked* asked) noexcept nogil:
+cdef void out_asked(Out* out, const Program* program, const EntryView* view, const Context* asked) noexcept nogil:
     cdef uint8_t* body
     cdef int64_t time_us = view.header.time_us
     if asked.store.data != NULL:
@@ -202,10 +162,10 @@ cdef bint asks(const EntryView* view) noexcept nogil:
 
 cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, const EntryView* view, uint64_t sequence,
                             const uint8_t* room_end) noexcept nogil:
-    cdef Asked asked
+    cdef Context asked
     cdef uint8_t* body = out_open(out, tag)
     cdef const Slice* image = &view.sections[SECTION_IMAGE]
-    read_asked(view, &asked)
+    context_read(view, &asked)
     out_entry(out, 10, view, sequence, room_end)
     out_refusal(out, 18, view)
     out_postings(out, 26, program, view)
@@ -222,7 +182,7 @@ cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, cons
         out_bytes(out, 154, view.sections[SECTION_DIGEST].data, 16)
     if image.size >= 40:
         out_bytes(out, 162, image.data + 8, 32)
-    out_bytes(out, 170, asked.operator.data, asked.operator.size)
+    out_bytes(out, 170, asked.operator_name.data, asked.operator_name.size)
     out_bytes(out, 178, asked.reason.data, asked.reason.size)
     out_int(out, 184, asked.values[CONTEXT_EXPIRY_DAY])
     out_close(out, body)

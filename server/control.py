@@ -52,6 +52,31 @@ def refusal(name: str, a: int = 0, b: int = 0, *, field: int = 0, value: str = "
     return row.grpc_code, status.SerializeToString(), message.encode()
 
 
+async def give(answer: Answer, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    """Answer a call: the response's bytes, or the status with its details."""
+    code, payload, message = answer
+    if code == 0:
+        return payload
+    await context.abort(CODES.get(code, grpc.StatusCode.UNKNOWN), message.decode(errors="replace"),
+                        trailing_metadata=((DETAILS_KEY, payload),) if payload else ())
+    raise AssertionError("abort raises")
+
+
+def listen(server: grpc.aio.Server, address: Address, what: str) -> int:
+    """The port that the server got on this address. Errors: RefusedToStart, which names it as `what`."""
+    # grpc logs a failed bind by itself, with a traceback of its own; ours below is the one message.
+    logger = logging.getLogger("grpc._cython.cygrpc")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        return server.add_insecure_port(str(address))
+    except RuntimeError:
+        raise RefusedToStart(f"{what} cannot listen on {address}: it is taken or not this machine's",
+                             "stop what uses it, or give another one with --control") from None
+    finally:
+        logger.setLevel(level)
+
+
 class Inbox:
     """Carries calls into the engine's inbox and their answers back to the coroutines that wait for them."""
 
@@ -124,28 +149,13 @@ class ControlServer:
         async def run(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             left_s = context.time_remaining()
             deadline_us = 0 if left_s is None else time.monotonic_ns() // 1000 + int(left_s * 1_000_000)
-            code, payload, message = await self._inbox.call(method, request, deadline_us)
-            if code == 0:
-                return payload
-            await context.abort(CODES.get(code, grpc.StatusCode.UNKNOWN), message.decode(errors="replace"),
-                                trailing_metadata=((DETAILS_KEY, payload),) if payload else ())
-            raise AssertionError("abort raises")
+            return await give(await self._inbox.call(method, request, deadline_us), context)
 
         return run
 
     async def start(self) -> None:
         """Listen and serve. Errors: RefusedToStart."""
-        # grpc logs a failed bind by itself, with a traceback of its own; ours below is the one message.
-        logger = logging.getLogger("grpc._cython.cygrpc")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        try:
-            self.port = self._server.add_insecure_port(str(self.address))
-        except RuntimeError:
-            raise RefusedToStart(f"the control port cannot listen on {self.address}: it is taken or not this machine's",
-                                 "stop what uses it, or give another one with --control") from None
-        finally:
-            logger.setLevel(level)
+        self.port = listen(self._server, self.address, "the control port")
         await self._server.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

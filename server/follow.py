@@ -7,7 +7,6 @@ a child process; by hand it works as well, also on a directory without a service
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from ledger.journal import JournalError
 from server import reading
 from server._reader import Reader
 from server.config import METHODS, SERVICE, Address, RefusedToStart
-from server.control import CODES, DETAILS_KEY, RECEIVE_BYTES_MAX, Answer
+from server.control import RECEIVE_BYTES_MAX, Answer, give, listen
 from server.metrics import FollowerCollector, MetricsServer
 from server.ports import cannot_listen, check_free, write_ports
 from server.reading import JournalService
@@ -167,28 +166,13 @@ class ReadPort:
     def _call(self, method: int) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Any]:
         async def run(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             past = await self.journal.balance(request) if method == METHODS["GetBalance"] else None
-            code, payload, message = past or self._read(method, request)
-            if code == 0:
-                return payload
-            await context.abort(CODES.get(code, grpc.StatusCode.UNKNOWN), message.decode(errors="replace"),
-                                trailing_metadata=((DETAILS_KEY, payload),) if payload else ())
-            raise AssertionError("abort raises")
+            return await give(past or self._read(method, request), context)
 
         return run
 
     async def start(self) -> None:
         """Listen and serve. Errors: RefusedToStart."""
-        # grpc logs a failed bind by itself, with a traceback of its own; ours below is the one message.
-        logger = logging.getLogger("grpc._cython.cygrpc")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        try:
-            self.port = self._server.add_insecure_port(str(self.address))
-        except RuntimeError:
-            raise RefusedToStart(f"the follower's control port cannot listen on {self.address}: it is taken or not this machine's",
-                                 "stop what uses it, or give another one with --control") from None
-        finally:
-            logger.setLevel(level)
+        self.port = listen(self._server, self.address, "the follower's control port")
         await self._server.start()
         self.journal.start()
         for service in ("", *self._services):
