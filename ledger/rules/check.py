@@ -1,25 +1,45 @@
 """A programme's YAML to the checked tree: every key, every bound, every name, every reference. docs/rules.md is the definition.
 
-Not for reading text (`syntax.py`) or kinds of values (`shape.py`, `conditions.py`), nor for rules that can never fire (`firing.py`, called from here).
-Called by whoever compiles, explains or tests a programme. All mistakes are reported at once.
+Not for reading text (`syntax.py`) or kinds of values (`shape.py`, `conditions.py`), nor for rules that can never fire (`firing.py`,
+called from here). Called by whoever compiles, explains or tests a programme. All mistakes are reported at once.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import MappingNode
 
 from ledger import limits
 from ledger.rules import catalogue, firing, syntax, tree, zones
 from ledger.rules.conditions import RESERVED, ConditionKind, ReachKind
 from ledger.rules.currencies import DIGITS
 from ledger.rules.shape import (
-    Choice, Flag, Got, Key, Kind, LifeKind, ListOf, MapOf, Money, Name, Number, OneOrMore, Path as CategoryPath, Raw, Reading, Record, Span,
-    Text, Whole,
+    Choice,
+    Flag,
+    Got,
+    Key,
+    Kind,
+    LifeKind,
+    ListOf,
+    MapOf,
+    Money,
+    Name,
+    Number,
+    OneOrMore,
+    Raw,
+    Reading,
+    Record,
+    Span,
+    Text,
+    Whole,
+)
+from ledger.rules.shape import (
+    Path as CategoryPath,
 )
 from ledger.rules.syntax import Problems, ProgramError, read_decimal, suggestion
 
@@ -114,7 +134,7 @@ _ARTICLE = Record({
 })
 _COLUMNS = Record({key: Key(OneOrMore(Text(64), 8), f"the column (or columns) of {key}", default=(key,)) for key in _ARTICLE.keys})
 _EXPERIMENT = Record({
-    "variants": Key(MapOf(Text(32), Number(2, 0, 10_000, "a percentage"), 16, "variants and their percent"), "shares that sum to 100", must=True),
+    "variants": Key(MapOf(Text(32), Number(2, 0, 10_000, "a percentage"), 16, "variants and their percent"), "sum to 100", must=True),
     "control": Key(Text(32), "the variant that gets nothing and is recorded", must=True),
 })
 _CAMPAIGN = Record({
@@ -147,7 +167,7 @@ _RULE = Record({
     "when": Key(ConditionKind("when"), "what must hold of receipt, member, place and time", default=tree.ALWAYS),
     "lines": Key(ConditionKind("lines"), "which lines it is about", default=tree.ALWAYS),
     "for_every_full": Key(Money(1, limits.AMOUNT_MINOR_MAX), "with give: for every full so much money"),
-    "for_every_full_quantity": Key(Number(3, 1, limits.QUANTITY_MILLI_MAX, "a quantity"), "with give: for every so many pieces or kilograms"),
+    "for_every_full_quantity": Key(Number(3, 1, limits.QUANTITY_MILLI_MAX, "a quantity"), "with give: for every so many pieces or kg"),
     "give": Key(Raw(), "points"),
     "percent": Key(_percent(PERCENT_MAX), "percent of the money, in points"),
     "add_percent": Key(_percent(PERCENT_MAX), "percent more in the rules of to_rules"),
@@ -199,7 +219,8 @@ PROGRAMME = Record({
     "funders": Key(MapOf(Text(64), Whole(1, limits.FUNDERS_MAX), 1000, "funders"), "who else pays: name -> number", default={}),
     "partners": Key(MapOf(Text(32), Record({"zone": Key(_Zone(), "its stores' time zone")}), 10_000, "partners"), "partners", default={}),
     "stores": Key(_Either(ListOf(_STORE, 0, STORES_MAX, "stores"), Record({"file": _FILE})), "stores", default=[]),
-    "catalogue": Key(_Either(ListOf(_ARTICLE, 0, catalogue.ROWS_MAX, "articles"), Record({"file": _FILE, "columns": Key(_COLUMNS, "its columns")})),
+    "catalogue": Key(_Either(ListOf(_ARTICLE, 0, catalogue.ROWS_MAX, "articles"),
+                             Record({"file": _FILE, "columns": Key(_COLUMNS, "its columns")})),
                      "articles", default=[]),
     "categories": Key(MapOf(Text(limits.CATEGORY_BYTES_MAX), CategoryPath(), CATEGORY_CODES_MAX, "category codes"),
                       "what the tills' category codes stand for", default={}),
@@ -274,13 +295,34 @@ class _Programme:
         if r.problems.found:
             return None
         programme = tree.Programme(
-            name=top["programme"], currency=r.currency, currency_digits=r.digits, zone=top["zone"],
-            anonymous_accounts=top["anonymous_accounts"], max_age_days=top["max_age"][0], largest_receipt=top["largest_receipt"],
-            total_tolerance=top["total_tolerance"], unknown_sku=top["unknown_sku"], unknown_store=top["unknown_store"],
-            earn_on_points_paid=top["earn_on_points_paid"], no_points_on=top["no_points_on"], wallets=wallets, funders=tuple(funders.items()),
-            stores=stores, articles=articles, category_codes=codes, tenders=top["tenders"], channels=top["channels"], segments=top["segments"],
-            favourites=favourites["choose_from"] if favourites else (), favourites_at_most=favourites["at_most"] if favourites else 0,
-            tiers=tiers, experiments=experiments, campaigns=campaigns, rules=rules, burn=burn)
+    name=top["programme"],
+    currency=r.currency,
+    currency_digits=r.digits,
+    zone=top["zone"],
+    anonymous_accounts=top["anonymous_accounts"],
+    max_age_days=top["max_age"][0],
+    largest_receipt=top["largest_receipt"],
+    total_tolerance=top["total_tolerance"],
+    unknown_sku=top["unknown_sku"],
+    unknown_store=top["unknown_store"],
+    earn_on_points_paid=top["earn_on_points_paid"],
+    no_points_on=top["no_points_on"],
+    wallets=wallets,
+    funders=tuple(
+        funders.items()),
+        stores=stores,
+        articles=articles,
+        category_codes=codes,
+        tenders=top["tenders"],
+        channels=top["channels"],
+        segments=top["segments"],
+        favourites=favourites["choose_from"] if favourites else (),
+        favourites_at_most=favourites["at_most"] if favourites else 0,
+        tiers=tiers,
+        experiments=experiments,
+        campaigns=campaigns,
+        rules=rules,
+         burn=burn)
         for index, text in firing.impossible(programme):
             r.wrong(top["rules"][index][1], f"rules[{index}]", text)
         for index, text in firing.overflowing(programme):
@@ -308,8 +350,11 @@ class _Programme:
             return None
         value = read_decimal(scale, low, high)(got[key])
         if value is None:
-            got.wrong(self.r, key, f"must be a number of points from {tree.decimal(low, scale)} to {tree.decimal(high, scale)} with at most "
-                                   f"{scale} decimals (the scale of {wallet}), was {got[key]!r}")
+            got.wrong(
+    self.r,
+    key,
+    f"must be a number of points from {tree.decimal(low, scale)} to {tree.decimal(high, scale)} with at most "
+    f"{scale} decimals (the scale of {wallet}), was {got[key]!r}")
         return value
 
     def wallets(self) -> tuple[tree.Wallet, ...]:
@@ -352,7 +397,10 @@ class _Programme:
                     rows.wrong(self.r, "file", f"{place}: partner: {partner!r} is no partner of this programme")
                     partner = ""
                 if not code or code in found or len(code.encode()) > limits.STORE_BYTES_MAX:
-                    rows.wrong(self.r, "file", f"{place}: store: must be a code of 1..{limits.STORE_BYTES_MAX} bytes that stands once, was {code!r}")
+                    rows.wrong(
+    self.r,
+    "file",
+     f"{place}: store: must be a code of 1..{limits.STORE_BYTES_MAX} bytes that stands once, was {code!r}")
                     continue
                 found[code] = self.store(code, zone, region, partner, frozenset(groups.split()))
             return found
@@ -377,7 +425,10 @@ class _Programme:
                 sku = row["sku"][0].strip()
                 category = "/".join(step for part in row.get("category", []) for step in (s.strip() for s in part.split("/")) if step)
                 if not sku or sku in found or len(sku.encode()) > limits.SKU_BYTES_MAX:
-                    rows.wrong(self.r, "file", f"{rows['file']}:{number}: sku: must be a code of 1..{limits.SKU_BYTES_MAX} bytes that stands once, was {sku!r}")
+                    rows.wrong(
+    self.r,
+    "file",
+     f"{rows['file']}:{number}: sku: must be a code of 1..{limits.SKU_BYTES_MAX} bytes that stands once, was {sku!r}")
                     return found  # a table that is wrong is wrong in most of its rows
                 flags = frozenset(flag for text in row.get("flags", []) for flag in text.split())
                 found[sku] = tree.Article(sku, category or None, row.get("brand", [""])[0].strip() or None, flags)
@@ -409,11 +460,21 @@ class _Programme:
             steps = path.split("/")
             categories |= {"/".join(steps[:i]) for i in range(1, len(steps) + 1)}
         self.r.known |= {
-            "sku": articles or None, "category": categories, "brand": {a.brand for a in articles.values() if a.brand},
-            "flag": {flag for a in articles.values() for flag in a.flags}, "store": stores or None,
-            "store_group": {group for s in stores.values() for group in s.groups}, "region": {s.region for s in stores.values() if s.region},
-            "tender": self.top["tenders"], "channel": self.top["channels"], "segment": self.top["segments"],
-        }
+    "sku": articles or None,
+    "category": categories,
+    "brand": {
+        a.brand for a in articles.values() if a.brand},
+        "flag": {
+            flag for a in articles.values() for flag in a.flags},
+            "store": stores or None,
+            "store_group": {
+                group for s in stores.values() for group in s.groups},
+                "region": {
+                    s.region for s in stores.values() if s.region},
+                    "tender": self.top["tenders"],
+                    "channel": self.top["channels"],
+                    "segment": self.top["segments"],
+                     }
 
     def tiers(self) -> tree.Tiers | None:
         got = self.top["tiers"]
@@ -523,7 +584,8 @@ class _Programme:
             return tree.Steps(got["for_every_full_quantity"], give, "quantity") if got["for_every_full_quantity"] else None
         return tree.Fixed(give)
 
-    def targets(self, got: Got, effect: str, rows: list[Got], index_of: dict[str, int], wallets: tuple[tree.Wallet, ...]) -> tuple[int, ...] | None:
+    def targets(self, got: Got, effect: str, rows: list[Got], index_of: dict[str, int],
+                wallets: tuple[tree.Wallet, ...]) -> tuple[int, ...] | None:
         key, fitting = ("to_rules", ("percent",)) if effect == "add_percent" else ("of_rules", ("give", "percent", "add_percent"))
         if key not in got:
             got.wrong(self.r, key, f"is missing, must be set with {effect}")
@@ -566,9 +628,13 @@ class _Programme:
                 continue
             measure, per = measures[0], got["per"]
             if measure != "uses" and (measure != fitting or effect == "entitle"):
-                got.wrong(self.r, measure, f"has no meaning with {effect}, must be {'uses' if effect == 'entitle' else f'{fitting} or uses'}")
+                got.wrong(
+    self.r,
+    measure,
+     f"has no meaning with {effect}, must be {'uses' if effect == 'entitle' else f'{fitting} or uses'}")
                 continue
-            limit = self.points(got, "points", wallet.scale, 1, limits.WALLET_POINTS_MAX, wallet.name) if measure == "points" else got[measure]
+            limit = self.points(got, "points", wallet.scale, 1, limits.WALLET_POINTS_MAX,
+                                wallet.name) if measure == "points" else got[measure]
             if limit is None or per is None:
                 continue
             if measure == "uses" and per == "receipt":
@@ -617,18 +683,22 @@ class _Programme:
             return None
         index = [w.name for w in wallets].index(got["wallet"]) if got["wallet"] else 0
         wallet = wallets[index]
-        low, high, step = (self.points(got, key, wallet.scale, 0 if key == "min" else 1, limits.POINTS_MAX, wallet.name) for key in ("min", "max", "step"))
+        low, high, step = (self.points(got, key, wallet.scale, 0 if key == "min" else 1, limits.POINTS_MAX, wallet.name)
+                           for key in ("min", "max", "step"))
         pays = got["one_point_pays"] or wallet.worth
         whole = 10**wallet.scale
         step = 1 if step is None else step
         if step * pays % whole:
             least = whole // math.gcd(pays, whole)
-            got.wrong(self.r, "step", f"steps of {tree.decimal(step, wallet.scale)} points would pay fractions of the smallest coin, must be a multiple of "
-                                      f"{tree.decimal(least, wallet.scale)}")
+            got.wrong(
+    self.r,
+    "step",
+    f"steps of {tree.decimal(step, wallet.scale)} points would pay fractions of the smallest coin, must be a multiple of "
+    f"{tree.decimal(least, wallet.scale)}")
         if high is not None and high < max(low or 0, step):
             got.wrong(self.r, "max", "must not be below `min` and `step`: nothing could ever be paid")
-        return tree.BurnRule(got["name"] or "", got["when"], index, got["share"], got["not_for"], low or 0, high, step, got["money_at_least"],
-                             got["money_at_least_per_line"], pays)
+        return tree.BurnRule(got["name"] or "", got["when"], index, got["share"], got["not_for"], low or 0,
+                             high, step, got["money_at_least"], got["money_at_least_per_line"], pays)
 
 
 def _conjuncts(condition: object) -> list:
@@ -636,6 +706,18 @@ def _conjuncts(condition: object) -> list:
     return [atom for part in condition.parts for atom in _conjuncts(part)] if isinstance(condition, tree.All) else [condition]
 
 
-def node_of(got: Got) -> Node:
-    """Where a mapping stands."""
-    return got.node
+def main(paths: list[str]) -> int:
+    """Say what is wrong with files. 1: something is."""
+    wrong = 0
+    for path in paths:
+        try:
+            programme = check_file(Path(path))
+            print(f"{path}: good, {len(programme.rules)} rules, {len(programme.burn)} for paying with points")
+        except ProgramError as error:
+            print(error)
+            wrong = 1
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,25 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ledger import limits
 from ledger.rules import tree
 from ledger.rules.shape import (
-    Choice, Clock, Flag, Got, HourRange, Key, Kind, ListOf, MapOf, Moment, Money, Name, Number, OneOrMore, Range, Reading, Record, Text, Whole,
+    Choice,
+    Clock,
+    Flag,
+    Got,
+    HourRange,
+    Key,
+    Kind,
+    ListOf,
+    MapOf,
+    Moment,
+    Money,
+    Name,
+    Number,
+    OneOrMore,
+    Range,
+    Reading,
+    Record,
+    Text,
+    Whole,
 )
 from ledger.rules.syntax import shown
 
@@ -105,7 +123,7 @@ class _ExperimentKind(Kind):
 
 
 class ConditionKind(Kind):
-    """A condition. where: when (receipt and member, and the rule's own lines), lines (also mixed), burn (receipt and member), goods (lines only)."""
+    """A condition. where: when (receipt, member, the rule's own lines), lines (also mixed), burn (receipt, member), goods (lines only)."""
 
     def __init__(self, where: str):
         self.where = where

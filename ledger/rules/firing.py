@@ -1,8 +1,8 @@
 """What a checked programme cannot mean: rules that can never fire, overflow, tiers that overlap.
 
-Not for wrong types or unknown names (`check.py`, which calls this). Conditions are evaluated in Kleene's three-valued logic with one thing known at a time
-(the article, the store, the hour, ...): a rule is reported only when it is false whatever the rest may be. The lowering to images uses the same function
-for its may-sets.
+Not for wrong types or unknown names (`check.py`, which calls this). Conditions are evaluated in Kleene's three-valued logic with
+one thing known at a time (the article, the store, the hour, ...): a rule is reported only when it is false whatever the rest may
+be. The lowering to images uses the same function for its may-sets.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ class _Goods:
     """The kinds of articles that line conditions can tell apart."""
 
     def __init__(self, programme: tree.Programme):
-        mentioned = {sku for rule in programme.rules for atom in tree.atoms(rule.lines) if isinstance(atom, tree.InSet) and atom.kind == "sku"
-                     for sku in atom.names}
+        mentioned = {
+    sku for rule in programme.rules for atom in tree.atoms(
+        rule.lines) if isinstance(
+            atom, tree.InSet) and atom.kind == "sku" for sku in atom.names}
         kinds: dict[tuple, tree.Article] = {}
         for article in programme.articles.values():
             key = (article.category, article.brand, article.flags, article.sku if article.sku in mentioned else None)
@@ -139,7 +141,12 @@ def contradiction(programme: tree.Programme, condition: object) -> str | None:
 def _kind(atom: object) -> str:
     if isinstance(atom, (tree.InSet, tree.InRange, tree.Is)):
         return PLACE if atom.kind in tree.STORE_SETS else atom.kind
-    names = {tree.Dates: "dates", tree.Hours: "hours", tree.Birthday: "birthday", tree.Nth: "receipt number", tree.EveryNth: "receipt number"}
+    names = {
+    tree.Dates: "dates",
+    tree.Hours: "hours",
+    tree.Birthday: "birthday",
+    tree.Nth: "receipt number",
+     tree.EveryNth: "receipt number"}
     return names.get(type(atom)) or f"experiment {atom.experiment}"
 
 
@@ -161,7 +168,13 @@ def _worlds(programme: tree.Programme, kind: str, atoms: list) -> list[Known] | 
             return None
         return [_set_known(kind, set(some)) for some in chain.from_iterable(combinations(names, n) for n in range(len(names) + 1))]
     if kind in tree.LINE_FLAGS:
-        return [lambda atom, is_so=is_so: is_so == atom.wanted if isinstance(atom, tree.Is) and atom.kind == kind else None for is_so in (False, True)]
+        return [
+    lambda atom,
+    is_so=is_so: is_so == atom.wanted if isinstance(
+        atom,
+        tree.Is) and atom.kind == kind else None for is_so in (
+            False,
+             True)]
     if kind == "receipt number":
         every = [atom.number for atom in atoms if isinstance(atom, tree.EveryNth)]
         product = 1
@@ -171,14 +184,15 @@ def _worlds(programme: tree.Programme, kind: str, atoms: list) -> list[Known] | 
         numbers |= {number * 1_000_003 for number in every}
         return [_number_known(number) for number in sorted(numbers)] if len(every) <= 2 else None
     if kind == "dates":
-        return [_dates_known(at) for at in sorted({0, *(at for atom in atoms for window in atom.windows for at in window if at is not None)})]
+        return [_dates_known(at) for at in sorted(
+            {0, *(at for atom in atoms for window in atom.windows for at in window if at is not None)})]
     if kind == "hours":
         return [_hours_known(at) for at in sorted({0, *(at % tree.MINUTES_OF_DAY for atom in atoms for at in (atom.low, atom.high))})]
     if kind.startswith("experiment "):
         name = kind.removeprefix("experiment ")
         variants = next(e.variants for e in programme.experiments if e.name == name)
-        return [lambda atom, variant=variant: variant in atom.variants if isinstance(atom, tree.InVariant) and atom.experiment == name else None
-                for variant, share in variants if share > 0]
+        return [lambda atom, variant=variant: variant in atom.variants if isinstance(
+            atom, tree.InVariant) and atom.experiment == name else None for variant, share in variants if share > 0]
     ranges = sorted({0, *(at for atom in atoms for at in (atom.low, atom.high) if at is not None)})
     if kind == "days_since_last_receipt":
         ranges.insert(0, None)
@@ -298,7 +312,10 @@ def _ways(reach: object) -> list[tuple[tree.Threshold, ...]]:
 
 def _implies(below: tuple[tree.Threshold, ...], way: tuple[tree.Threshold, ...]) -> bool:
     """Whether whoever meets `below` meets `way`: every threshold of it is no higher than one of the same measure and window below."""
-    return all(any(low.measure == high.measure and low.window == high.window and high.at_least <= low.at_least for low in below) for high in way)
+    def easier(high: tree.Threshold) -> bool:
+        return any((low.measure, low.window) == (high.measure, high.window) and high.at_least <= low.at_least for low in below)
+
+    return all(easier(high) for high in way)
 
 
 def _said(programme: tree.Programme, threshold: tree.Threshold) -> str:

@@ -1,8 +1,8 @@
 """The reference interpreter: what a programme does with a receipt, computed slowly and obviously from the checked tree.
 
-Never from an image, and not for the service: the compiled evaluator must be equal to it, and tests and `daybook explain` read it. Everything is a pure function: `evaluate`
-says what a receipt comes to and which changes of state that implies; `apply` makes them. The steps and their order are those of docs/rules.md section 2.
-Units are the tree's. Fractions are exact.
+Never from an image, and not for the service: the compiled evaluator must be equal to it, and tests and `daybook explain` read it.
+Everything is a pure function: `evaluate` says what a receipt comes to and which changes of state that implies; `apply` makes them.
+The steps and their order are those of docs/rules.md section 2. Units are the tree's. Fractions are exact.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ class Member:
     birthday: tuple[int, int] | None = None  # month, day
     birthday_from: int = 0
     available: tuple[int, ...] = ()  # points that can be used, by wallet
-    counters: Mapping[tuple[str, str, str], tuple[tuple[int, int], ...]] = field(default_factory=dict)  # rule, per, measure -> window, value; newest first
-    windows: Mapping[tree.Window, tuple[tuple[int, int, int], ...]] = field(default_factory=dict)  # window -> number, receipts, spent; newest first
+    counters: Mapping[tuple[str, str, str], tuple[tuple[int, int], ...]] = field(
+        default_factory=dict)  # rule, per, measure -> window, value; newest first
+    windows: Mapping[tree.Window, tuple[tuple[int, int, int], ...]] = field(
+        default_factory=dict)  # window -> number, receipts, spent; newest first
     days: tuple[tuple[int, int, int], ...] = ()  # day, receipts, spent; for rolling windows
 
 
@@ -182,7 +184,13 @@ def programme_day(programme: tree.Programme, time_us: int) -> int:
 def wall_clock(programme: tree.Programme, store: str, time_us: int) -> datetime:
     """Date and time that the clock on the store's wall shows."""
     known = programme.stores.get(store)
-    return (zones.EPOCH + timedelta(microseconds=time_us)).astimezone(zones.load(known.zone if known else programme.zone)).replace(tzinfo=None)
+    return (
+    zones.EPOCH +
+    timedelta(
+        microseconds=time_us)).astimezone(
+            zones.load(
+                known.zone if known else programme.zone)).replace(
+                    tzinfo=None)
 
 
 def add_months(day: int, months: int) -> int:
@@ -515,7 +523,8 @@ def added(kept: tuple, number: int, *increments: int) -> tuple:
     return tuple((at, *rows[at]) for at in sorted(rows, reverse=True)[:KEPT_WINDOWS])
 
 
-def tiers_after(programme: tree.Programme, before: Member, tier: int, until: int | None, day: int, spent: int) -> tuple[int, int | None, tuple[Missing, ...]]:
+def tiers_after(programme: tree.Programme, before: Member, tier: int, until: int | None,
+                day: int, spent: int) -> tuple[int, int | None, tuple[Missing, ...]]:
     """Tier and its end behind a receipt, and what is missing to the next level."""
     tiers = programme.tiers
     if tiers is None:
@@ -577,14 +586,18 @@ class Purse:
     def campaign_left(self, name: str) -> tuple[int | None, int | None]:
         campaign = self.campaigns[name]
         value, uses = self.taken.get(name, (0, 0))
-        return (None if campaign.limit is None else max(0, campaign.limit - value), None if campaign.uses is None else max(0, campaign.uses - uses))
+        return (None if campaign.limit is None else max(0, campaign.limit - value),
+                None if campaign.uses is None else max(0, campaign.uses - uses))
 
     def used_up(self, rule: tree.Rule) -> str | None:
         """Which cap or campaign leaves nothing before the receipt."""
         for cap in rule.caps:
             if cap.per == "receipt":
                 continue
-            left = cap_left(self.facts.member.counters.get((rule.name, cap.per, cap.measure), ()), cap_window(rule, cap, self.facts), cap.limit)
+            left = cap_left(
+    self.facts.member.counters.get(
+        (rule.name, cap.per, cap.measure), ()), cap_window(
+            rule, cap, self.facts), cap.limit)
             if left is None:
                 return "cap_too_late"
             if left == 0:
@@ -627,7 +640,8 @@ class Purse:
         """Notes what a rule gave."""
         for cap in rule.caps:
             if cap.per != "receipt":
-                self.counters.append(((rule.name, cap.per, cap.measure), cap_window(rule, cap, self.facts), 1 if cap.measure == "uses" else given))
+                self.counters.append(((rule.name, cap.per, cap.measure), cap_window(
+                    rule, cap, self.facts), 1 if cap.measure == "uses" else given))
         if rule.campaign is not None:
             value = given if self.campaigns[rule.campaign].measure else 0
             before = self.taken.get(rule.campaign, (0, 0))
@@ -649,8 +663,13 @@ def evaluate(programme: tree.Programme, member: Member, receipt: Receipt, time_u
     facts = Facts(programme, member, receipt, lines, today, clock, tier, 0)
     eligible = [not (programme.no_points_on is not None and holds(programme.no_points_on, facts, line)) for line in lines]
     facts = replace(facts, eligible_total=sum(line.amount for line, is_eligible in zip(lines, eligible, strict=True) if is_eligible))
-    earns = [is_eligible and not (programme.unknown_sku == "no_points" and programme.articles and line.sku and line.sku not in programme.articles)
-             for line, is_eligible in zip(lines, eligible, strict=True)]
+    earns = [
+    is_eligible and not (
+        programme.unknown_sku == "no_points" and programme.articles and line.sku and line.sku not in programme.articles) for line,
+        is_eligible in zip(
+            lines,
+            eligible,
+             strict=True)]
     purse = Purse(facts, {campaign.name: campaign for campaign in programme.campaigns}, dict(shared.campaigns))
     given: list[Given] = []
     not_given: list[tuple[int, str]] = []
@@ -673,7 +692,8 @@ def evaluate(programme: tree.Programme, member: Member, receipt: Receipt, time_u
             give_discount(rule, kept[rule.index], base, net, purse, given, not_given)
     discounts = tuple(line.amount - left for line, left in zip(lines, net, strict=True))
 
-    burn_limits = tuple(limit for wallet in range(len(programme.wallets)) if (limit := burn_limit(programme, facts, wallet, net)) is not None)
+    burn_limits = tuple(limit for wallet in range(len(programme.wallets)) if (
+        limit := burn_limit(programme, facts, wallet, net)) is not None)
     paid = [0] * len(lines)
     if receipt.burn:
         limit = next((limit for limit in burn_limits if limit.wallet == receipt.burn_wallet), None)
@@ -737,8 +757,23 @@ def notices_of(programme: tree.Programme, receipt: Receipt) -> tuple[str, ...]:
                 found.append(f"unknown_sku {line.sku}")
             if line.category and programme.category_codes and line.category not in programme.category_codes:
                 found.append(f"unknown_category {line.category}")
-    codes = {code for rule in (*programme.rules, *programme.burn) for atom in (*tree.atoms(rule.when), *tree.atoms(getattr(rule, "lines", None)))
-             if isinstance(atom, tree.InSet) and atom.kind == "promo_code" for code in atom.names}
+    codes = {
+    code for rule in (
+        *
+        programme.rules,
+        *
+        programme.burn) for atom in (
+            *
+            tree.atoms(
+                rule.when),
+                *
+                tree.atoms(
+                    getattr(
+                        rule,
+                        "lines",
+                        None))) if isinstance(
+                            atom,
+                             tree.InSet) and atom.kind == "promo_code" for code in atom.names}
     found += [f"unknown_promo_code {code}" for code in receipt.promo_codes if code not in codes]
     found += [f"unknown_tender {name}" for name, _ in receipt.tenders if name not in programme.tenders]
     if receipt.channel and receipt.channel not in programme.channels:
@@ -774,7 +809,8 @@ def stacked(programme: tree.Programme, own: dict[int, list[int]], not_given: lis
     return kept
 
 
-def lose(there: list[tree.Rule], stay: list[tree.Rule], line: int, winner: tree.Rule, kept: dict[int, list[int]], takers: dict[int, dict[int, str]]) -> None:
+def lose(there: list[tree.Rule], stay: list[tree.Rule], line: int, winner: tree.Rule,
+         kept: dict[int, list[int]], takers: dict[int, dict[int, str]]) -> None:
     """All but some rules lose a line."""
     for rule in there:
         if rule not in stay:
@@ -805,8 +841,21 @@ def give_discount(rule: tree.Rule, lines: list[int], base: list[int], net: list[
             net[i] -= part
 
 
-def finish(rule: tree.Rule, base: int, exact: Fraction, whole: int, cuts: list[tuple[str, int]], shares: list[int], lines: list[int], count: int,
-           purse: Purse, given: list[Given], not_given: list[tuple[int, str]], days: tuple[int, int | None] | None = None) -> None:
+def finish(rule: tree.Rule,
+    base: int,
+    exact: Fraction,
+    whole: int,
+    cuts: list[tuple[str,
+    int]],
+    shares: list[int],
+    lines: list[int],
+    count: int,
+    purse: Purse,
+    given: list[Given],
+    not_given: list[tuple[int,
+    str]],
+    days: tuple[int,
+     int | None] | None = None) -> None:
     """Caps, campaign, sharing of what they leave; notes what was given or why nothing."""
     wanted = sum(shares)
     if wanted == 0:
@@ -848,7 +897,15 @@ def burn_limit(programme: tree.Programme, facts: Facts, wallet: int, net: list[i
         return BurnLimit(wallet, "", 0, ("no_rule",)) if any(rule.wallet == wallet for rule in programme.burn) else None
     scale = 10**programme.wallets[wallet].scale
     available = facts.member.available[wallet] if wallet < len(facts.member.available) else 0
-    eligible = sum(amount for line, amount in zip(facts.lines, net, strict=True) if rule.not_for is None or not holds(rule.not_for, facts, line))
+    eligible = sum(
+    amount for line,
+    amount in zip(
+        facts.lines,
+        net,
+        strict=True) if rule.not_for is None or not holds(
+            rule.not_for,
+            facts,
+             line))
 
     def in_points(money: int) -> int:
         return max(0, money) * scale // rule.pays
@@ -995,5 +1052,5 @@ def apply(programme: tree.Programme, member: Member, shared: Shared, result: Res
         campaigns[name] = (before[0] + value, before[1] + uses)
     after = counting(programme, member, changes.day, changes.spent)
     days = [day for day in (member.first_day, member.last_day, changes.day) if day is not None]
-    return replace(after, receipts=member.receipts + 1, first_day=min(days), last_day=max(days), tier=changes.tier, tier_until=changes.tier_until,
-                   counters=counters), Shared(campaigns)
+    return replace(after, receipts=member.receipts + 1, first_day=min(days), last_day=max(days),
+                   tier=changes.tier, tier_until=changes.tier_until, counters=counters), Shared(campaigns)

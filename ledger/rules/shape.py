@@ -1,7 +1,7 @@
 """Kinds of values that a programme is made of: each reads itself from YAML, says what is right, and describes itself as JSON Schema.
 
-Not for which keys a programme has (`check.py`) nor for text (`syntax.py`). One description for both, so that the editor's schema and the checker cannot differ.
-A kind's `read` gives the value, or None when it is wrong; the problem is then noted.
+Not for which keys a programme has (`check.py`) nor for text (`syntax.py`). One description for both, so that the editor's schema
+and the checker cannot differ. A kind's `read` gives the value, or None when it is wrong; the problem is then noted.
 """
 
 from __future__ import annotations

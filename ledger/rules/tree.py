@@ -1,8 +1,8 @@
 """The checked tree: what a programme means once everything in it has been found right. docs/rules.md defines each part.
 
-Not for text and places (`read.py`, `check.py`), not for evaluating (`reference.py`) and not for bytes. Plain frozen data, so that the same programme is
-equal to itself. Units: money in minor units, points in the wallet's smallest unit, quantities in thousandths, percents in millionths (ppm),
-days since 1970, minutes of the wall clock.
+Not for text and places (`read.py`, `check.py`), not for evaluating (`reference.py`) and not for bytes. Plain frozen data, so that
+the same programme is equal to itself. Units: money in minor units, points in the wallet's smallest unit, quantities in thousandths,
+percents in millionths (ppm), days since 1970, minutes of the wall clock.
 """
 
 from __future__ import annotations

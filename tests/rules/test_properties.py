@@ -79,7 +79,8 @@ def test_no_cap_and_no_campaign_is_ever_exceeded(case):
     by_window: dict[tuple, int] = {}
     campaigns: dict[str, list[int]] = {}
     for _, _, _, _, result in results(case):
-        per_receipt = {(programme.rules[row.rule].name, "receipt", measure): row.given for row in result.given for measure in ("points", "amount")}
+        per_receipt = {(programme.rules[row.rule].name, "receipt", measure)
+                        : row.given for row in result.given for measure in ("points", "amount")}
         for rule in programme.rules:
             for cap in rule.caps:
                 assert per_receipt.get((rule.name, cap.per, cap.measure), 0) <= cap.limit
@@ -140,8 +141,11 @@ def test_one_more_rule_that_stacks_takes_nothing_away(programme, member, receipt
         return
     fewer = reference.evaluate(replace(programme, rules=programme.rules[:-1]), member, receipt, time_us)
     more = reference.evaluate(programme, member, receipt, time_us)
-    if fewer.refused is None and more.refused is None and not (last.kind == "add_percent" or last.kind in POINTS and last.wallet == 0 and any(
-            isinstance(rule.effect, tree.Times) for rule in programme.rules)):
+    if fewer.refused is None and more.refused is None and not (
+    last.kind == "add_percent" or last.kind in POINTS and last.wallet == 0 and any(
+        isinstance(
+            rule.effect,
+             tree.Times) for rule in programme.rules)):
         assert all(a <= b for a, b in zip(fewer.points, more.points, strict=True))
         assert [row for row in more.given if row.rule != last.index] == list(fewer.given)
 

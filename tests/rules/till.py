@@ -1,7 +1,8 @@
 """A till made of text: examples and stories in YAML, run against the reference interpreter.
 
-Used by test_examples.py (docs/rules.md) and test_programmes.py (stories of programs/). A story is a mapping with `member` (who it is), and `receipt` or
-`receipts`, each with what is expected of it. Points that a story earns are kept in simple lots, so that later receipts can be paid with them.
+Used by test_examples.py (docs/rules.md) and test_programmes.py (stories of programs/). A story is a mapping with `member` (who it
+is), and `receipt` or `receipts`, each with what is expected of it. Points that a story earns are kept in simple lots, so that later
+receipts can be paid with them.
 """
 
 from __future__ import annotations
@@ -89,15 +90,36 @@ class Till:
         return (moment - zones.EPOCH) // timedelta(microseconds=1)
 
     def receipt(self, story: Mapping[str, Any]) -> Receipt:
-        known = {"lines", "total", "store", "tenders", "channel", "promo_codes", "burn", "burn_wallet", "time", "utc", "member", "expect", "what"}
+        known = {
+    "lines",
+    "total",
+    "store",
+    "tenders",
+    "channel",
+    "promo_codes",
+    "burn",
+    "burn_wallet",
+    "time",
+    "utc",
+    "member",
+    "expect",
+     "what"}
         assert not set(story) - known, f"unknown words {set(story) - known}"
         lines = tuple(line_of(str(text), self.programme.currency_digits) for text in story["lines"])
         wallet = self.wallet(story.get("burn_wallet"))
         return Receipt(
-            total=self.money(story["total"]) if "total" in story else sum(line.amount for line in lines), lines=lines,
-            store=str(story.get("store", "1")), tenders=tuple((name, self.money(amount)) for name, amount in story.get("tenders", {}).items()),
-            channel=story.get("channel", ""), promo_codes=tuple(story.get("promo_codes", ())),
-            burn=integer(story.get("burn", 0), self.programme.wallets[wallet].scale), burn_wallet=wallet)
+    total=self.money(
+        story["total"]) if "total" in story else sum(
+            line.amount for line in lines), lines=lines, store=str(
+                story.get(
+                    "store", "1")), tenders=tuple(
+                        (name, self.money(amount)) for name, amount in story.get(
+                            "tenders", {}).items()), channel=story.get(
+                                "channel", ""), promo_codes=tuple(
+                                    story.get(
+                                        "promo_codes", ())), burn=integer(
+                                            story.get(
+                                                "burn", 0), self.programme.wallets[wallet].scale), burn_wallet=wallet)
 
     def available(self, number: int, day: int) -> tuple[int, ...]:
         found = [0] * len(self.programme.wallets)
@@ -162,7 +184,8 @@ class Till:
             case "amounts":
                 return {rules[row.rule].name: money(row.given) for row in result.given if rules[row.rule].kind.startswith("discount")}
             case "cut":
-                return {rules[row.rule].name: {name: tree.decimal(cut, scale) for name, cut in row.cuts} for row in result.given if row.cuts}
+                return {rules[row.rule].name: {name: tree.decimal(cut, scale) for name, cut in row.cuts}
+                                                                  for row in result.given if row.cuts}
             case "not_given":
                 return {rules[index].name: reason for index, reason in result.not_given}
             case "available":
@@ -186,7 +209,8 @@ class Till:
             case "tier_after":
                 return self.programme.tiers.levels[result.tier_after].name
             case "to_next":
-                return [f"{row.level} {row.measure} {money(row.missing) if row.measure == 'spent' else row.missing}" for row in result.to_next]
+                return [
+    f"{row.level} {row.measure} {money(row.missing) if row.measure == 'spent' else row.missing}" for row in result.to_next]
         raise AssertionError(f"nothing is called {what!r}")
 
     def check(self, result: Result, expect: Mapping[str, Any], where: str) -> None:
@@ -207,7 +231,8 @@ class Till:
         receipts = story["receipts"] if "receipts" in story else [{**story["receipt"], "expect": story["expect"]}]
         for i, receipt in enumerate(receipts, start=1):
             assert receipt.get("expect"), f"{where}, receipt {i}: expects nothing"
-            self.check(self.sell(receipt), receipt["expect"], f"{where}, receipt {i}" + (f" ({receipt['what']})" if "what" in receipt else ""))
+            self.check(self.sell(receipt), receipt["expect"], f"{where}, receipt {i}" + \
+                       (f" ({receipt['what']})" if "what" in receipt else ""))
 
 
 def texts(value: Any) -> Any:
