@@ -300,7 +300,7 @@ class ListOf(Kind):
             return None
         if not self.low <= len(node.value) <= self.high:
             r.wrong(node, path, f"must have {self.low}..{self.high} {self.what}, has {len(node.value)}")
-        read = ((self.kind.read(r, item, f"{path}[{i}]"), item) for i, item in enumerate(node.value[:self.high]))
+        read = ((self.kind.read(r, item, f"{path}[{i}]"), item) for i, item in enumerate(node.value[: self.high]))
         return [(value, item) for value, item in read if value is not None]
 
     def schema(self):
@@ -320,7 +320,7 @@ class MapOf(Kind):
         if len(node.value) > self.high:
             r.wrong(node, path, f"must have at most {self.high} {self.what}, has {len(node.value)}")
         found: dict = {}
-        for key_node, value_node in node.value[:self.high]:
+        for key_node, value_node in node.value[: self.high]:
             key = self.key.read(r, key_node, path)
             if key is None:
                 continue

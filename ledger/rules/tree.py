@@ -23,6 +23,7 @@ MINUTES_OF_DAY = 1440
 
 # --- conditions --------------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class All:
     """Every part holds. Without parts it holds."""
@@ -119,6 +120,7 @@ ALWAYS = All(())
 
 # --- what a programme has ----------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Life:
     """How long points count. unit: forever, days, months, until, inactivity. end: "", month, quarter, year."""
@@ -181,6 +183,7 @@ class Campaign:
 
 
 # --- effects -----------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -387,6 +390,7 @@ class Programme:
 
 
 # --- walking -----------------------------------------------------------------------------------------------------------
+
 
 def atoms(condition: object | None) -> list:
     """All atoms of a condition, in the order of the file."""
