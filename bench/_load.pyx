@@ -3,7 +3,7 @@
 Three ways to work: *mix* (closed loop, or open loop with Poisson arrivals timed from their schedule), *prepare* (open the members)
 and *replay* (given requests, one in flight per lane, the lane's order kept). A call is *refused* when the service answered with a
 definite business refusal (a state code with google.rpc.Status details), an *error* when anything else went wrong.
-Not for HTTP/2 (bench/_http2_client.pxd), not for talking to people or reading percentiles (bench/load.py, bench/measure.py). Used by bench/load.py, bench/run.py, bench/demo.py.
+Not for HTTP/2 (bench/_http2_client.pxd), not for talking to people or reading percentiles (bench/load.py, bench/measure.py). Used by bench/load.py, the benches, bench/demo.py.
 """
 
 import os
