@@ -51,6 +51,7 @@ LOOP_RATE = 200  # writes/s of the small open loop
 SCRAPE_S = 0.1  # twenty of its groups
 LOOP_WARM_S = 0.5
 LOOP_CONNECTIONS = 4
+GRACE_S = 60.0  # for the last answers
 ROUNDS = 3  # the disk changes from minute to minute: loop and bare flush in turns
 BARE_FILE_BYTES = limits.TAIL_BYTES_MIN
 PAGE_MS_MAX = 2.0
@@ -215,7 +216,7 @@ def flushes(pair: Pair, chain: _load.Chain, filling: Filling, folder: Path, seco
         bare.append(percentile_us(counted["histogram"], 0.5, counted["max_ns"]))
         client = filling.client(pair, chain, LOOP_CONNECTIONS, LOOP_CONNECTIONS)
         thread = threading.Thread(target=lambda client=client: client.mix({"earn": 1.0}, seconds=seconds, warmup_s=LOOP_WARM_S,
-                                                                          rate=LOOP_RATE))
+                                                                          rate=LOOP_RATE, grace_s=GRACE_S))
         thread.start()
         time.sleep(LOOP_WARM_S)
         count, total = _flush_sums(pair)

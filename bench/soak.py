@@ -43,6 +43,7 @@ WRITE_SHARE = 0.25
 CALLS = {"writes": "earn", "reads": "balance"}
 CONNECTIONS, IN_FLIGHT = 64, 16
 WARMUP_S = 5.0
+GRACE_S = 60.0  # for the last answers
 DAYS_MAX = 390  # programs/base.yaml takes receipts of 400 days
 DAY_SHARE = 0.75  # of --ids-max are a business day
 FLUSH_EVERY_S = 0.05
@@ -161,7 +162,8 @@ class Soak:
         client = _load.Client(host, port, connections=plan.connections, in_flight=plan.in_flight, chain=chain, seed=plan.seed)
         client.set_day(self.days.at(0))
         self._before = counts(*self.pair.samples())
-        thread = threading.Thread(target=lambda: client.mix(plan.weights, seconds=plan.seconds, warmup_s=plan.warmup, rate=plan.rate))
+        thread = threading.Thread(target=lambda: client.mix(plan.weights, seconds=plan.seconds, warmup_s=plan.warmup, rate=plan.rate,
+                                                            grace_s=GRACE_S))
         self._began = time.monotonic() + plan.warmup
         self._slot_began = self._began
         thread.start()

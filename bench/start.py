@@ -244,7 +244,8 @@ class Start:
         arguments = ["--members-max", str(members_max), "--ids-max", str(ids_max)]
         self.found["snapshot"] = {"bytes": head.size, **{key: head.head[key] for key in ("sequence", "members", "identifiers", "lots")}}
         for kind, count in (("cold", cold), ("warm", warm)):
-            starts, reads = [], []
+            starts: list[dict[str, Any]] = []
+            reads: list[float] = []
             for turn in range(count):
                 with self.console.status(f"{kind} start {turn + 1} of {count}"):
                     path = newest(self.data).path
@@ -323,6 +324,8 @@ def main(
         if made:
             start.found["made"] = enroll(data, members, lots, ids_max, console)
             console.print(f"made: {start.found['made']}")
+            if start.found["made"]["refused"]:
+                console.print("[yellow]some were refused, as ids came faster than the disk took them: a few members have fewer lots[/]")
         elif snapshot.paths(data):
             sizes = newest(data).head
             members_max, ids_max = sizes["members_max"], sizes["ids_max"]
