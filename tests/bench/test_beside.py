@@ -20,6 +20,8 @@ from bench.service import ROOT
 MEMBERS, LOTS, STORM = 5000, 2, 400
 LATE_IDS_MAX = 2000  # less than the members' last receipts, and so much that the storm does not fill it
 
+pytestmark = pytest.mark.timeout(1200)  # a dozen processes start one after another, half a minute on a machine that is not busy
+
 Found = tuple[dict[str, Any], list[Path]]
 
 
