@@ -1268,6 +1268,10 @@ cdef class Client:
         """Ask the run to end: no new calls, open ones get their answers; a second call does not wait for them."""
         self.load.stop_asked += 1
 
+    def set_day(self, business_day: int):
+        """From now on the receipts are of this business day (yyyymmdd), as after a till's day is closed; also while it runs."""
+        self.load.maker.business_day = business_day
+
     def progress(self) -> dict:
         """Where the run is: calls `completed` since the start, `in_flight`, `queued` (open loop), `connected` connections, `finished`."""
         cdef uint32_t i
