@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ledger._arith cimport add_overflow, day_from_yyyymmdd, max_i64, min_i64
 from ledger._entry cimport (
-    Context, Cursor, EntryView, EntryWriter, context_read, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
+    Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
     section_begin, section_end, unzigzag, zigzag,
 )
@@ -640,10 +640,38 @@ cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) n
             return refuse_number(outcome, FIELD_LINE_QUANTITY_MILLI, line.quantity_milli)
         if line.amount_minor < 0 or line.amount_minor > AMOUNT_MINOR_MAX:
             return refuse_number(outcome, FIELD_LINE_AMOUNT_MINOR, line.amount_minor)
+        if line.regular_minor < 0 or line.regular_minor > AMOUNT_MINOR_MAX:
+            return refuse_number(outcome, FIELD_LINE_REGULAR_AMOUNT_MINOR, line.regular_minor)
         total += line.amount_minor      # at most LINES_MAX * AMOUNT_MINOR_MAX = 10^15
     outcome.index = -1
     if command.line_count != 0 and total != command.total_minor:
         return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
+    return check_receipt_end(command, outcome)
+
+
+cdef bint check_receipt_end(const Command* command, Outcome* outcome) noexcept nogil:
+    # Tenders, channel, promo codes, token.
+    cdef uint32_t i
+    if command.tender_count > TENDERS_PER_RECEIPT_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_TENDERS, command.tender_count)
+    for i in range(command.tender_count):
+        outcome.index = <int32_t>i
+        if not check_text(command.tenders[i].name, 1, TENDER_BYTES_MAX, FIELD_RECEIPT_TENDERS_NAME, outcome):
+            return False
+        if command.tenders[i].amount_minor < 0 or command.tenders[i].amount_minor > AMOUNT_MINOR_MAX:
+            return refuse_number(outcome, FIELD_RECEIPT_TENDERS_AMOUNT_MINOR, command.tenders[i].amount_minor)
+    outcome.index = -1
+    if not check_text(command.channel, 0, CHANNEL_BYTES_MAX, FIELD_RECEIPT_CHANNEL, outcome):
+        return False
+    if command.promo_code_count > PROMO_CODES_PER_RECEIPT_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_PROMO_CODES, command.promo_code_count)
+    for i in range(command.promo_code_count):
+        outcome.index = <int32_t>i
+        if not check_text(command.promo_codes[i], 1, PROMO_CODE_BYTES_MAX, FIELD_RECEIPT_PROMO_CODES, outcome):
+            return False
+    outcome.index = -1
+    if command.quote_token.size != 0:       # no quote was ever given
+        return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_QUOTE_TOKEN, command.quote_token)
     return True
 
 
@@ -811,18 +839,52 @@ cdef bint differs_in_time(const Command* command, const Context* context, int64_
     return given and context.values[CONTEXT_BUSINESS_TIME] != command.business_time_us - entry_us
 
 
-cdef uint16_t differing_line(const Command* command, const Slice* section, int32_t* index) noexcept nogil:
+cdef uint16_t differing_receipt_end(const Command* command, const Slice* section) noexcept nogil:
+    # In which of tenders, channel and promo codes the receipts differ; 0: in none.
+    cdef Cursor cursor
+    cdef Slice text, channel
+    cdef uint64_t amount
+    cdef uint8_t tag
+    cdef uint32_t tenders = 0, codes = 0
+    cdef bint same_tenders = True, same_codes = True
+    channel.data = NULL
+    channel.size = 0
+    cursor_open(&cursor, section)
+    while section.data != NULL and cursor_more(&cursor):
+        tag = get_byte(&cursor)
+        text = get_text(&cursor)
+        if tag == RECEIPT_CHANNEL:
+            channel = text
+        elif tag == RECEIPT_TENDER:
+            amount = get_varint(&cursor)
+            same_tenders = (same_tenders and tenders < command.tender_count and text_equal(text, command.tenders[tenders].name)
+                            and <int64_t>amount == command.tenders[tenders].amount_minor)
+            tenders += 1
+        else:
+            same_codes = same_codes and codes < command.promo_code_count and text_equal(text, command.promo_codes[codes])
+            codes += 1
+    if not same_tenders or tenders != command.tender_count:
+        return FIELD_RECEIPT_TENDERS
+    if not text_equal(channel, command.channel):
+        return FIELD_RECEIPT_CHANNEL
+    return 0 if same_codes and codes == command.promo_code_count else FIELD_RECEIPT_PROMO_CODES
+
+
+cdef uint16_t differing_line(const Command* command, const Slice* section, const Slice* details, int32_t* index) noexcept nogil:
     # In which field of which line the receipts differ; 0: in none.
     cdef Cursor cursor
+    cdef LineDetails more
     cdef const Line* line
     cdef Slice sku, category
     cdef uint64_t quantity
     cdef int64_t amount
     cdef uint32_t i
     cursor_open(&cursor, section)
+    details_open(&more, details)
     for i in range(command.line_count):
         if section.data == NULL or not cursor_more(&cursor):
             return FIELD_RECEIPT_LINES
+        details_next(&more, i + 1)
         line = &command.lines[i]
         sku = get_text(&cursor)
         category = get_text(&cursor)
@@ -837,6 +899,10 @@ cdef uint16_t differing_line(const Command* command, const Slice* section, int32
             return FIELD_LINE_QUANTITY_MILLI
         if amount != line.amount_minor:
             return FIELD_LINE_AMOUNT_MINOR
+        if more.regular_minor != line.regular_minor:
+            return FIELD_LINE_REGULAR_AMOUNT_MINOR
+        if (more.flags & LINE_WEIGHED) != line.weighed:
+            return FIELD_LINE_WEIGHED
         index[0] = -1
     return FIELD_RECEIPT_LINES if section.data != NULL and cursor_more(&cursor) else 0
 
@@ -935,7 +1001,9 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
         return FIELD_RECEIPT_CURRENCY_CODE
     if context.values[CONTEXT_TOTAL] != command.total_minor:
         return FIELD_RECEIPT_TOTAL_MINOR
-    field = differing_line(command, &view.sections[SECTION_LINES], index)
+    field = differing_line(command, &view.sections[SECTION_LINES], &view.sections[SECTION_LINE_DETAILS], index)
+    if field == 0:
+        field = differing_receipt_end(command, &view.sections[SECTION_RECEIPT])
     if field != 0:
         return field
     if context.values[CONTEXT_PAYMENT] != command.payment:
@@ -1334,6 +1402,35 @@ cdef void write_lines(EntryWriter* writer, const Command* command) noexcept nogi
     section_end(writer)
 
 
+cdef void write_receipt_end(EntryWriter* writer, const Command* command) noexcept nogil:
+    # RECEIPT and LINE_DETAILS, where the till said more than most do.
+    cdef const Line* line
+    cdef uint32_t i
+    cdef bint begun = False
+    if command.channel.size != 0 or command.tender_count != 0 or command.promo_code_count != 0:
+        section_begin(writer, SECTION_RECEIPT)
+        if command.channel.size != 0:
+            put_tag_text(writer, RECEIPT_CHANNEL, command.channel)
+        for i in range(command.tender_count):
+            put_tag_text(writer, RECEIPT_TENDER, command.tenders[i].name)
+            put_varint(writer, <uint64_t>command.tenders[i].amount_minor)
+        for i in range(command.promo_code_count):
+            put_tag_text(writer, RECEIPT_PROMO_CODE, command.promo_codes[i])
+        section_end(writer)
+    for i in range(command.line_count):
+        line = &command.lines[i]
+        if line.regular_minor == 0 and not line.weighed:
+            continue
+        if not begun:
+            section_begin(writer, SECTION_LINE_DETAILS)
+            begun = True
+        put_varint(writer, i + 1)
+        put_varint(writer, <uint64_t>line.regular_minor)
+        put_byte(writer, LINE_WEIGHED if line.weighed else 0)
+    if begun:
+        section_end(writer)
+
+
 cdef void write_awards(EntryWriter* writer, const Core* core, const Decision* d) noexcept nogil:
     cdef const Award* award
     cdef uint32_t i
@@ -1443,6 +1540,8 @@ cdef void refuse_remembered(Core* core, const Command* command, Decision* d, uin
     put_signed(&writer, outcome.a)
     put_signed(&writer, outcome.b)
     section_end(&writer)
+    if command.method == METHOD_EARN or command.method == METHOD_COMMIT:
+        write_receipt_end(&writer, command)
     size = entry_finish(&writer)
     post(core, writer.start, size, outcome)
     outcome.status = status
@@ -1779,6 +1878,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         put_byte(&writer, command.member.kind)
         put_bytes(&writer, <const uint8_t*>&d.member_hash, 16)
         section_end(&writer)
+    if earns:
+        write_receipt_end(&writer, command)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
 

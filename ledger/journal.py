@@ -36,13 +36,14 @@ NO_HASH = bytes(32)
 WALK_TRIES = 3  # a meta page half written is gone at the next look
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
-         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 20: "program", 21: "digest", 22: "restore"}
+         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 13: "set_segments", 14: "set_attributes",
+         20: "program", 21: "digest", 22: "restore", 23: "program_part"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
 IDENTIFIERS = {2: "card", 3: "phone", 4: "email", 5: "app"}
 CONTEXT = {1: "sent_time_us", 2: "business_time_us", 3: "wallet", 4: "points", 5: "ttl_us", 6: "reservation_id", 7: "business_day",
-           8: "total_minor", 9: "payment", 10: "identifiers", 11: "named", 12: "identifier", 13: "expiry_day", 128: "store", 129: "till",
-           130: "number", 131: "operator", 132: "reason"}
+           8: "total_minor", 9: "payment", 10: "identifiers", 11: "named", 12: "identifier", 13: "expiry_day", 14: "quote",
+           15: "only_as_quoted", 128: "store", 129: "till", 130: "number", 131: "operator", 132: "reason"}
 REPEATED = {11}  # tags that may come more than once: their values are a list
 
 
@@ -614,6 +615,21 @@ def _identifiers(cursor: _Cursor) -> list[dict[str, Any]]:
     return rows
 
 
+def _receipt(cursor: _Cursor) -> dict[str, Any]:
+    value: dict[str, Any] = {"channel": "", "tenders": [], "promo_codes": []}
+    while cursor.more():
+        tag, text = cursor.byte(), cursor.text()
+        if tag == 1:
+            value["channel"] = text
+        elif tag == 2:
+            value["tenders"].append({"name": text, "amount_minor": cursor.varint()})
+        elif tag == 3:
+            value["promo_codes"].append(text)
+        else:
+            raise Damage(cursor.where, f"{tag} is no tag of a receipt")
+    return value
+
+
 SECTIONS: dict[int, tuple[str, Any]] = {
     1: ("context", _context),
     2: ("postings", _postings),
@@ -628,6 +644,8 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     11: ("source", lambda c: c.take(len(c.data)).decode()),
     12: ("key_check", lambda c: c.take(16)),
     13: ("digest", lambda c: c.take(16)),
+    14: ("receipt", _receipt),
+    15: ("line_details", lambda c: _rows(c, line="varint", regular_amount_minor="varint", flags="byte")),
 }
 
 

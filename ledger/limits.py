@@ -21,6 +21,17 @@ IDENTIFIERS_PER_REQUEST_MAX = 8  # card, phone, e-mail, app and some old cards
 OPERATOR_BYTES_MAX = 64  # a staff number or a user name
 REASON_BYTES_MAX = 128  # a ticket and a few words; a text of the journal is at most 255 bytes
 LINES_MAX = 1000  # 500-line baskets are real (domain case 64); twice that is a mistake
+TENDERS_PER_RECEIPT_MAX = 16  # a receipt paid in more than three ways is rare
+PROMO_CODES_PER_RECEIPT_MAX = 16  # as many codes as anybody has shown at once
+TENDER_BYTES_MAX = 32  # as the programme's names; also of channels
+CHANNEL_BYTES_MAX = 32
+PROMO_CODE_BYTES_MAX = 32  # what a customer types
+QUOTE_TOKEN_BYTES = 72  # version, image, times, member, two hashes and their HMAC
+SEGMENT_CHANGES_MAX = 1000  # of one SetSegments, as the commands of a batch
+SEGMENTS_MAX = 128  # two words of bits a member
+FAVOURITES_MAX = 64  # one word
+SEGMENT_BYTES_MAX = 32  # as the programme's names
+CATEGORY_PATH_BYTES_MAX = 128  # of a catalogue: Food/Dairy/Milk
 POINTS_MAX = 1_000_000_000_000  # absurd amounts are typing errors; 9 million of these still fit int64
 WALLET_POINTS_MAX = 1_000_000_000_000_000  # what one wallet may hold; a thousand times POINTS_MAX
 AMOUNT_MINOR_MAX = 1_000_000_000_000  # 10 billion in major units; keeps total * points-per-step inside int64
@@ -52,7 +63,7 @@ POINTS_PER_STEP_MAX = 1_000_000  # times AMOUNT_MINOR_MAX stays below 2^63
 
 # --- one entry, one group ---------------------------------------------------------------------------------------
 ENTRY_BYTES_MAX = 1_572_864  # PROGRAM entry: image + source + header; a receipt of 1000 lines needs ~120 kB
-COMMAND_ENTRY_BYTES_MAX = 655_360  # a command of 1000 lines and 6400 lot changes, behind 32 expiries of its member's reservations
+COMMAND_ENTRY_BYTES_MAX = 786_432  # a command of 1000 lines and 6400 lot changes, behind 32 expiries of its member's reservations
 GROUP_BYTES_MAX = 4_194_304  # a flush of 4 MB takes ~3 ms here; larger groups only add latency
 GROUP_ENTRIES_MAX = 16_384  # bounds the replay step and the pending answers
 TAIL_BLOCK_BYTES = 4096  # a group starts its own block: no acknowledged block is rewritten
@@ -151,7 +162,7 @@ INDEX_OFFSET_STEP = 16  # every so many entries the place in the group is noted:
 
 assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
-assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
+assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 130 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 131_072
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
 assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX + 4 * TAIL_BLOCK_BYTES
 assert LOOKUPS_MAX >= STREAMS_MAX + INBOX_CALLS_MAX + BATCHES_MAX * BATCH_STEP
@@ -165,4 +176,5 @@ assert BATCH_COMMANDS_MAX * max(BATCH_RESULT_BYTES_MAX, BATCH_BALANCE_BYTES_MAX)
 assert INBOX_BYTES >= 4 * BATCH_REQUEST_BYTES_MAX
 assert OUTBOX_BYTES >= 2 * BATCH_ANSWER_BYTES_MAX + 4096  # a record never wraps: so any fits into an empty box
 assert BATCH_REQUEST_BYTES_MAX >= REQUEST_BYTES_MAX
-assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 20) + 4096
+assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 30) + 8192
+assert (TENDERS_PER_RECEIPT_MAX + PROMO_CODES_PER_RECEIPT_MAX) * (TENDER_BYTES_MAX + 16) + QUOTE_TOKEN_BYTES < 4096

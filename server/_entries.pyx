@@ -8,12 +8,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strlen
 from ledger._entry cimport (
-    Context, Cursor, EntryView, context_read, cursor_more, cursor_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
+    Context, Cursor, EntryView, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
     CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_SENT_TIME,
     CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader, KIND_PROGRAM,
-    SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES, SECTION_LOTS, SECTION_POSTINGS, SECTION_REFUSAL, Slice,
+    LINE_WEIGHED, RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES,
+    SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_POSTINGS, SECTION_RECEIPT, SECTION_REFUSAL, Slice,
 )
 from ledger._rules cimport Program, program_load
 from ledger._status cimport STATUS_COUNT, STATUS_ROWS
@@ -98,9 +99,14 @@ cdef void out_lines(Out* out, uint32_t tag, const EntryView* view) noexcept nogi
     cdef Slice sku, category
     cdef uint64_t quantity
     cdef int64_t amount
+    cdef uint64_t line = 0
+    cdef LineDetails details
     cdef Cursor cursor
     cursor_open(&cursor, &view.sections[SECTION_LINES])
+    details_open(&details, &view.sections[SECTION_LINE_DETAILS])
     while cursor_more(&cursor):
+        line += 1
+        details_next(&details, line)
         sku = get_text(&cursor)
         category = get_text(&cursor)
         quantity = get_varint(&cursor)
@@ -110,7 +116,38 @@ cdef void out_lines(Out* out, uint32_t tag, const EntryView* view) noexcept nogi
         out_bytes(out, 18, category.data, category.size)
         out_int(out, 24, <int64_t>quantity)
         out_int(out, 32, amount)
+        out_int(out, 40, details.regular_minor)
+        out_int(out, 48, details.flags & LINE_WEIGHED)
         out_close(out, body)
+
+
+cdef void out_receipt_end(Out* out, const EntryView* view) noexcept nogil:
+    # Tenders, channel and promo codes, by field number, which is not the order of the tags.
+    cdef uint8_t wanted[3]
+    cdef uint8_t tag
+    cdef uint8_t* body
+    cdef Slice text
+    cdef uint64_t amount
+    cdef uint32_t i
+    cdef Cursor cursor
+    wanted[0] = RECEIPT_TENDER
+    wanted[1] = RECEIPT_CHANNEL
+    wanted[2] = RECEIPT_PROMO_CODE
+    for i in range(3u):
+        cursor_open(&cursor, &view.sections[SECTION_RECEIPT])
+        while cursor_more(&cursor):
+            tag = get_byte(&cursor)
+            text = get_text(&cursor)
+            amount = get_varint(&cursor) if tag == RECEIPT_TENDER else 0
+            if tag != wanted[i]:
+                continue
+            if tag == RECEIPT_TENDER:
+                body = out_open(out, 194)
+                out_bytes(out, 10, text.data, text.size)
+                out_int(out, 16, <int64_t>amount)
+                out_close(out, body)
+            else:
+                out_bytes(out, 202 if tag == RECEIPT_CHANNEL else 210, text.data, text.size)
 
 
 cdef void out_asked(Out* out, const Program* program, const EntryView* view, const Context* asked) noexcept nogil:
@@ -185,6 +222,7 @@ cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, cons
     out_bytes(out, 170, asked.operator_name.data, asked.operator_name.size)
     out_bytes(out, 178, asked.reason.data, asked.reason.size)
     out_int(out, 184, asked.values[CONTEXT_EXPIRY_DAY])
+    out_receipt_end(out, view)
     out_close(out, body)
 
 

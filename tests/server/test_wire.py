@@ -55,7 +55,8 @@ TEXTS = st.one_of(
 )
 INTEGERS = st.one_of(st.integers(0, 5), st.integers(-(2**63), 2**63 - 1), st.integers(0, limits.POINTS_MAX))
 SMALL_INTEGERS = st.one_of(st.integers(-2, 5), st.integers(-(2**31), 2**31 - 1), st.integers(0, 999_999_999))
-FIELD_TYPES = {9: TEXTS, 3: INTEGERS, 5: SMALL_INTEGERS}  # string, int64, int32
+BYTES = st.one_of(st.binary(max_size=80), st.integers(0, 80).map(bytes), st.just(bytes(limits.QUOTE_TOKEN_BYTES)))
+FIELD_TYPES = {9: TEXTS, 3: INTEGERS, 5: SMALL_INTEGERS, 8: st.booleans(), 12: BYTES}  # string, int64, int32, bool, bytes
 
 
 @st.composite
@@ -71,6 +72,8 @@ def messages(draw: Any, descriptor: Any, message: Any) -> Any:
             inner = getattr(message, field.name)
             inner.SetInParent()
             draw(messages(field.message_type, inner))
+        elif field.is_repeated:
+            getattr(message, field.name).extend(draw(st.lists(FIELD_TYPES[field.type], max_size=3)))
         elif field.name == "request_id":
             setattr(message, field.name, draw(st.one_of(st.just("a-request-id-0123"), TEXTS)))
         else:
@@ -230,8 +233,49 @@ def test_identifiers_beyond_the_limit_are_counted_and_refused(count: int) -> Non
     assert agree(7, message.SerializeToString()) == ("decoded" if 1 <= count <= 8 else "refused")
 
 
+@pytest.mark.parametrize("field", ["tenders", "promo_codes"])
+def test_tenders_and_promo_codes_beyond_the_limit_are_counted_and_refused(field: str) -> None:
+    count_max = getattr(limits, f"{field.upper()}_PER_RECEIPT_MAX")
+    for count in (0, count_max, count_max + 1, 3 * count_max):
+        message = request(1, random.Random(5))
+        message.receipt.ClearField(field)
+        for index in range(count):
+            if field == "tenders":
+                message.receipt.tenders.add(name=f"tender {index}", amount_minor=1)
+            else:
+                message.receipt.promo_codes.append(f"CODE{index}")
+        assert agree(1, message.SerializeToString()) == ("decoded" if count <= count_max else "refused")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 1000])
+def test_segments_are_changed_one_member_a_command(count: int) -> None:
+    message = request(17, random.Random(6))
+    first = message.changes[0]
+    del message.changes[:]
+    message.changes.extend([first] * count)
+    assert agree(17, message.SerializeToString()) == ("decoded" if count == 1 else "refused")
+
+
+@pytest.mark.parametrize("names", ["add", "remove"])
+@pytest.mark.parametrize("count", [limits.SEGMENTS_MAX, limits.SEGMENTS_MAX + 1])
+def test_segments_beyond_the_limit_are_counted_and_refused(names: str, count: int) -> None:
+    message = request(17, random.Random(7))
+    message.changes[0].ClearField(names)
+    getattr(message.changes[0], names).extend(f"segment {i}" for i in range(count))
+    assert agree(17, message.SerializeToString()) == ("decoded" if count <= limits.SEGMENTS_MAX else "refused")
+
+
+@pytest.mark.parametrize("size", [0, 1, limits.QUOTE_TOKEN_BYTES - 1, limits.QUOTE_TOKEN_BYTES, limits.QUOTE_TOKEN_BYTES + 1])
+def test_a_token_has_its_size_and_no_place_in_a_quote(size: int) -> None:
+    for method in (1, 6, 16):
+        message = request(method, random.Random(8))
+        message.receipt.quote_token = bytes(size)
+        good = size == 0 or (size == limits.QUOTE_TOKEN_BYTES and method != 16)
+        assert agree(method, message.SerializeToString()) == ("decoded" if good else "refused")
+
+
 def test_an_unknown_method_is_refused() -> None:
-    for method in (0, 10, 100, 255):
+    for method in (0, 10, 14, 19, 22, 100, 255):
         with pytest.raises(ValueError) as refusal:
             _local.decode(method, b"")
         assert refusal.value.args[0] == errors.BY_NAME["METHOD_UNKNOWN"].number
@@ -470,6 +514,12 @@ FIELD_NAMES = [
     ("receipt.lines",          -1,    "receipt.lines"),
     ("receipt.lines.sku",      0,     "receipt.lines[0].sku"),
     ("receipt.lines.amount_minor", 999, "receipt.lines[999].amount_minor"),
+    ("receipt.lines.regular_amount_minor", 1, "receipt.lines[1].regular_amount_minor"),
+    ("receipt.lines.weighed",  0,     "receipt.lines[0].weighed"),
+    ("receipt.tenders",        -1,    "receipt.tenders"),
+    ("receipt.tenders.name",   2,     "receipt.tenders[2].name"),
+    ("receipt.promo_codes",    3,     "receipt.promo_codes[3]"),
+    ("changes.add",            0,     "changes.add[0]"),
 ]
 
 
