@@ -14,7 +14,7 @@ from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from ledger._arith cimport add_overflow, day_from_yyyymmdd, max_i64, min_i64
+from ledger._arith cimport add_overflow, day_from_civil, day_from_yyyymmdd, div_floor, max_i64, min_i64
 from ledger._entry cimport (
     Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
@@ -25,7 +25,7 @@ from ledger._identity cimport identity_hash
 from ledger._layout cimport *
 from ledger._limits cimport *
 from ledger._lots cimport (
-    Arena, BLOCK_SHIFT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
+    Arena, BLOCK_SHIFT, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
     units_of,
 )
 from ledger._rules cimport (
@@ -126,6 +126,8 @@ cdef struct DayCache:           # [from, until) is `day`
     int64_t until_us
     int32_t day
 
+include "_core_members.pxi"
+
 cdef struct Core:
     CoreStats stats
     Hash128 digest
@@ -133,6 +135,11 @@ cdef struct Core:
     uint64_t accounts_max
     uint64_t ids_max
     IdentifierTable identifiers
+    Profile* profiles           # of member m at [m - 1]
+    Arena counters              # of Counter
+    Arena days                  # of MemberDay, two a unit, behind a unit that names the owner
+    Campaign* campaigns         # sorted by key
+    uint32_t campaign_count
     uint64_t unlinked_sequence  # of the last UNLINK entry: an answer that an identifier names nobody waits for it
     Arena arena
     KeyTable keys[KEYS_COUNT]   # request ids, receipt keys
@@ -151,6 +158,7 @@ cdef struct Core:
     uint64_t digest_sequence    # of the last DIGEST entry
     uint8_t identity_key[16]
     uint8_t has_key
+    uint64_t loaded_profiles
     uint64_t[KEYS_COUNT] loading_first      # first_sequence of the generation of keys that a snapshot is loading; 0: none yet
     uint64_t[KEYS_COUNT] loading_beside     # keys that stood in the filling generation before
     Hash128 begun_with          # key check of the identity key that the journal was begun with
@@ -192,6 +200,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = core.accounts != NULL and core.pool != NULL and core.heap != NULL
     ok = ok and identifiers_open(&core.identifiers, <uint64_t>sizes.members_max * 3)
     ok = ok and arena_open(&core.arena, lots)
+    ok = ok and members_open(core, core.accounts_max)
     ok = ok and keys_open(&core.keys[KEYS_REQUEST], sizes.ids_max)
     ok = ok and keys_open(&core.keys[KEYS_RECEIPT], sizes.ids_max)
     ok = ok and reservations_open(&core.reservation_map, core.pool_max)
@@ -209,6 +218,7 @@ cdef void core_close(Core* core) noexcept:
     unreserve_memory(core.heap, <uint64_t>core.pool_max * sizeof(uint32_t) + 64)
     identifiers_close(&core.identifiers)
     arena_close(&core.arena)
+    members_close(core)
     keys_close(&core.keys[KEYS_REQUEST])
     keys_close(&core.keys[KEYS_RECEIPT])
     reservations_close(&core.reservation_map)
@@ -2525,6 +2535,7 @@ cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
             return APPLY_FULL
         account = &core.accounts[header.member - 1]
         memset(account, 0, sizeof(Account))
+        memset(&core.profiles[header.member - 1], 0, sizeof(Profile))
         account.lots = NO_PIECE
         account.reservations = NO_INDEX
         account.next_expiry_day = DAY_NEVER
@@ -2551,6 +2562,10 @@ cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
             return result
         if header.kind != KIND_RESERVE:
             account_next_expiry(core, account)
+    if entry_has_rules(view):
+        result = apply_rules(core, view)
+        if result != APPLY_OK:
+            return result
     account.sequence = core.stats.sequence + 1
     digest_add(&core.digest, account_fact(account, header.member))
     return APPLY_OK
@@ -2576,7 +2591,7 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         core.digest_sequence = core.stats.sequence + 1
     elif header.kind == KIND_RESTORE:
         pass                    # a mark: what went before it is the state
-    elif KIND_EARN <= header.kind <= KIND_UNLINK:
+    elif KIND_EARN <= header.kind <= KIND_SET_ATTRIBUTES:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)
         if result == APPLY_OK:
@@ -2595,6 +2610,8 @@ cdef inline void count_bytes(Core* core) noexcept nogil:
     count_keys(core)
     core.stats.bytes_lots = core.arena.live * sizeof(Lot)
     core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)
+    core.stats.bytes_counters = core.counters.live * sizeof(Counter)
+    core.stats.bytes_days = core.days.live * sizeof(Counter)
 
 
 include "_core_snapshot.pxi"
@@ -2609,5 +2626,5 @@ cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept
     return APPLY_OK
 
 
-if sizeof(EntryHeader) != ENTRY_HEADER_BYTES or sizeof(GroupHeader) != GROUP_HEADER_BYTES or sizeof(Account) != 32:
+if sizeof(EntryHeader) != ENTRY_HEADER_BYTES or sizeof(GroupHeader) != GROUP_HEADER_BYTES or sizeof(Account) != 32 or sizeof(Profile) != 64 or sizeof(Counter) != sizeof(Lot):
     raise ImportError("ledger._core was built with another layout: run `make build`")

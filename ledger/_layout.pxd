@@ -76,7 +76,14 @@ cdef enum:                      # SectionType
     SECTION_DIGEST = 13
     SECTION_RECEIPT = 14        # what the till says of the receipt beside its lines
     SECTION_LINE_DETAILS = 15
-    SECTION_COUNT = 16          # known types are 1..15; others are kept and skipped
+    SECTION_RULES_STATE = 16    # 16..20: what an entry of rules changes of its member, and of campaigns
+    SECTION_OPENED = 17
+    SECTION_COUNTERS = 18
+    SECTION_CAMPAIGNS = 19
+    SECTION_DAYS = 20
+    SECTION_SEGMENTS = 21
+    SECTION_ATTRIBUTES = 22
+    SECTION_COUNT = 23          # known types are 1..22; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag
@@ -106,6 +113,10 @@ cdef enum:                      # ReceiptTag
     RECEIPT_CHANNEL = 1
     RECEIPT_TENDER = 2          # and a varint: its amount in minor units
     RECEIPT_PROMO_CODE = 3
+
+cdef enum:                      # AttributeTag
+    ATTRIBUTE_BIRTHDAY = 1      # varint month * 32 + day (0: none), signed day since which it counts
+    ATTRIBUTE_CHOSEN = 2        # varint, bit: place in the programme's favourites
 
 cdef enum:                      # LineDetail: bits
     LINE_WEIGHED = 1

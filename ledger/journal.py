@@ -565,6 +565,9 @@ class _Cursor:
         value = self.varint()
         return (value >> 1) ^ -(value & 1)
 
+    def key(self) -> int:
+        return int.from_bytes(self.take(4), "little")
+
     def text(self) -> str:
         data = self.take(self.byte())
         try:
@@ -630,6 +633,19 @@ def _receipt(cursor: _Cursor) -> dict[str, Any]:
     return value
 
 
+def _attributes(cursor: _Cursor) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    while cursor.more():
+        tag = cursor.byte()
+        if tag == 1:
+            value["birthday"], value["birthday_from"] = cursor.varint(), cursor.signed()
+        elif tag == 2:
+            value["chosen"] = cursor.varint()
+        else:
+            raise Damage(cursor.where, f"{tag} is no tag of an attribute")
+    return value
+
+
 SECTIONS: dict[int, tuple[str, Any]] = {
     1: ("context", _context),
     2: ("postings", _postings),
@@ -646,6 +662,15 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     13: ("digest", lambda c: c.take(16)),
     14: ("receipt", _receipt),
     15: ("line_details", lambda c: _rows(c, line="varint", regular_amount_minor="varint", flags="byte")),
+    16: ("rules_state", lambda c: {"day": c.signed(), "receipt": c.varint(), "tier_before": c.byte(), "tier": c.byte(),
+                                   "tier_until": c.varint(), "tier_before_name": c.text(), "tier_name": c.text()}),
+    17: ("opened_day", lambda c: c.signed()),
+    18: ("counters", lambda c: {"drop_before": c.signed(),
+                                "rows": _rows(c, counter="key", per="byte", window="signed", increment="signed")}),
+    19: ("campaigns", lambda c: _rows(c, campaign="key", points="signed", uses="signed")),
+    20: ("days", lambda c: {"keep": c.varint(), "rows": _rows(c, day="signed", receipts="signed", spent="signed")}),
+    21: ("segments", lambda c: {"add": [c.varint(), c.varint()], "remove": [c.varint(), c.varint()]}),
+    22: ("attributes", _attributes),
 }
 
 

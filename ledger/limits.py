@@ -111,6 +111,12 @@ IDS_RETRY_MS = 100  # and whether there is space again
 LOOKUPS_MAX = 32_768  # calls that wait for the runs: every stream and every call of the control port, and a step of every batch
 LOOKUPS_AT_ONCE = 64  # asked in one reading of the runs, before their calls are told
 LOTS_PER_MEMBER_PLANNED = 8  # 32-byte units of the lot arena per member: ~6 lots and the slack of size classes
+COUNTERS_PER_MEMBER_PLANNED = 8  # 32-byte units of their arena per member: caps and tiers that a usual member is counted in
+COUNTERS_PER_MEMBER_MAX = 8192  # the largest piece of the arena; nobody meets so many caps
+DAY_UNITS_PER_MEMBER_PLANNED = 8  # units of two days each and one more: what a rolling window keeps of a usual member
+DAYS_PER_MEMBER_MAX = 4096  # rolling windows of 400 days and receipts of 3660 days ago
+CAMPAIGNS_KEPT_MAX = 65_536  # budgets of all programmes ever; 1.5 MB
+CAMPAIGNS_PER_ENTRY_MAX = 1000  # as many as a programme has
 RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
 RESERVATIONS_MAX_LEAST = 4096  # room for them in a ledger of few members; between the two: one a member
 
