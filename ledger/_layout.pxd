@@ -5,7 +5,8 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._hash cimport Hash128
 from ledger._limits cimport (
-    IDENTIFIERS_PER_REQUEST_MAX, LINES_MAX, NEXT_EXPIRIES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+    IDENTIFIERS_PER_REQUEST_MAX, LINES_MAX, NEXT_EXPIRIES_MAX, PROMO_CODES_PER_RECEIPT_MAX, TENDERS_PER_RECEIPT_MAX, WALLETS_MAX,
+    WALLET_NAME_BYTES_MAX,
 )
 
 # The calls. Numbers index metrics and the transport's table; append, never renumber.
@@ -163,6 +164,12 @@ cdef struct Line:
     Slice category              # 0..CATEGORY_BYTES_MAX bytes
     int64_t quantity_milli      # 0..QUANTITY_MILLI_MAX
     int64_t amount_minor        # 0..AMOUNT_MINOR_MAX
+    int64_t regular_minor       # before the till's own reduction, 0..AMOUNT_MINOR_MAX; 0 (or no more than amount_minor): there was none
+    uint8_t weighed             # 1: the till says so
+
+cdef struct Tender:             # how much of a receipt was paid with what
+    Slice name
+    int64_t amount_minor
 
 # One request, decoded. Written by server/_wire, read by ledger/_core; nothing in it is allocated.
 cdef struct Command:
@@ -193,7 +200,12 @@ cdef struct Command:
     Hash128 receipt_hash
     Facts found                 # valid with LOOKED_UP
     uint32_t hashed             # HashedBit; 0 from the codec, set by core_prepare
+    Slice channel               # size 0: not said
+    uint32_t tender_count       # 0..TENDERS_PER_RECEIPT_MAX
+    uint32_t promo_code_count   # 0..PROMO_CODES_PER_RECEIPT_MAX
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
+    Tender tenders[TENDERS_PER_RECEIPT_MAX]
+    Slice promo_codes[PROMO_CODES_PER_RECEIPT_MAX]
     Line lines[LINES_MAX]
 
 cdef struct WalletView:         # one wallet of a balance
