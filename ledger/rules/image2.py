@@ -185,6 +185,7 @@ class HeaderFlag(IntEnum):
     REFUSE_UNKNOWN_STORES = 2
     UNKNOWN_SKUS_EARN_NOTHING = 4
     CATALOGUE = 8
+    STORES = 16
 
 
 class ClassFlag(IntEnum):
