@@ -116,9 +116,9 @@ def rule(draw: Any, index: int, percents: list[str], named: list[str]) -> dict:
     forms += ["add_percent"] * 2 * bool(percents) + ["times"] * 2 * bool(named)
     form = draw(st.sampled_from(forms))
     made: dict[str, Any] = {"name": f"Rule {index}"}
-    if draw(st.booleans()):
+    if draw(st.integers(0, 2)) == 0:
         made["when"] = draw(conditions(OTHER_ATOMS | OWN_ATOMS))
-    if draw(st.booleans()):
+    if draw(st.integers(0, 2)) == 0:
         made["lines"] = draw(line_conditions())
     gives = form in ("steps", "quantity", "fixed", "percent", "add_percent", "times")
     wallet = draw(st.sampled_from(WALLETS)) if form in ("steps", "quantity", "fixed", "percent") else WALLETS[0]
@@ -176,8 +176,10 @@ def programmes(draw: Any, rules_max: int = 8) -> tree.Programme:
     rules: list[dict] = []
     percents: list[str] = []
     named: list[str] = []
-    for index in range(draw(st.integers(1, rules_max))):
-        made = draw(rule(index, percents, named))
+    for index in range(draw(st.integers(2, rules_max))):
+        plain = index == 0 and draw(st.integers(0, 3)) > 0  # something that others can add to and multiply
+        made = {"name": "Base", "percent": draw(st.sampled_from(PERCENTS[2:])), "per": draw(st.sampled_from(["receipt", "line"]))} if plain \
+            else draw(rule(index, percents, named))
         rules.append(made)
         if "to_wallet" not in made:
             percents += [made["name"]] if "percent" in made else []
@@ -252,7 +254,7 @@ def receipts(draw: Any) -> Receipt:
         total=total, lines=found, store=draw(st.sampled_from([*STORES, "99"])), channel=draw(st.sampled_from(["", "shop", "app", "web"])),
         tenders=tuple((name, draw(st.sampled_from([0, total]))) for name in draw(st.lists(st.sampled_from([*TENDERS, "gold"]), max_size=2, unique=True))),
         promo_codes=tuple(draw(st.lists(st.sampled_from([*CODES, "WINTER"]), max_size=2, unique=True))),
-        burn=draw(st.sampled_from([0, 0, 1, 5, 10, 100])), burn_wallet=draw(st.sampled_from([0, 0, 1])))
+        burn=draw(st.sampled_from([0] * 6 + [1, 2, 4, 5, 10, 100])), burn_wallet=draw(st.sampled_from([0, 0, 1])))
 
 
 @st.composite
