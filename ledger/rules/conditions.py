@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ledger import limits
 from ledger.rules import tree
@@ -221,7 +221,7 @@ class _NestedList(Kind):
 
     def read(self, r, node, path):
         depth = r.near["depth"]
-        if not hasattr(node.value, "append"):
+        if not isinstance(node, SequenceNode):
             r.wrong(node, path, f"must be a list of mappings, was {shown(node)}")
             return None
         if not 1 <= len(node.value) <= ATOMS_MAX:

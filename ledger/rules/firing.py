@@ -260,7 +260,7 @@ def _most(programme: tree.Programme, rule: tree.Rule, most: dict[int, int]) -> i
     effect, largest = rule.effect, programme.largest_receipt
     wallet = programme.wallets[rule.wallet]
     if isinstance(effect, tree.Steps):
-        return (largest if effect.of == "amount" else limits.LINES_MAX * limits.QUANTITY_MILLI_MAX) // effect.step * effect.give
+        return (largest if effect.of == "amount" else limits.QUANTITY_MILLI_MAX) // effect.step * effect.give
     if isinstance(effect, tree.Fixed):
         return effect.give * (limits.LINES_MAX if rule.per == "line" else 1)
     if isinstance(effect, (tree.Percent, tree.AddPercent)):

@@ -78,6 +78,7 @@ def parse(source: bytes, file: str) -> MappingNode:
 
 
 DEPTH_MAX = 16
+TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")}  # what plain values get
 
 
 def parse_strict(source: bytes, file: str) -> MappingNode:
@@ -94,7 +95,7 @@ def parse_strict(source: bytes, file: str) -> MappingNode:
             problems.add(node, "anchors and aliases (&, *) must not be used: write the values out")
             continue
         seen.add(id(node))
-        if str(node.tag or "").startswith("!"):
+        if node.tag and str(node.tag) not in TAGS:
             problems.add(node, f"tags ({node.tag}) must not be used")
         if depth > DEPTH_MAX:
             problems.add(node, f"must nest at most {DEPTH_MAX} deep")
