@@ -1892,9 +1892,13 @@ cdef inline bint list_awards(Scratch* s) noexcept nogil:
             row = &s.out.given[s.given_at[r]]
             share = &s.pool[row.first_share]
             lines = row_of(s, r)
-            wanted = 0
+            wanted = i = 0
             for v in range(s.stride):
-                wanted += bit_count(lines[v])
+                bits = lines[v]
+                while bits != 0:
+                    wanted += 1 if share[i] > 0 else 0
+                    bits &= bits - 1
+                    i += 1
             if s.nameless or count + wanted + behind > AWARDS_MAX:
                 award = &s.out.awards[count]
                 count += 1
