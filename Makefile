@@ -30,7 +30,7 @@ run: $(DONE)/project $(DONE)/demo  ## start the service and replay a grocery cha
 	$(PY) -m bench.demo $(if $(ONCE),--once)
 
 test: $(DONE)/system-test $(DONE)/project  ## all tests, at most 10 minutes on 2 cores
-	$(PY) -m pytest $(T) --durations=10 </dev/null
+	$(PY) -m pytest $(T) -n auto --maxprocesses 4 --dist loadfile --durations=10 </dev/null
 
 soak: $(DONE)/system-test $(DONE)/project  ## the long loops: hundreds of kills, every injected fault
 	$(PY) -m pytest $(T) -m soak --timeout=3600 </dev/null
@@ -73,7 +73,7 @@ $(PY): | $(DONE)/system
 
 # Build tools and dependencies first, so that the project itself builds without isolation (and without a second copy of them).
 $(DONE)/packages: pyproject.toml | $(PY)
-	$(PY) deploy/requirements.py build test > $(VENV)/requirements.txt
+	$(PY) deploy/requirements.py build test bench > $(VENV)/requirements.txt
 	$(PY) -m pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
 	@mkdir -p $(DONE) && touch $@
 

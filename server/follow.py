@@ -47,6 +47,7 @@ class FollowConfig:
     members_max: int | None  # None: as the newest snapshot has it, else the default
     ids_max: int | None
     snapshot_entries: int
+    snapshot_pause_s: int
     clock_file: Path | None
     ports_file: Path | None
     child_of: int | None  # the service's process id: the follower ends with it
@@ -73,7 +74,8 @@ def follow(config: FollowConfig, *, started: Callable[[Following], None], say: S
         check_free(address, flag)
     try:
         follower = Follower(config.data, members_max=config.members_max, ids_max=config.ids_max,
-                            snapshot_entries=config.snapshot_entries, lock_wait_s=0 if config.child_of is None else LOCK_WAIT_S, say=say)
+                            snapshot_entries=config.snapshot_entries, snapshot_pause_s=config.snapshot_pause_s,
+                            lock_wait_s=0 if config.child_of is None else LOCK_WAIT_S, say=say)
     except (FollowerBroken, JournalError, MemoryError) as error:
         raise RefusedToStart(str(error)) from None
     with follower:

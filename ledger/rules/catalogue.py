@@ -18,7 +18,7 @@ class TableError(Exception):
 
 
 def read_rows(path: Path, columns: dict[str, list[str]], must: str) -> Iterator[tuple[int, dict[str, list[str]]]]:
-    """Rows of a CSV (`.csv`) or Parquet (`.parquet`) file: number of the line (CSV; from 2) or row (from 1), and key -> texts of its columns.
+    """Rows of a CSV (`.csv`) or Parquet (`.parquet`) file: number of the line (or row), and key -> texts of its columns.
 
     columns: key -> names of the columns that make it; absent ones are left out, but `must` has to be there. TableError.
     """

@@ -1,25 +1,45 @@
 """A programme's YAML to the checked tree: every key, every bound, every name, every reference. docs/rules.md is the definition.
 
-Not for reading text (`syntax.py`) or kinds of values (`shape.py`, `conditions.py`), nor for rules that can never fire (`firing.py`, called from here).
-Called by whoever compiles, explains or tests a programme. All mistakes are reported at once.
+Not for reading text (`syntax.py`) or kinds of values (`shape.py`, `conditions.py`), nor for rules that can never fire (`firing.py`,
+called from here). Called by whoever compiles, explains or tests a programme. All mistakes are reported at once.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import MappingNode
 
 from ledger import limits
 from ledger.rules import catalogue, firing, syntax, tree, zones
 from ledger.rules.conditions import RESERVED, ConditionKind, ReachKind
 from ledger.rules.currencies import DIGITS
 from ledger.rules.shape import (
-    Choice, Flag, Got, Key, Kind, LifeKind, ListOf, MapOf, Money, Name, Number, OneOrMore, Path as CategoryPath, Raw, Reading, Record, Span,
-    Text, Whole,
+    Choice,
+    Flag,
+    Got,
+    Key,
+    Kind,
+    LifeKind,
+    ListOf,
+    MapOf,
+    Money,
+    Name,
+    Number,
+    OneOrMore,
+    Raw,
+    Reading,
+    Record,
+    Span,
+    Text,
+    Whole,
+)
+from ledger.rules.shape import (
+    Path as CategoryPath,
 )
 from ledger.rules.syntax import Problems, ProgramError, read_decimal, suggestion
 
@@ -90,129 +110,164 @@ def _percent(most: int) -> Number:
     return Number(4, 1, most * 10_000, "a percentage")
 
 
-_WALLET = Record({
-    "name": Key(Text(limits.WALLET_NAME_BYTES_MAX), "what members collect", must=True),
-    "scale": Key(Whole(0, 9), "decimals behind the point, for ever", default=0),
-    "worth": Key(Money(1, limits.AMOUNT_MINOR_MAX), "what one point is in money"),
-    "points_live": Key(LifeKind(inactivity=True), "how long points count", default=tree.Life("forever")),
-    "available_after": Key(Span({"days": DELAY_DAYS_MAX}), "how many days they wait before they can be used", default=(0, "days")),
-    "floor": Key(Raw(), "what a burn must leave in it", default="0"),
-})
-_STORE = Record({
-    "store": Key(Text(limits.STORE_BYTES_MAX), "its code", must=True),
-    "zone": Key(_Zone(), "its time zone; default: its partner's, else the programme's"),
-    "region": Key(Text(32), "its region"),
-    "partner": Key(Name("partner"), "whose store it is"),
-    "groups": Key(OneOrMore(Text(32), 64), "groups that it belongs to", default=()),
-})
+_WALLET = Record(
+    {
+        "name": Key(Text(limits.WALLET_NAME_BYTES_MAX), "what members collect", must=True),
+        "scale": Key(Whole(0, 9), "decimals behind the point, for ever", default=0),
+        "worth": Key(Money(1, limits.AMOUNT_MINOR_MAX), "what one point is in money"),
+        "points_live": Key(LifeKind(inactivity=True), "how long points count", default=tree.Life("forever")),
+        "available_after": Key(Span({"days": DELAY_DAYS_MAX}), "how many days they wait before they can be used", default=(0, "days")),
+        "floor": Key(Raw(), "what a burn must leave in it", default="0"),
+    }
+)
+_STORE = Record(
+    {
+        "store": Key(Text(limits.STORE_BYTES_MAX), "its code", must=True),
+        "zone": Key(_Zone(), "its time zone; default: its partner's, else the programme's"),
+        "region": Key(Text(32), "its region"),
+        "partner": Key(Name("partner"), "whose store it is"),
+        "groups": Key(OneOrMore(Text(32), 64), "groups that it belongs to", default=()),
+    }
+)
 _FILE = Key(Text(255), "a CSV or Parquet file beside the programme", must=True)
-_ARTICLE = Record({
-    "sku": Key(Text(limits.SKU_BYTES_MAX), "its code", must=True),
-    "category": Key(CategoryPath(), "path such as Food/Dairy/Milk"),
-    "brand": Key(Text(64), "its brand"),
-    "flags": Key(OneOrMore(Text(32), 64), "such as alcohol, tobacco, gift_card, weighed", default=()),
-})
+_ARTICLE = Record(
+    {
+        "sku": Key(Text(limits.SKU_BYTES_MAX), "its code", must=True),
+        "category": Key(CategoryPath(), "path such as Food/Dairy/Milk"),
+        "brand": Key(Text(64), "its brand"),
+        "flags": Key(OneOrMore(Text(32), 64), "such as alcohol, tobacco, gift_card, weighed", default=()),
+    }
+)
 _COLUMNS = Record({key: Key(OneOrMore(Text(64), 8), f"the column (or columns) of {key}", default=(key,)) for key in _ARTICLE.keys})
-_EXPERIMENT = Record({
-    "variants": Key(MapOf(Text(32), Number(2, 0, 10_000, "a percentage"), 16, "variants and their percent"), "shares that sum to 100", must=True),
-    "control": Key(Text(32), "the variant that gets nothing and is recorded", must=True),
-})
-_CAMPAIGN = Record({
-    "points": Key(Raw(), "budget in points, over all members"),
-    "amount": Key(Money(0, limits.AMOUNT_MINOR_MAX), "budget in money, for discounts"),
-    "uses": Key(Whole(0, 10**15), "budget in uses"),
-})
-_LEVEL = Record({
-    "name": Key(Text(32), "its name", must=True),
-    "reach": Key(ReachKind(), "when it is reached; the lowest has none"),
-})
-_TIERS = Record({
-    "levels": Key(ListOf(_LEVEL, 1, TIERS_MAX, "levels"), "from the lowest", must=True),
-    "downgrade": Key(Choice("never", "to level", "one step"), "how members come down", default="never"),
-    "grace": Key(Span({"days": 3660, "months": 120}), "how long a level is held behind its end", default=(0, "days")),
-})
-_FAVOURITES = Record({
-    "choose_from": Key(OneOrMore(Name("category"), FAVOURITES_MAX), "categories", must=True),
-    "at_most": Key(Whole(1, FAVOURITES_MAX), "how many a member chooses", must=True),
-})
-_CAP = Record({
-    "points": Key(Raw(), "so many points"),
-    "amount": Key(Money(1, limits.AMOUNT_MINOR_MAX), "so much discount"),
-    "uses": Key(Whole(1, 10**9), "on so many receipts"),
-    "per": Key(Choice(*tree.PER), "for each of these", must=True),
-})
+_EXPERIMENT = Record(
+    {
+        "variants": Key(MapOf(Text(32), Number(2, 0, 10_000, "a percentage"), 16, "variants and their percent"), "sum to 100", must=True),
+        "control": Key(Text(32), "the variant that gets nothing and is recorded", must=True),
+    }
+)
+_CAMPAIGN = Record(
+    {
+        "points": Key(Raw(), "budget in points, over all members"),
+        "amount": Key(Money(0, limits.AMOUNT_MINOR_MAX), "budget in money, for discounts"),
+        "uses": Key(Whole(0, 10**15), "budget in uses"),
+    }
+)
+_LEVEL = Record(
+    {
+        "name": Key(Text(32), "its name", must=True),
+        "reach": Key(ReachKind(), "when it is reached; the lowest has none"),
+    }
+)
+_TIERS = Record(
+    {
+        "levels": Key(ListOf(_LEVEL, 1, TIERS_MAX, "levels"), "from the lowest", must=True),
+        "downgrade": Key(Choice("never", "to level", "one step"), "how members come down", default="never"),
+        "grace": Key(Span({"days": 3660, "months": 120}), "how long a level is held behind its end", default=(0, "days")),
+    }
+)
+_FAVOURITES = Record(
+    {
+        "choose_from": Key(OneOrMore(Name("category"), FAVOURITES_MAX), "categories", must=True),
+        "at_most": Key(Whole(1, FAVOURITES_MAX), "how many a member chooses", must=True),
+    }
+)
+_CAP = Record(
+    {
+        "points": Key(Raw(), "so many points"),
+        "amount": Key(Money(1, limits.AMOUNT_MINOR_MAX), "so much discount"),
+        "uses": Key(Whole(1, 10**9), "on so many receipts"),
+        "per": Key(Choice(*tree.PER), "for each of these", must=True),
+    }
+)
 EFFECTS = ("give", "percent", "add_percent", "times", "discount_percent", "discount", "entitle")
-_RULE = Record({
-    "name": Key(Text(limits.RULE_NAME_BYTES_MAX), "its name, no two alike", must=True),
-    "when": Key(ConditionKind("when"), "what must hold of receipt, member, place and time", default=tree.ALWAYS),
-    "lines": Key(ConditionKind("lines"), "which lines it is about", default=tree.ALWAYS),
-    "for_every_full": Key(Money(1, limits.AMOUNT_MINOR_MAX), "with give: for every full so much money"),
-    "for_every_full_quantity": Key(Number(3, 1, limits.QUANTITY_MILLI_MAX, "a quantity"), "with give: for every so many pieces or kilograms"),
-    "give": Key(Raw(), "points"),
-    "percent": Key(_percent(PERCENT_MAX), "percent of the money, in points"),
-    "add_percent": Key(_percent(PERCENT_MAX), "percent more in the rules of to_rules"),
-    "to_rules": Key(_Targets(), "with add_percent: to which rules"),
-    "times": Key(Number(4, 10_001, TIMES_MAX * 10_000, "a number"), "with of_rules: their points so many times in all"),
-    "of_rules": Key(_Targets(), "with times: of which rules, or all"),
-    "discount_percent": Key(_percent(100), "percent off"),
-    "discount": Key(Money(1, limits.AMOUNT_MINOR_MAX), "so much money off"),
-    "entitle": Key(Text(32), "a flag in the answer"),
-    "per": Key(Choice("receipt", "line"), "computed once for the receipt, or line by line", default="receipt"),
-    "round": Key(Choice("floor", "half_up", "ceil"), "how fractions are rounded", default="floor"),
-    "to_wallet": Key(Name("wallet"), "which wallet gets the points; default: the first"),
-    "funder": Key(Name("funder"), "who pays for them; default: the chain"),
-    "points_live": Key(LifeKind(inactivity=False), "how long they count; default: the wallet's"),
-    "available_after": Key(Span({"days": DELAY_DAYS_MAX}), "how many days they wait; default: the wallet's"),
-    "earn_on_points_paid": Key(Flag(), "whether the part paid with points earns; default: the programme's"),
-    "caps": Key(ListOf(_CAP, 0, 14, "caps"), "at most so much for a member", default=[]),
-    "campaign": Key(Name("campaign"), "whose budget it takes from"),
-    "exclusive": Key(Flag(), "no other rule of its kind gives on its lines", default=False),
-    "group": Key(Text(32), "of a group only one gives on a line"),
-    "priority": Key(Whole(1, 1000), "in its group, or among exclusive rules: higher goes first"),
-}, (*RESERVED, "issue_coupon", "pending_until_confirmed"))
-_BURN = Record({
-    "name": Key(Text(limits.RULE_NAME_BYTES_MAX), "its name", must=True),
-    "when": Key(ConditionKind("burn"), "what must hold", default=tree.ALWAYS),
-    "wallet": Key(Name("wallet"), "which wallet pays; default: the first"),
-    "share": Key(_percent(100), "at most so many percent of the eligible total", default=PPM),
-    "not_for": Key(ConditionKind("goods"), "goods that cannot be paid with points"),
-    "min": Key(Raw(), "at least so many points of a receipt", default="0"),
-    "max": Key(Raw(), "at most so many points of a receipt"),
-    "step": Key(Raw(), "only multiples of so many points"),
-    "money_at_least": Key(Money(0, limits.AMOUNT_MINOR_MAX), "of the receipt so much is paid in money", default=0),
-    "money_at_least_per_line": Key(Money(0, limits.AMOUNT_MINOR_MAX), "and of every line so much", default=0),
-    "one_point_pays": Key(Money(1, limits.AMOUNT_MINOR_MAX), "what a point pays; default: the wallet's worth"),
-}, RESERVED)
-PROGRAMME = Record({
-    "programme": Key(Text(40), "its name, for people", must=True),
-    "currency": Key(_Currency(), "of all receipts", must=True),
-    "zone": Key(_Zone(), "its midnight separates days", must=True),
-    "anonymous_accounts": Key(Flag(), "whether a receipt with an unknown card opens an account", default=False),
-    "max_age": Key(Span({"days": MAX_AGE_DAYS_MAX}), "how old a receipt may be", default=(30, "days")),
-    "largest_receipt": Key(Money(1, limits.AMOUNT_MINOR_MAX), "a larger one is refused", default=limits.AMOUNT_MINOR_MAX),
-    "total_tolerance": Key(Money(0, 100_000), "how far the lines may be from the total", default=0),
-    "unknown_sku": Key(Choice("accept", "no_points"), "what becomes of unknown goods", default="accept"),
-    "unknown_store": Key(Choice("accept", "refuse"), "what becomes of unknown stores", default="accept"),
-    "earn_on_points_paid": Key(Flag(), "whether the part paid with points earns points", default=False),
-    "no_points_on": Key(ConditionKind("goods"), "goods that take no part in points rules"),
-    "wallets": Key(ListOf(_WALLET, 1, limits.WALLETS_MAX, "wallets"), "what members collect", must=True),
-    "funders": Key(MapOf(Text(64), Whole(1, limits.FUNDERS_MAX), 1000, "funders"), "who else pays: name -> number", default={}),
-    "partners": Key(MapOf(Text(32), Record({"zone": Key(_Zone(), "its stores' time zone")}), 10_000, "partners"), "partners", default={}),
-    "stores": Key(_Either(ListOf(_STORE, 0, STORES_MAX, "stores"), Record({"file": _FILE})), "stores", default=[]),
-    "catalogue": Key(_Either(ListOf(_ARTICLE, 0, catalogue.ROWS_MAX, "articles"), Record({"file": _FILE, "columns": Key(_COLUMNS, "its columns")})),
-                     "articles", default=[]),
-    "categories": Key(MapOf(Text(limits.CATEGORY_BYTES_MAX), CategoryPath(), CATEGORY_CODES_MAX, "category codes"),
-                      "what the tills' category codes stand for", default={}),
-    "tenders": Key(OneOrMore(Text(32), NAMES_MAX), "names of tenders", default=()),
-    "channels": Key(OneOrMore(Text(32), NAMES_MAX), "names of channels", default=()),
-    "segments": Key(OneOrMore(Text(32), SEGMENTS_MAX), "names of segments; new ones go to the end", default=()),
-    "favourites": Key(_FAVOURITES, "categories that members choose"),
-    "tiers": Key(_TIERS, "levels of members"),
-    "experiments": Key(MapOf(Text(32), _EXPERIMENT, EXPERIMENTS_MAX, "experiments"), "experiments", default={}),
-    "campaigns": Key(MapOf(Text(64), _CAMPAIGN, CAMPAIGNS_MAX, "campaigns"), "budgets over all members", default={}),
-    "rules": Key(ListOf(_RULE, 0, RULES_MAX, "rules"), "what gives something", must=True),
-    "burn": Key(ListOf(_BURN, 0, BURN_RULES_MAX, "burn rules"), "paying with points", default=[]),
-}, ("coupons", "stamps", "plans", "actions"))
+_RULE = Record(
+    {
+        "name": Key(Text(limits.RULE_NAME_BYTES_MAX), "its name, no two alike", must=True),
+        "when": Key(ConditionKind("when"), "what must hold of receipt, member, place and time", default=tree.ALWAYS),
+        "lines": Key(ConditionKind("lines"), "which lines it is about", default=tree.ALWAYS),
+        "for_every_full": Key(Money(1, limits.AMOUNT_MINOR_MAX), "with give: for every full so much money"),
+        "for_every_full_quantity": Key(Number(3, 1, limits.QUANTITY_MILLI_MAX, "a quantity"), "with give: for every so many pieces or kg"),
+        "give": Key(Raw(), "points"),
+        "percent": Key(_percent(PERCENT_MAX), "percent of the money, in points"),
+        "add_percent": Key(_percent(PERCENT_MAX), "percent more in the rules of to_rules"),
+        "to_rules": Key(_Targets(), "with add_percent: to which rules"),
+        "times": Key(Number(4, 10_001, TIMES_MAX * 10_000, "a number"), "with of_rules: their points so many times in all"),
+        "of_rules": Key(_Targets(), "with times: of which rules, or all"),
+        "discount_percent": Key(_percent(100), "percent off"),
+        "discount": Key(Money(1, limits.AMOUNT_MINOR_MAX), "so much money off"),
+        "entitle": Key(Text(32), "a flag in the answer"),
+        "per": Key(Choice("receipt", "line"), "computed once for the receipt, or line by line", default="receipt"),
+        "round": Key(Choice("floor", "half_up", "ceil"), "how fractions are rounded", default="floor"),
+        "to_wallet": Key(Name("wallet"), "which wallet gets the points; default: the first"),
+        "funder": Key(Name("funder"), "who pays for them; default: the chain"),
+        "points_live": Key(LifeKind(inactivity=False), "how long they count; default: the wallet's"),
+        "available_after": Key(Span({"days": DELAY_DAYS_MAX}), "how many days they wait; default: the wallet's"),
+        "earn_on_points_paid": Key(Flag(), "whether the part paid with points earns; default: the programme's"),
+        "caps": Key(ListOf(_CAP, 0, 14, "caps"), "at most so much for a member", default=[]),
+        "campaign": Key(Name("campaign"), "whose budget it takes from"),
+        "exclusive": Key(Flag(), "no other rule of its kind gives on its lines", default=False),
+        "group": Key(Text(32), "of a group only one gives on a line"),
+        "priority": Key(Whole(1, 1000), "in its group, or among exclusive rules: higher goes first"),
+    },
+    (*RESERVED, "issue_coupon", "pending_until_confirmed"),
+)
+_BURN = Record(
+    {
+        "name": Key(Text(limits.RULE_NAME_BYTES_MAX), "its name", must=True),
+        "when": Key(ConditionKind("burn"), "what must hold", default=tree.ALWAYS),
+        "wallet": Key(Name("wallet"), "which wallet pays; default: the first"),
+        "share": Key(_percent(100), "at most so many percent of the eligible total", default=PPM),
+        "not_for": Key(ConditionKind("goods"), "goods that cannot be paid with points"),
+        "min": Key(Raw(), "at least so many points of a receipt", default="0"),
+        "max": Key(Raw(), "at most so many points of a receipt"),
+        "step": Key(Raw(), "only multiples of so many points"),
+        "money_at_least": Key(Money(0, limits.AMOUNT_MINOR_MAX), "of the receipt so much is paid in money", default=0),
+        "money_at_least_per_line": Key(Money(0, limits.AMOUNT_MINOR_MAX), "and of every line so much", default=0),
+        "one_point_pays": Key(Money(1, limits.AMOUNT_MINOR_MAX), "what a point pays; default: the wallet's worth"),
+    },
+    RESERVED,
+)
+PROGRAMME = Record(
+    {
+        "programme": Key(Text(40), "its name, for people", must=True),
+        "currency": Key(_Currency(), "of all receipts", must=True),
+        "zone": Key(_Zone(), "its midnight separates days", must=True),
+        "anonymous_accounts": Key(Flag(), "whether a receipt with an unknown card opens an account", default=False),
+        "max_age": Key(Span({"days": MAX_AGE_DAYS_MAX}), "how old a receipt may be", default=(30, "days")),
+        "largest_receipt": Key(Money(1, limits.AMOUNT_MINOR_MAX), "a larger one is refused", default=limits.AMOUNT_MINOR_MAX),
+        "total_tolerance": Key(Money(0, 100_000), "how far the lines may be from the total", default=0),
+        "unknown_sku": Key(Choice("accept", "no_points"), "what becomes of unknown goods", default="accept"),
+        "unknown_store": Key(Choice("accept", "refuse"), "what becomes of unknown stores", default="accept"),
+        "earn_on_points_paid": Key(Flag(), "whether the part paid with points earns points", default=False),
+        "no_points_on": Key(ConditionKind("goods"), "goods that take no part in points rules"),
+        "wallets": Key(ListOf(_WALLET, 1, limits.WALLETS_MAX, "wallets"), "what members collect", must=True),
+        "funders": Key(MapOf(Text(64), Whole(1, limits.FUNDERS_MAX), 1000, "funders"), "who else pays: name -> number", default={}),
+        "partners": Key(
+            MapOf(Text(32), Record({"zone": Key(_Zone(), "its stores' time zone")}), 10_000, "partners"), "partners", default={}
+        ),
+        "stores": Key(_Either(ListOf(_STORE, 0, STORES_MAX, "stores"), Record({"file": _FILE})), "stores", default=[]),
+        "catalogue": Key(
+            _Either(ListOf(_ARTICLE, 0, catalogue.ROWS_MAX, "articles"), Record({"file": _FILE, "columns": Key(_COLUMNS, "its columns")})),
+            "articles",
+            default=[],
+        ),
+        "categories": Key(
+            MapOf(Text(limits.CATEGORY_BYTES_MAX), CategoryPath(), CATEGORY_CODES_MAX, "category codes"),
+            "what the tills' category codes stand for",
+            default={},
+        ),
+        "tenders": Key(OneOrMore(Text(32), NAMES_MAX), "names of tenders", default=()),
+        "channels": Key(OneOrMore(Text(32), NAMES_MAX), "names of channels", default=()),
+        "segments": Key(OneOrMore(Text(32), SEGMENTS_MAX), "names of segments; new ones go to the end", default=()),
+        "favourites": Key(_FAVOURITES, "categories that members choose"),
+        "tiers": Key(_TIERS, "levels of members"),
+        "experiments": Key(MapOf(Text(32), _EXPERIMENT, EXPERIMENTS_MAX, "experiments"), "experiments", default={}),
+        "campaigns": Key(MapOf(Text(64), _CAMPAIGN, CAMPAIGNS_MAX, "campaigns"), "budgets over all members", default={}),
+        "rules": Key(ListOf(_RULE, 0, RULES_MAX, "rules"), "what gives something", must=True),
+        "burn": Key(ListOf(_BURN, 0, BURN_RULES_MAX, "burn rules"), "paying with points", default=[]),
+    },
+    ("coupons", "stamps", "plans", "actions"),
+)
 
 
 def check_file(path: Path) -> tree.Programme:
@@ -250,8 +305,22 @@ class _Programme:
         PROGRAMME.finish(r, top, ("programme", "currency", "zone"))
         r.currency = top["currency"] or "XXX"
         r.digits = DIGITS.get(r.currency, 2)
-        PROGRAMME.finish(r, top, ("anonymous_accounts", "max_age", "largest_receipt", "total_tolerance", "unknown_sku", "unknown_store",
-                                  "earn_on_points_paid", "wallets", "funders", "partners"))
+        PROGRAMME.finish(
+            r,
+            top,
+            (
+                "anonymous_accounts",
+                "max_age",
+                "largest_receipt",
+                "total_tolerance",
+                "unknown_sku",
+                "unknown_store",
+                "earn_on_points_paid",
+                "wallets",
+                "funders",
+                "partners",
+            ),
+        )
         wallets = self.wallets()
         funders = self.funders()
         r.known |= {"wallet": [wallet.name for wallet in wallets], "funder": funders, "partner": top["partners"]}
@@ -263,8 +332,11 @@ class _Programme:
         PROGRAMME.finish(r, top, ("favourites", "tiers", "experiments", "campaigns", "no_points_on"))
         tiers = self.tiers()
         experiments = self.experiments()
-        r.known |= {"tier": [level.name for level in tiers.levels] if tiers else (), "experiment": {e.name: e for e in experiments},
-                    "campaign": top["campaigns"]}
+        r.known |= {
+            "tier": [level.name for level in tiers.levels] if tiers else (),
+            "experiment": {e.name: e for e in experiments},
+            "campaign": top["campaigns"],
+        }
         PROGRAMME.finish(r, top, ("rules", "burn"))
         rules = self.rules(wallets, funders)
         campaigns = self.campaigns(wallets, rules)
@@ -274,13 +346,34 @@ class _Programme:
         if r.problems.found:
             return None
         programme = tree.Programme(
-            name=top["programme"], currency=r.currency, currency_digits=r.digits, zone=top["zone"],
-            anonymous_accounts=top["anonymous_accounts"], max_age_days=top["max_age"][0], largest_receipt=top["largest_receipt"],
-            total_tolerance=top["total_tolerance"], unknown_sku=top["unknown_sku"], unknown_store=top["unknown_store"],
-            earn_on_points_paid=top["earn_on_points_paid"], no_points_on=top["no_points_on"], wallets=wallets, funders=tuple(funders.items()),
-            stores=stores, articles=articles, category_codes=codes, tenders=top["tenders"], channels=top["channels"], segments=top["segments"],
-            favourites=favourites["choose_from"] if favourites else (), favourites_at_most=favourites["at_most"] if favourites else 0,
-            tiers=tiers, experiments=experiments, campaigns=campaigns, rules=rules, burn=burn)
+            name=top["programme"],
+            currency=r.currency,
+            currency_digits=r.digits,
+            zone=top["zone"],
+            anonymous_accounts=top["anonymous_accounts"],
+            max_age_days=top["max_age"][0],
+            largest_receipt=top["largest_receipt"],
+            total_tolerance=top["total_tolerance"],
+            unknown_sku=top["unknown_sku"],
+            unknown_store=top["unknown_store"],
+            earn_on_points_paid=top["earn_on_points_paid"],
+            no_points_on=top["no_points_on"],
+            wallets=wallets,
+            funders=tuple(funders.items()),
+            stores=stores,
+            articles=articles,
+            category_codes=codes,
+            tenders=top["tenders"],
+            channels=top["channels"],
+            segments=top["segments"],
+            favourites=favourites["choose_from"] if favourites else (),
+            favourites_at_most=favourites["at_most"] if favourites else 0,
+            tiers=tiers,
+            experiments=experiments,
+            campaigns=campaigns,
+            rules=rules,
+            burn=burn,
+        )
         for index, text in firing.impossible(programme):
             r.wrong(top["rules"][index][1], f"rules[{index}]", text)
         for index, text in firing.overflowing(programme):
@@ -308,8 +401,12 @@ class _Programme:
             return None
         value = read_decimal(scale, low, high)(got[key])
         if value is None:
-            got.wrong(self.r, key, f"must be a number of points from {tree.decimal(low, scale)} to {tree.decimal(high, scale)} with at most "
-                                   f"{scale} decimals (the scale of {wallet}), was {got[key]!r}")
+            got.wrong(
+                self.r,
+                key,
+                f"must be a number of points from {tree.decimal(low, scale)} to {tree.decimal(high, scale)} with at most "
+                f"{scale} decimals (the scale of {wallet}), was {got[key]!r}",
+            )
         return value
 
     def wallets(self) -> tuple[tree.Wallet, ...]:
@@ -326,9 +423,12 @@ class _Programme:
         """Points must not be gone before anyone can use them, where that is already known."""
         shortest = life.number * 28 if life.unit == "months" else life.number
         if life.unit in ("days", "months", "inactivity") and not life.end and delay >= shortest:
-            got.wrong(self.r, "available_after" if "available_after" in got else "points_live",
-                      f"available_after must be shorter than points_live (at least {shortest} days), was {delay} days: "
-                      "the points would be gone before anyone can use them")
+            got.wrong(
+                self.r,
+                "available_after" if "available_after" in got else "points_live",
+                f"available_after must be shorter than points_live (at least {shortest} days), was {delay} days: "
+                "the points would be gone before anyone can use them",
+            )
 
     def funders(self) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -352,7 +452,11 @@ class _Programme:
                     rows.wrong(self.r, "file", f"{place}: partner: {partner!r} is no partner of this programme")
                     partner = ""
                 if not code or code in found or len(code.encode()) > limits.STORE_BYTES_MAX:
-                    rows.wrong(self.r, "file", f"{place}: store: must be a code of 1..{limits.STORE_BYTES_MAX} bytes that stands once, was {code!r}")
+                    rows.wrong(
+                        self.r,
+                        "file",
+                        f"{place}: store: must be a code of 1..{limits.STORE_BYTES_MAX} bytes that stands once, was {code!r}",
+                    )
                     continue
                 found[code] = self.store(code, zone, region, partner, frozenset(groups.split()))
             return found
@@ -377,7 +481,11 @@ class _Programme:
                 sku = row["sku"][0].strip()
                 category = "/".join(step for part in row.get("category", []) for step in (s.strip() for s in part.split("/")) if step)
                 if not sku or sku in found or len(sku.encode()) > limits.SKU_BYTES_MAX:
-                    rows.wrong(self.r, "file", f"{rows['file']}:{number}: sku: must be a code of 1..{limits.SKU_BYTES_MAX} bytes that stands once, was {sku!r}")
+                    rows.wrong(
+                        self.r,
+                        "file",
+                        f"{rows['file']}:{number}: sku: must be a code of 1..{limits.SKU_BYTES_MAX} bytes that stands once, was {sku!r}",
+                    )
                     return found  # a table that is wrong is wrong in most of its rows
                 flags = frozenset(flag for text in row.get("flags", []) for flag in text.split())
                 found[sku] = tree.Article(sku, category or None, row.get("brand", [""])[0].strip() or None, flags)
@@ -409,10 +517,16 @@ class _Programme:
             steps = path.split("/")
             categories |= {"/".join(steps[:i]) for i in range(1, len(steps) + 1)}
         self.r.known |= {
-            "sku": articles or None, "category": categories, "brand": {a.brand for a in articles.values() if a.brand},
-            "flag": {flag for a in articles.values() for flag in a.flags}, "store": stores or None,
-            "store_group": {group for s in stores.values() for group in s.groups}, "region": {s.region for s in stores.values() if s.region},
-            "tender": self.top["tenders"], "channel": self.top["channels"], "segment": self.top["segments"],
+            "sku": articles or None,
+            "category": categories,
+            "brand": {a.brand for a in articles.values() if a.brand},
+            "flag": {flag for a in articles.values() for flag in a.flags},
+            "store": stores or None,
+            "store_group": {group for s in stores.values() for group in s.groups},
+            "region": {s.region for s in stores.values() if s.region},
+            "tender": self.top["tenders"],
+            "channel": self.top["channels"],
+            "segment": self.top["segments"],
         }
 
     def tiers(self) -> tree.Tiers | None:
@@ -448,8 +562,9 @@ class _Programme:
         self.contradictions(rows, rules)
         return tuple(rule for rule in rules if rule is not None)
 
-    def rule(self, index: int, got: Got, wallets: tuple[tree.Wallet, ...], funders: dict[str, int], rows: list[Got],
-             index_of: dict[str, int]) -> tree.Rule | None:
+    def rule(
+        self, index: int, got: Got, wallets: tuple[tree.Wallet, ...], funders: dict[str, int], rows: list[Got], index_of: dict[str, int]
+    ) -> tree.Rule | None:
         r = self.r
         effects = [key for key in EFFECTS if key in got]
         if len(effects) != 1:
@@ -458,13 +573,22 @@ class _Programme:
                 got.wrong(r, "", f"must have one of {', '.join(EFFECTS)}{had}")
             return None
         effect_key = effects[0]
-        for key, of in (("for_every_full", ("give",)), ("for_every_full_quantity", ("give",)), ("to_rules", ("add_percent",)),
-                        ("of_rules", ("times",)), ("round", ("percent", "times", "discount_percent")),
-                        ("per", ("give", "percent", "times", "discount_percent", "discount")),
-                        ("to_wallet", ("give", "percent", "times")), ("funder", ("give", "percent", "add_percent", "times")),
-                        ("points_live", ("give", "percent", "add_percent", "times")),
-                        ("available_after", ("give", "percent", "add_percent", "times")), ("earn_on_points_paid", ("give", "percent")),
-                        ("group", EFFECTS[:-1]), ("exclusive", EFFECTS[:-1]), ("priority", EFFECTS[:-1])):
+        for key, of in (
+            ("for_every_full", ("give",)),
+            ("for_every_full_quantity", ("give",)),
+            ("to_rules", ("add_percent",)),
+            ("of_rules", ("times",)),
+            ("round", ("percent", "times", "discount_percent")),
+            ("per", ("give", "percent", "times", "discount_percent", "discount")),
+            ("to_wallet", ("give", "percent", "times")),
+            ("funder", ("give", "percent", "add_percent", "times")),
+            ("points_live", ("give", "percent", "add_percent", "times")),
+            ("available_after", ("give", "percent", "add_percent", "times")),
+            ("earn_on_points_paid", ("give", "percent")),
+            ("group", EFFECTS[:-1]),
+            ("exclusive", EFFECTS[:-1]),
+            ("priority", EFFECTS[:-1]),
+        ):
             if key in got and effect_key not in of:
                 got.wrong(r, key, f"has no meaning with {effect_key}, must not be set")
         wallet = [w.name for w in wallets].index(got["to_wallet"]) if got["to_wallet"] else 0
@@ -491,10 +615,24 @@ class _Programme:
             got.wrong(r, "priority", "has no meaning without `group` or `exclusive`, must not be set")
         paid = self.top["earn_on_points_paid"] if got["earn_on_points_paid"] is None else got["earn_on_points_paid"]
         return tree.Rule(
-            index=index, name=got["name"] or "", when=got["when"], lines=got["lines"], effect=effect, per=got["per"], round=got["round"],
-            wallet=wallet, funder=funders.get(got["funder"], 0), life=life, available_after=delay, earn_on_points_paid=paid,
-            caps=self.caps(got, effect_key, wallets[wallet]), campaign=got["campaign"], exclusive=got["exclusive"], group=got["group"],
-            priority=got["priority"] or 0)
+            index=index,
+            name=got["name"] or "",
+            when=got["when"],
+            lines=got["lines"],
+            effect=effect,
+            per=got["per"],
+            round=got["round"],
+            wallet=wallet,
+            funder=funders.get(got["funder"], 0),
+            life=life,
+            available_after=delay,
+            earn_on_points_paid=paid,
+            caps=self.caps(got, effect_key, wallets[wallet]),
+            campaign=got["campaign"],
+            exclusive=got["exclusive"],
+            group=got["group"],
+            priority=got["priority"] or 0,
+        )
 
     def effect(self, got: Got, key: str, wallet: tree.Wallet, targets: tuple[int, ...]) -> Any:
         if got[key] is None:
@@ -523,7 +661,9 @@ class _Programme:
             return tree.Steps(got["for_every_full_quantity"], give, "quantity") if got["for_every_full_quantity"] else None
         return tree.Fixed(give)
 
-    def targets(self, got: Got, effect: str, rows: list[Got], index_of: dict[str, int], wallets: tuple[tree.Wallet, ...]) -> tuple[int, ...] | None:
+    def targets(
+        self, got: Got, effect: str, rows: list[Got], index_of: dict[str, int], wallets: tuple[tree.Wallet, ...]
+    ) -> tuple[int, ...] | None:
         key, fitting = ("to_rules", ("percent",)) if effect == "add_percent" else ("of_rules", ("give", "percent", "add_percent"))
         if key not in got:
             got.wrong(self.r, key, f"is missing, must be set with {effect}")
@@ -566,9 +706,13 @@ class _Programme:
                 continue
             measure, per = measures[0], got["per"]
             if measure != "uses" and (measure != fitting or effect == "entitle"):
-                got.wrong(self.r, measure, f"has no meaning with {effect}, must be {'uses' if effect == 'entitle' else f'{fitting} or uses'}")
+                got.wrong(
+                    self.r, measure, f"has no meaning with {effect}, must be {'uses' if effect == 'entitle' else f'{fitting} or uses'}"
+                )
                 continue
-            limit = self.points(got, "points", wallet.scale, 1, limits.WALLET_POINTS_MAX, wallet.name) if measure == "points" else got[measure]
+            limit = (
+                self.points(got, "points", wallet.scale, 1, limits.WALLET_POINTS_MAX, wallet.name) if measure == "points" else got[measure]
+            )
             if limit is None or per is None:
                 continue
             if measure == "uses" and per == "receipt":
@@ -617,18 +761,35 @@ class _Programme:
             return None
         index = [w.name for w in wallets].index(got["wallet"]) if got["wallet"] else 0
         wallet = wallets[index]
-        low, high, step = (self.points(got, key, wallet.scale, 0 if key == "min" else 1, limits.POINTS_MAX, wallet.name) for key in ("min", "max", "step"))
+        low, high, step = (
+            self.points(got, key, wallet.scale, 0 if key == "min" else 1, limits.POINTS_MAX, wallet.name) for key in ("min", "max", "step")
+        )
         pays = got["one_point_pays"] or wallet.worth
         whole = 10**wallet.scale
         step = 1 if step is None else step
         if step * pays % whole:
             least = whole // math.gcd(pays, whole)
-            got.wrong(self.r, "step", f"steps of {tree.decimal(step, wallet.scale)} points would pay fractions of the smallest coin, must be a multiple of "
-                                      f"{tree.decimal(least, wallet.scale)}")
+            got.wrong(
+                self.r,
+                "step",
+                f"steps of {tree.decimal(step, wallet.scale)} points would pay fractions of the smallest coin, must be a multiple of "
+                f"{tree.decimal(least, wallet.scale)}",
+            )
         if high is not None and high < max(low or 0, step):
             got.wrong(self.r, "max", "must not be below `min` and `step`: nothing could ever be paid")
-        return tree.BurnRule(got["name"] or "", got["when"], index, got["share"], got["not_for"], low or 0, high, step, got["money_at_least"],
-                             got["money_at_least_per_line"], pays)
+        return tree.BurnRule(
+            got["name"] or "",
+            got["when"],
+            index,
+            got["share"],
+            got["not_for"],
+            low or 0,
+            high,
+            step,
+            got["money_at_least"],
+            got["money_at_least_per_line"],
+            pays,
+        )
 
 
 def _conjuncts(condition: object) -> list:
@@ -636,6 +797,18 @@ def _conjuncts(condition: object) -> list:
     return [atom for part in condition.parts for atom in _conjuncts(part)] if isinstance(condition, tree.All) else [condition]
 
 
-def node_of(got: Got) -> Node:
-    """Where a mapping stands."""
-    return got.node
+def main(paths: list[str]) -> int:
+    """Say what is wrong with files. 1: something is."""
+    wrong = 0
+    for path in paths:
+        try:
+            programme = check_file(Path(path))
+            print(f"{path}: good, {len(programme.rules)} rules, {len(programme.burn)} for paying with points")
+        except ProgramError as error:
+            print(error)
+            wrong = 1
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,25 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ledger import limits
 from ledger.rules import tree
 from ledger.rules.shape import (
-    Choice, Clock, Flag, Got, HourRange, Key, Kind, ListOf, MapOf, Moment, Money, Name, Number, OneOrMore, Range, Reading, Record, Text, Whole,
+    Choice,
+    Clock,
+    Flag,
+    Got,
+    HourRange,
+    Key,
+    Kind,
+    ListOf,
+    MapOf,
+    Moment,
+    Money,
+    Name,
+    Number,
+    OneOrMore,
+    Range,
+    Reading,
+    Record,
+    Text,
+    Whole,
 )
 from ledger.rules.syntax import shown
 
@@ -24,8 +42,12 @@ _MONEY = Range(Money(0, limits.AMOUNT_MINOR_MAX))
 _QUANTITY = Range(Number(3, 0, limits.QUANTITY_MILLI_MAX * limits.LINES_MAX, "a quantity"))
 _DAYS = Range(Whole(0, DAYS_MAX))
 _DATES = Range(Moment())
-_BIRTHDAY = Record({"days_before": Key(Whole(0, 30), "so many days before it", default=0),
-                    "days_after": Key(Whole(0, 30), "so many days after it", default=0)})
+_BIRTHDAY = Record(
+    {
+        "days_before": Key(Whole(0, 30), "so many days before it", default=0),
+        "days_after": Key(Whole(0, 30), "so many days after it", default=0),
+    }
+)
 
 LINE_KEYS = {
     "sku": Key(OneOrMore(Name("sku", "article")), "its article is one of these"),
@@ -95,8 +117,12 @@ class _ExperimentKind(Kind):
                 if variant == experiment.control:
                     r.wrong(place, f"{path}.{name}", f"{variant!r} is the control variant, which gets nothing, must not be named")
                 elif variant not in dict(experiment.variants):
-                    r.wrong(place, f"{path}.{name}", f"{variant!r} is no variant, must be one of "
-                                                     f"{', '.join(v for v, _ in experiment.variants if v != experiment.control)}")
+                    r.wrong(
+                        place,
+                        f"{path}.{name}",
+                        f"{variant!r} is no variant, must be one of "
+                        f"{', '.join(v for v, _ in experiment.variants if v != experiment.control)}",
+                    )
             parts.append(tree.InVariant(name, frozenset(variants)))
         return tuple(parts)
 
@@ -105,7 +131,7 @@ class _ExperimentKind(Kind):
 
 
 class ConditionKind(Kind):
-    """A condition. where: when (receipt and member, and the rule's own lines), lines (also mixed), burn (receipt and member), goods (lines only)."""
+    """A condition. where: when (receipt, member, the rule's own lines), lines (also mixed), burn (receipt, member), goods (lines only)."""
 
     def __init__(self, where: str):
         self.where = where
@@ -115,12 +141,17 @@ class ConditionKind(Kind):
         nested = _Nested(self)
         keys = dict(LINE_KEYS) if self.where in ("lines", "goods") else {}
         if self.where != "goods":
-            keys |= OTHER_KEYS | {"dates": Key(_DatesKind(), "the store's date and time are in the window"),
-                                  "experiment": Key(_ExperimentKind(), "the member's variant is one of these")}
+            keys |= OTHER_KEYS | {
+                "dates": Key(_DatesKind(), "the store's date and time are in the window"),
+                "experiment": Key(_ExperimentKind(), "the member's variant is one of these"),
+            }
         if self.where == "when":
             keys |= OWN_LINES_KEYS
-        return keys | {"all": Key(_NestedList(nested), "each must hold"), "any": Key(_NestedList(nested), "one must hold"),
-                       "not": Key(nested, "must not hold as a whole")}
+        return keys | {
+            "all": Key(_NestedList(nested), "each must hold"),
+            "any": Key(_NestedList(nested), "one must hold"),
+            "not": Key(nested, "must not hold as a whole"),
+        }
 
     def read(self, r: Reading, node: Node, path: str) -> Any:
         before = len(r.problems.found)
@@ -239,8 +270,12 @@ class _NestedList(Kind):
 
 # --- tiers --------------------------------------------------------------------------------------------------------------
 
-WINDOWS = {"lifetime": tree.Window("lifetime"), "calendar month": tree.Window("month"), "calendar year": tree.Window("year"),
-           "anniversary year": tree.Window("anniversary")}
+WINDOWS = {
+    "lifetime": tree.Window("lifetime"),
+    "calendar month": tree.Window("month"),
+    "calendar year": tree.Window("year"),
+    "anniversary year": tree.Window("anniversary"),
+}
 ROLLING_DAYS_MAX = 400
 
 
@@ -261,13 +296,15 @@ class ReachKind(Kind):
     """When a tier is reached."""
 
     def record(self) -> Record:
-        return Record({
-            "receipts": Key(Whole(1, 1_000_000), "at least so many receipts"),
-            "spent": Key(Money(1, limits.AMOUNT_MINOR_MAX), "at least so much money"),
-            "in": Key(WindowKind(), "in which window both count", default=WINDOWS["lifetime"]),
-            "any": Key(ListOf(self, 1, 16, "ways to reach it"), "one must hold"),
-            "all": Key(ListOf(self, 1, 16, "ways to reach it"), "each must hold"),
-        })
+        return Record(
+            {
+                "receipts": Key(Whole(1, 1_000_000), "at least so many receipts"),
+                "spent": Key(Money(1, limits.AMOUNT_MINOR_MAX), "at least so much money"),
+                "in": Key(WindowKind(), "in which window both count", default=WINDOWS["lifetime"]),
+                "any": Key(ListOf(self, 1, 16, "ways to reach it"), "one must hold"),
+                "all": Key(ListOf(self, 1, 16, "ways to reach it"), "each must hold"),
+            }
+        )
 
     def read(self, r, node, path):
         if path.count(".any") + path.count(".all") > 4:

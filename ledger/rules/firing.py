@@ -1,8 +1,8 @@
 """What a checked programme cannot mean: rules that can never fire, overflow, tiers that overlap.
 
-Not for wrong types or unknown names (`check.py`, which calls this). Conditions are evaluated in Kleene's three-valued logic with one thing known at a time
-(the article, the store, the hour, ...): a rule is reported only when it is false whatever the rest may be. The lowering to images uses the same function
-for its may-sets.
+Not for wrong types or unknown names (`check.py`, which calls this). Conditions are evaluated in Kleene's three-valued logic with
+one thing known at a time (the article, the store, the hour, ...): a rule is reported only when it is false whatever the rest may
+be. The lowering to images uses the same function for its may-sets.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def kleene(condition: object, known: Known) -> bool | None:
 
 
 # --- rules that can never fire ----------------------------------------------------------------------------------------
+
 
 def impossible(programme: tree.Programme) -> Iterator[tuple[int, str]]:
     """Rules that can never fire: index, and why."""
@@ -67,8 +68,13 @@ class _Goods:
     """The kinds of articles that line conditions can tell apart."""
 
     def __init__(self, programme: tree.Programme):
-        mentioned = {sku for rule in programme.rules for atom in tree.atoms(rule.lines) if isinstance(atom, tree.InSet) and atom.kind == "sku"
-                     for sku in atom.names}
+        mentioned = {
+            sku
+            for condition in (programme.no_points_on, *(rule.lines for rule in programme.rules))
+            for atom in tree.atoms(condition)
+            if isinstance(atom, tree.InSet) and atom.kind == "sku"
+            for sku in atom.names
+        }
         kinds: dict[tuple, tree.Article] = {}
         for article in programme.articles.values():
             key = (article.category, article.brand, article.flags, article.sku if article.sku in mentioned else None)
@@ -80,20 +86,20 @@ class _Goods:
         for article in self.kinds:
             for path in _paths(article.category):
                 self.by_category.setdefault(path, []).append(article)
-        self.coded = {path for code in programme.category_codes.values() for path in _paths(code)}
         self.codes = sorted(set(programme.category_codes.values()))
 
     def meet(self, condition: object, excluded: object | None) -> bool:
         """Whether an article can meet a condition and is not excluded."""
-        if not tree.atoms(condition):
+        if kleene(condition, _nameless) is not False:
             return True
 
         def good(article: tree.Article, unknown: bool) -> bool:
             known = _article_known(article, unknown and not self.all_known)
             return kleene(condition, known) is not False and (excluded is None or kleene(excluded, known) is not True)
 
-        return any(good(article, False) for article in self.candidates(condition)) or \
-            any(good(tree.Article("", code), True) for code in (*self.codes, None))
+        return any(good(article, False) for article in self.candidates(condition)) or any(
+            good(tree.Article("", code), True) for code in (*self.codes, None)
+        )
 
     def candidates(self, condition: object) -> list[tree.Article]:
         """Articles among which one must be that meets the condition: by its first sku or category that must hold."""
@@ -121,6 +127,7 @@ def _article_known(article: tree.Article, sku_unknown: bool) -> Known:
         if atom.kind == "category":
             return tree.under(article.category, atom.names)
         return article.brand in atom.names if atom.kind == "brand" else bool(article.flags & atom.names)
+
     return known
 
 
@@ -139,7 +146,13 @@ def contradiction(programme: tree.Programme, condition: object) -> str | None:
 def _kind(atom: object) -> str:
     if isinstance(atom, (tree.InSet, tree.InRange, tree.Is)):
         return PLACE if atom.kind in tree.STORE_SETS else atom.kind
-    names = {tree.Dates: "dates", tree.Hours: "hours", tree.Birthday: "birthday", tree.Nth: "receipt number", tree.EveryNth: "receipt number"}
+    names = {
+        tree.Dates: "dates",
+        tree.Hours: "hours",
+        tree.Birthday: "birthday",
+        tree.Nth: "receipt number",
+        tree.EveryNth: "receipt number",
+    }
     return names.get(type(atom)) or f"experiment {atom.experiment}"
 
 
@@ -161,28 +174,42 @@ def _worlds(programme: tree.Programme, kind: str, atoms: list) -> list[Known] | 
             return None
         return [_set_known(kind, set(some)) for some in chain.from_iterable(combinations(names, n) for n in range(len(names) + 1))]
     if kind in tree.LINE_FLAGS:
-        return [lambda atom, is_so=is_so: is_so == atom.wanted if isinstance(atom, tree.Is) and atom.kind == kind else None for is_so in (False, True)]
+        return [_flag_known(kind, is_so) for is_so in (False, True)] + [_nameless]
     if kind == "receipt number":
         every = [atom.number for atom in atoms if isinstance(atom, tree.EveryNth)]
         product = 1
         for number in every:
             product *= number
         numbers = {1, product, *every, *(n for atom in atoms if isinstance(atom, tree.Nth) for n in atom.numbers), product * 1_000_003 + 1}
-        numbers |= {number * 1_000_003 for number in every}
+        numbers |= {number * 1_000_003 for number in (product, *every)}
         return [_number_known(number) for number in sorted(numbers)] if len(every) <= 2 else None
     if kind == "dates":
-        return [_dates_known(at) for at in sorted({0, *(at for atom in atoms for window in atom.windows for at in window if at is not None)})]
+        return [
+            _dates_known(at) for at in sorted({0, *(at for atom in atoms for window in atom.windows for at in window if at is not None)})
+        ]
     if kind == "hours":
         return [_hours_known(at) for at in sorted({0, *(at % tree.MINUTES_OF_DAY for atom in atoms for at in (atom.low, atom.high))})]
     if kind.startswith("experiment "):
         name = kind.removeprefix("experiment ")
         variants = next(e.variants for e in programme.experiments if e.name == name)
-        return [lambda atom, variant=variant: variant in atom.variants if isinstance(atom, tree.InVariant) and atom.experiment == name else None
-                for variant, share in variants if share > 0]
+        return [_variant_known(name, variant) for variant, share in variants if share > 0]
     ranges = sorted({0, *(at for atom in atoms for at in (atom.low, atom.high) if at is not None)})
     if kind == "days_since_last_receipt":
         ranges.insert(0, None)
-    return [_range_known(kind, at) for at in ranges]
+    return [_range_known(kind, at) for at in ranges] + ([_nameless] if kind in tree.LINE_RANGES else [])
+
+
+def _nameless(atom: object) -> bool | None:
+    """The line of a receipt without lines: no condition about lines holds for it."""
+    return False if tree.about_lines(atom) else None
+
+
+def _flag_known(kind: str, is_so: bool) -> Known:
+    return lambda atom: is_so == atom.wanted if isinstance(atom, tree.Is) and atom.kind == kind else None
+
+
+def _variant_known(experiment: str, variant: str) -> Known:
+    return lambda atom: variant in atom.variants if isinstance(atom, tree.InVariant) and atom.experiment == experiment else None
 
 
 def _store_known(store: tree.Store | None) -> Known:
@@ -194,6 +221,7 @@ def _store_known(store: tree.Store | None) -> Known:
         if atom.kind == "store_group":
             return bool(store.groups & atom.names)
         return getattr(store, atom.kind) in atom.names
+
     return known
 
 
@@ -210,12 +238,16 @@ def _number_known(number: int) -> Known:
         if isinstance(atom, tree.Nth):
             return number in atom.numbers
         return number % atom.number == 0 if isinstance(atom, tree.EveryNth) else None
+
     return known
 
 
 def _dates_known(at: int) -> Known:
-    return lambda atom: any((low is None or low <= at) and (high is None or at < high) for low, high in atom.windows) \
-        if isinstance(atom, tree.Dates) else None
+    return lambda atom: (
+        any((low is None or low <= at) and (high is None or at < high) for low, high in atom.windows)
+        if isinstance(atom, tree.Dates)
+        else None
+    )
 
 
 def _hours_known(at: int) -> Known:
@@ -223,6 +255,7 @@ def _hours_known(at: int) -> Known:
         if not isinstance(atom, tree.Hours):
             return None
         return atom.low <= at < atom.high if atom.low < atom.high else at >= atom.low or at < atom.high
+
     return known
 
 
@@ -231,10 +264,12 @@ def _range_known(kind: str, at: int | None) -> Known:
         if not isinstance(atom, tree.InRange) or atom.kind != kind:
             return None
         return at is not None and (atom.low is None or atom.low <= at) and (atom.high is None or at < atom.high)
+
     return known
 
 
 # --- overflow -------------------------------------------------------------------------------------------------------------
+
 
 def overflowing(programme: tree.Programme) -> Iterator[tuple[int, str]]:
     """Rules that may give more than fits: index, and what to do."""
@@ -251,9 +286,14 @@ def overflowing(programme: tree.Programme) -> Iterator[tuple[int, str]]:
             most[rule.index] = min([points, *capped])
             if most[rule.index] > limits.POINTS_MAX or points > 2**62:
                 wallet = programme.wallets[rule.wallet]
-                yield rule.index, (f"would give {tree.decimal(points, wallet.scale)} {wallet.name} on the largest receipt "
-                                   f"({tree.decimal(programme.largest_receipt, programme.currency_digits)}), at most "
-                                   f"{tree.decimal(limits.POINTS_MAX, wallet.scale)} are possible")
+                yield (
+                    rule.index,
+                    (
+                        f"would give {tree.decimal(points, wallet.scale)} {wallet.name} on the largest receipt "
+                        f"({tree.decimal(programme.largest_receipt, programme.currency_digits)}), at most "
+                        f"{tree.decimal(limits.POINTS_MAX, wallet.scale)} are possible"
+                    ),
+                )
 
 
 def _most(programme: tree.Programme, rule: tree.Rule, most: dict[int, int]) -> int:
@@ -270,6 +310,7 @@ def _most(programme: tree.Programme, rule: tree.Rule, most: dict[int, int]) -> i
 
 
 # --- tiers ----------------------------------------------------------------------------------------------------------------
+
 
 def overlapping(programme: tree.Programme) -> Iterator[tuple[int, str]]:
     """Levels that are reached as easily as a lower one: index, and by what."""
@@ -298,7 +339,11 @@ def _ways(reach: object) -> list[tuple[tree.Threshold, ...]]:
 
 def _implies(below: tuple[tree.Threshold, ...], way: tuple[tree.Threshold, ...]) -> bool:
     """Whether whoever meets `below` meets `way`: every threshold of it is no higher than one of the same measure and window below."""
-    return all(any(low.measure == high.measure and low.window == high.window and high.at_least <= low.at_least for low in below) for high in way)
+
+    def easier(high: tree.Threshold) -> bool:
+        return any((low.measure, low.window) == (high.measure, high.window) and high.at_least <= low.at_least for low in below)
+
+    return all(easier(high) for high in way)
 
 
 def _said(programme: tree.Programme, threshold: tree.Threshold) -> str:

@@ -43,13 +43,13 @@ def possible(condition: object, of_atom: Callable[[object], Possible]) -> Possib
         return Possible(part.false, part.true)
     if not isinstance(condition, (tree.All, tree.Any)):
         return of_atom(condition)
-    both = isinstance(condition, tree.All)
-    one, all_of = both, not both  # true or false if one part is, and if all parts are
-    for part in condition.parts:
-        found = possible(part, of_atom)
-        one = one & (found.true if both else found.false)
-        all_of = all_of | (found.false if both else found.true)
-    return Possible(one, all_of) if both else Possible(all_of, one)
+    whole, parts = isinstance(condition, tree.All), [possible(part, of_atom) for part in condition.parts]
+    every: Truth = True  # All: each part may be true; Any: each may be false
+    some: Truth = False
+    for part in parts:
+        every = every & (part.true if whole else part.false)
+        some = some | (part.false if whole else part.true)
+    return Possible(every, some) if whole else Possible(some, every)
 
 
 def conjuncts(condition: object) -> list:

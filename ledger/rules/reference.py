@@ -1,8 +1,8 @@
 """The reference interpreter: what a programme does with a receipt, computed slowly and obviously from the checked tree.
 
-Never from an image, and not for the service: the compiled evaluator must be equal to it, and tests and `daybook explain` read it. Everything is a pure function: `evaluate`
-says what a receipt comes to and which changes of state that implies; `apply` makes them. The steps and their order are those of docs/rules.md section 2.
-Units are the tree's. Fractions are exact.
+Never from an image, and not for the service: the compiled evaluator must be equal to it, and tests and `daybook explain` read it.
+Everything is a pure function: `evaluate` says what a receipt comes to and which changes of state that implies; `apply` makes them.
+The steps and their order are those of docs/rules.md section 2. Units are the tree's. Fractions are exact.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ KEPT_WINDOWS = 2
 
 
 # --- what goes in ---------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Line:
@@ -67,8 +68,12 @@ class Member:
     birthday: tuple[int, int] | None = None  # month, day
     birthday_from: int = 0
     available: tuple[int, ...] = ()  # points that can be used, by wallet
-    counters: Mapping[tuple[str, str, str], tuple[tuple[int, int], ...]] = field(default_factory=dict)  # rule, per, measure -> window, value; newest first
-    windows: Mapping[tree.Window, tuple[tuple[int, int, int], ...]] = field(default_factory=dict)  # window -> number, receipts, spent; newest first
+    counters: Mapping[tuple[str, str, str], tuple[tuple[int, int], ...]] = field(
+        default_factory=dict
+    )  # rule, per, measure -> window, value; newest first
+    windows: Mapping[tree.Window, tuple[tuple[int, int, int], ...]] = field(
+        default_factory=dict
+    )  # window -> number, receipts, spent; newest first
     days: tuple[tuple[int, int, int], ...] = ()  # day, receipts, spent; for rolling windows
 
 
@@ -80,6 +85,7 @@ class Shared:
 
 
 # --- what comes out -------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Given:
@@ -151,6 +157,7 @@ class Result:
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------------
 
+
 def rounded(exact: Fraction, how: str) -> int:
     """A fraction of at least 0 as an integer: floor, half_up or ceil."""
     if how == "half_up":
@@ -165,12 +172,13 @@ def spread(total: int, weights: list[int]) -> list[int]:
     exact = [Fraction(total * weight, sum(weights)) for weight in weights]
     shares = [part.__floor__() for part in exact]
     by_claim = sorted(range(len(weights)), key=lambda i: (shares[i] - exact[i], i))
-    for i in by_claim[:total - sum(shares)]:
+    for i in by_claim[: total - sum(shares)]:
         shares[i] += 1
     return shares
 
 
 # --- time -----------------------------------------------------------------------------------------------------------------
+
 
 def programme_day(programme: tree.Programme, time_us: int) -> int:
     """The day of a moment in the programme's zone; where clocks are set back over midnight, the new day stays."""
@@ -182,7 +190,9 @@ def programme_day(programme: tree.Programme, time_us: int) -> int:
 def wall_clock(programme: tree.Programme, store: str, time_us: int) -> datetime:
     """Date and time that the clock on the store's wall shows."""
     known = programme.stores.get(store)
-    return (zones.EPOCH + timedelta(microseconds=time_us)).astimezone(zones.load(known.zone if known else programme.zone)).replace(tzinfo=None)
+    return (
+        (zones.EPOCH + timedelta(microseconds=time_us)).astimezone(zones.load(known.zone if known else programme.zone)).replace(tzinfo=None)
+    )
 
 
 def add_months(day: int, months: int) -> int:
@@ -256,6 +266,7 @@ def variant(experiment: tree.Experiment, member: int) -> str:
 
 
 # --- conditions -----------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -359,9 +370,9 @@ def atom_holds(atom: object, facts: Facts) -> bool:
         case tree.InSet("segment", names):
             return bool(member.segments & names)
         case tree.InRange("account_age_days", low, high):
-            return in_range(facts.today - member.opened_day, low, high)
+            return in_range(max(0, facts.today - member.opened_day), low, high)
         case tree.InRange("days_since_last_receipt", low, high):
-            return member.last_day is not None and in_range(facts.today - member.last_day, low, high)
+            return member.last_day is not None and in_range(max(0, facts.today - member.last_day), low, high)
         case tree.Birthday():
             return birthday_year(member, atom, facts.today, clock) is not None
         case tree.InSet("store", names):
@@ -386,6 +397,7 @@ def atom_holds(atom: object, facts: Facts) -> bool:
 
 
 # --- tiers ----------------------------------------------------------------------------------------------------------------
+
 
 def window_number(window: tree.Window, day: int, opened_day: int) -> int:
     """The number of the window that a day lies in."""
@@ -515,7 +527,9 @@ def added(kept: tuple, number: int, *increments: int) -> tuple:
     return tuple((at, *rows[at]) for at in sorted(rows, reverse=True)[:KEPT_WINDOWS])
 
 
-def tiers_after(programme: tree.Programme, before: Member, tier: int, until: int | None, day: int, spent: int) -> tuple[int, int | None, tuple[Missing, ...]]:
+def tiers_after(
+    programme: tree.Programme, before: Member, tier: int, until: int | None, day: int, spent: int
+) -> tuple[int, int | None, tuple[Missing, ...]]:
     """Tier and its end behind a receipt, and what is missing to the next level."""
     tiers = programme.tiers
     if tiers is None:
@@ -539,6 +553,7 @@ def tiers_after(programme: tree.Programme, before: Member, tier: int, until: int
 
 
 # --- caps and campaigns ---------------------------------------------------------------------------------------------------
+
 
 def cap_window(rule: tree.Rule, cap: tree.Cap, facts: Facts) -> int:
     """The number of the window that a cap counts this receipt in."""
@@ -577,14 +592,19 @@ class Purse:
     def campaign_left(self, name: str) -> tuple[int | None, int | None]:
         campaign = self.campaigns[name]
         value, uses = self.taken.get(name, (0, 0))
-        return (None if campaign.limit is None else max(0, campaign.limit - value), None if campaign.uses is None else max(0, campaign.uses - uses))
+        return (
+            None if campaign.limit is None else max(0, campaign.limit - value),
+            None if campaign.uses is None else max(0, campaign.uses - uses),
+        )
 
     def used_up(self, rule: tree.Rule) -> str | None:
         """Which cap or campaign leaves nothing before the receipt."""
         for cap in rule.caps:
             if cap.per == "receipt":
                 continue
-            left = cap_left(self.facts.member.counters.get((rule.name, cap.per, cap.measure), ()), cap_window(rule, cap, self.facts), cap.limit)
+            left = cap_left(
+                self.facts.member.counters.get((rule.name, cap.per, cap.measure), ()), cap_window(rule, cap, self.facts), cap.limit
+            )
             if left is None:
                 return "cap_too_late"
             if left == 0:
@@ -627,7 +647,9 @@ class Purse:
         """Notes what a rule gave."""
         for cap in rule.caps:
             if cap.per != "receipt":
-                self.counters.append(((rule.name, cap.per, cap.measure), cap_window(rule, cap, self.facts), 1 if cap.measure == "uses" else given))
+                self.counters.append(
+                    ((rule.name, cap.per, cap.measure), cap_window(rule, cap, self.facts), 1 if cap.measure == "uses" else given)
+                )
         if rule.campaign is not None:
             value = given if self.campaigns[rule.campaign].measure else 0
             before = self.taken.get(rule.campaign, (0, 0))
@@ -636,6 +658,7 @@ class Purse:
 
 
 # --- the steps ------------------------------------------------------------------------------------------------------------
+
 
 def evaluate(programme: tree.Programme, member: Member, receipt: Receipt, time_us: int, shared: Shared = Shared()) -> Result:  # noqa: B008
     """What a receipt at a business time comes to for a member."""
@@ -649,8 +672,11 @@ def evaluate(programme: tree.Programme, member: Member, receipt: Receipt, time_u
     facts = Facts(programme, member, receipt, lines, today, clock, tier, 0)
     eligible = [not (programme.no_points_on is not None and holds(programme.no_points_on, facts, line)) for line in lines]
     facts = replace(facts, eligible_total=sum(line.amount for line, is_eligible in zip(lines, eligible, strict=True) if is_eligible))
-    earns = [is_eligible and not (programme.unknown_sku == "no_points" and programme.articles and line.sku and line.sku not in programme.articles)
-             for line, is_eligible in zip(lines, eligible, strict=True)]
+    earns = [
+        is_eligible
+        and not (programme.unknown_sku == "no_points" and programme.articles and line.sku and line.sku not in programme.articles)
+        for line, is_eligible in zip(lines, eligible, strict=True)
+    ]
     purse = Purse(facts, {campaign.name: campaign for campaign in programme.campaigns}, dict(shared.campaigns))
     given: list[Given] = []
     not_given: list[tuple[int, str]] = []
@@ -673,7 +699,9 @@ def evaluate(programme: tree.Programme, member: Member, receipt: Receipt, time_u
             give_discount(rule, kept[rule.index], base, net, purse, given, not_given)
     discounts = tuple(line.amount - left for line, left in zip(lines, net, strict=True))
 
-    burn_limits = tuple(limit for wallet in range(len(programme.wallets)) if (limit := burn_limit(programme, facts, wallet, net)) is not None)
+    burn_limits = tuple(
+        limit for wallet in range(len(programme.wallets)) if (limit := burn_limit(programme, facts, wallet, net)) is not None
+    )
     paid = [0] * len(lines)
     if receipt.burn:
         limit = next((limit for limit in burn_limits if limit.wallet == receipt.burn_wallet), None)
@@ -704,10 +732,21 @@ def evaluate(programme: tree.Programme, member: Member, receipt: Receipt, time_u
     spent = sum(part for part, is_eligible in zip(money, eligible, strict=True) if is_eligible)
     tier_after, until_after, missing = tiers_after(programme, member, tier, tier_until, today, spent)
     return Result(
-        notices=notices, day=today, tier=tier, tier_after=tier_after, to_next=missing,
-        variants=tuple((e.name, variant(e, member.number)) for e in programme.experiments), discounts=discounts, burn_limits=burn_limits,
-        paid=tuple(paid), given=tuple(given), not_given=tuple(sorted(not_given)), points=tuple(points), entitlements=tuple(entitlements),
-        changes=Changes(today, tuple(purse.counters), tuple(purse.campaign_changes), spent, tier_after, until_after))
+        notices=notices,
+        day=today,
+        tier=tier,
+        tier_after=tier_after,
+        to_next=missing,
+        variants=tuple((e.name, variant(e, member.number)) for e in programme.experiments),
+        discounts=discounts,
+        burn_limits=burn_limits,
+        paid=tuple(paid),
+        given=tuple(given),
+        not_given=tuple(sorted(not_given)),
+        points=tuple(points),
+        entitlements=tuple(entitlements),
+        changes=Changes(today, tuple(purse.counters), tuple(purse.campaign_changes), spent, tier_after, until_after),
+    )
 
 
 def reason_to_refuse(programme: tree.Programme, receipt: Receipt) -> str | None:
@@ -737,8 +776,13 @@ def notices_of(programme: tree.Programme, receipt: Receipt) -> tuple[str, ...]:
                 found.append(f"unknown_sku {line.sku}")
             if line.category and programme.category_codes and line.category not in programme.category_codes:
                 found.append(f"unknown_category {line.category}")
-    codes = {code for rule in (*programme.rules, *programme.burn) for atom in (*tree.atoms(rule.when), *tree.atoms(getattr(rule, "lines", None)))
-             if isinstance(atom, tree.InSet) and atom.kind == "promo_code" for code in atom.names}
+    codes = {
+        code
+        for rule in (*programme.rules, *programme.burn)
+        for atom in (*tree.atoms(rule.when), *tree.atoms(getattr(rule, "lines", None)))
+        if isinstance(atom, tree.InSet) and atom.kind == "promo_code"
+        for code in atom.names
+    }
     found += [f"unknown_promo_code {code}" for code in receipt.promo_codes if code not in codes]
     found += [f"unknown_tender {name}" for name, _ in receipt.tenders if name not in programme.tenders]
     if receipt.channel and receipt.channel not in programme.channels:
@@ -774,7 +818,14 @@ def stacked(programme: tree.Programme, own: dict[int, list[int]], not_given: lis
     return kept
 
 
-def lose(there: list[tree.Rule], stay: list[tree.Rule], line: int, winner: tree.Rule, kept: dict[int, list[int]], takers: dict[int, dict[int, str]]) -> None:
+def lose(
+    there: list[tree.Rule],
+    stay: list[tree.Rule],
+    line: int,
+    winner: tree.Rule,
+    kept: dict[int, list[int]],
+    takers: dict[int, dict[int, str]],
+) -> None:
     """All but some rules lose a line."""
     for rule in there:
         if rule not in stay:
@@ -782,8 +833,9 @@ def lose(there: list[tree.Rule], stay: list[tree.Rule], line: int, winner: tree.
             takers[rule.index][line] = winner.name
 
 
-def give_discount(rule: tree.Rule, lines: list[int], base: list[int], net: list[int], purse: Purse, given: list[Given],
-                  not_given: list[tuple[int, str]]) -> None:
+def give_discount(
+    rule: tree.Rule, lines: list[int], base: list[int], net: list[int], purse: Purse, given: list[Given], not_given: list[tuple[int, str]]
+) -> None:
     """One discount: takes from `net`."""
     effect = rule.effect
     if isinstance(effect, tree.DiscountPercent):
@@ -805,8 +857,20 @@ def give_discount(rule: tree.Rule, lines: list[int], base: list[int], net: list[
             net[i] -= part
 
 
-def finish(rule: tree.Rule, base: int, exact: Fraction, whole: int, cuts: list[tuple[str, int]], shares: list[int], lines: list[int], count: int,
-           purse: Purse, given: list[Given], not_given: list[tuple[int, str]], days: tuple[int, int | None] | None = None) -> None:
+def finish(
+    rule: tree.Rule,
+    base: int,
+    exact: Fraction,
+    whole: int,
+    cuts: list[tuple[str, int]],
+    shares: list[int],
+    lines: list[int],
+    count: int,
+    purse: Purse,
+    given: list[Given],
+    not_given: list[tuple[int, str]],
+    days: tuple[int, int | None] | None = None,
+) -> None:
     """Caps, campaign, sharing of what they leave; notes what was given or why nothing."""
     wanted = sum(shares)
     if wanted == 0:
@@ -830,6 +894,7 @@ def finish(rule: tree.Rule, base: int, exact: Fraction, whole: int, cuts: list[t
 
 # --- paying with points ---------------------------------------------------------------------------------------------------
 
+
 def burn_rule_of(programme: tree.Programme, facts: Facts, wallet: int) -> tree.BurnRule | None:
     """The first burn rule of a wallet that holds."""
     return next((rule for rule in programme.burn if rule.wallet == wallet and holds(rule.when, facts)), None)
@@ -837,8 +902,10 @@ def burn_rule_of(programme: tree.Programme, facts: Facts, wallet: int) -> tree.B
 
 def capacities(rule: tree.BurnRule, facts: Facts, net: list[int]) -> list[int]:
     """What points may pay of each line, in money."""
-    return [0 if rule.not_for is not None and holds(rule.not_for, facts, line) else max(0, amount - rule.money_at_least_per_line)
-            for line, amount in zip(facts.lines, net, strict=True)]
+    return [
+        0 if rule.not_for is not None and holds(rule.not_for, facts, line) else max(0, amount - rule.money_at_least_per_line)
+        for line, amount in zip(facts.lines, net, strict=True)
+    ]
 
 
 def burn_limit(programme: tree.Programme, facts: Facts, wallet: int, net: list[int]) -> BurnLimit | None:
@@ -846,9 +913,11 @@ def burn_limit(programme: tree.Programme, facts: Facts, wallet: int, net: list[i
     rule = burn_rule_of(programme, facts, wallet)
     if rule is None:
         return BurnLimit(wallet, "", 0, ("no_rule",)) if any(rule.wallet == wallet for rule in programme.burn) else None
-    scale = 10**programme.wallets[wallet].scale
+    scale = 10 ** programme.wallets[wallet].scale
     available = facts.member.available[wallet] if wallet < len(facts.member.available) else 0
-    eligible = sum(amount for line, amount in zip(facts.lines, net, strict=True) if rule.not_for is None or not holds(rule.not_for, facts, line))
+    eligible = sum(
+        amount for line, amount in zip(facts.lines, net, strict=True) if rule.not_for is None or not holds(rule.not_for, facts, line)
+    )
 
     def in_points(money: int) -> int:
         return max(0, money) * scale // rule.pays
@@ -882,14 +951,23 @@ def reason_to_refuse_burn(programme: tree.Programme, facts: Facts, limit: BurnLi
 def burn_spread(programme: tree.Programme, facts: Facts, net: list[int]) -> list[int]:
     """The money that the burn pays, by line."""
     rule = burn_rule_of(programme, facts, facts.receipt.burn_wallet)
-    money = facts.receipt.burn * rule.pays // 10**programme.wallets[rule.wallet].scale
+    money = facts.receipt.burn * rule.pays // 10 ** programme.wallets[rule.wallet].scale
     return spread(money, capacities(rule, facts, net))
 
 
 # --- points ---------------------------------------------------------------------------------------------------------------
 
-def given_points(programme: tree.Programme, facts: Facts, kept: dict[int, list[int]], net: list[int], money: list[int], purse: Purse,
-                 given: list[Given], not_given: list[tuple[int, str]]) -> None:
+
+def given_points(
+    programme: tree.Programme,
+    facts: Facts,
+    kept: dict[int, list[int]],
+    net: list[int],
+    money: list[int],
+    purse: Purse,
+    given: list[Given],
+    not_given: list[tuple[int, str]],
+) -> None:
     """Points rules, added percents, multipliers."""
     count = len(facts.lines)
 
@@ -905,8 +983,11 @@ def given_points(programme: tree.Programme, facts: Facts, kept: dict[int, list[i
         base, exact, whole, shares = points_of(programme, rule, [facts.lines[i] for i in lines], amounts)
         finish(rule, base, exact, whole, [], shares, lines, count, purse, given, not_given, days_of(rule))
 
-    percents: dict[int, dict[int, int]] = {rule.index: dict.fromkeys(kept[rule.index], rule.effect.ppm)
-                                           for rule in of_kind(programme, "points", kept) if isinstance(rule.effect, tree.Percent)}
+    percents: dict[int, dict[int, int]] = {
+        rule.index: dict.fromkeys(kept[rule.index], rule.effect.ppm)
+        for rule in of_kind(programme, "points", kept)
+        if isinstance(rule.effect, tree.Percent)
+    }
     for rule in of_kind(programme, "add_percent", kept):
         by_line = [0] * count
         exact, base = Fraction(0), 0
@@ -981,6 +1062,7 @@ def points_of(programme: tree.Programme, rule: tree.Rule, lines: list[Line], amo
 
 # --- posting --------------------------------------------------------------------------------------------------------------
 
+
 def apply(programme: tree.Programme, member: Member, shared: Shared, result: Result) -> tuple[Member, Shared]:
     """The member and what all share, behind a receipt. Points themselves (lots) are the ledger's. A refused receipt changes nothing."""
     if result.refused is not None:
@@ -995,5 +1077,12 @@ def apply(programme: tree.Programme, member: Member, shared: Shared, result: Res
         campaigns[name] = (before[0] + value, before[1] + uses)
     after = counting(programme, member, changes.day, changes.spent)
     days = [day for day in (member.first_day, member.last_day, changes.day) if day is not None]
-    return replace(after, receipts=member.receipts + 1, first_day=min(days), last_day=max(days), tier=changes.tier, tier_until=changes.tier_until,
-                   counters=counters), Shared(campaigns)
+    return replace(
+        after,
+        receipts=member.receipts + 1,
+        first_day=min(days),
+        last_day=max(days),
+        tier=changes.tier,
+        tier_until=changes.tier_until,
+        counters=counters,
+    ), Shared(campaigns)

@@ -1,7 +1,7 @@
 """The JSON Schema of programmes, for editors: made from the same description that the checker reads by.
 
-Not for checking (a schema cannot say most of what `check.py` does). `python -m ledger.rules.schema` prints it; programs/schema.json is its output, and a test
-compares the two.
+Not for checking (a schema cannot say most of what `check.py` does). `python -m ledger.rules.schema` prints it; programs/schema.json
+is its output, and a test compares the two.
 """
 
 from __future__ import annotations

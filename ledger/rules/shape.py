@@ -1,7 +1,7 @@
 """Kinds of values that a programme is made of: each reads itself from YAML, says what is right, and describes itself as JSON Schema.
 
-Not for which keys a programme has (`check.py`) nor for text (`syntax.py`). One description for both, so that the editor's schema and the checker cannot differ.
-A kind's `read` gives the value, or None when it is wrong; the problem is then noted.
+Not for which keys a programme has (`check.py`) nor for text (`syntax.py`). One description for both, so that the editor's schema
+and the checker cannot differ. A kind's `read` gives the value, or None when it is wrong; the problem is then noted.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class ListOf(Kind):
             return None
         if not self.low <= len(node.value) <= self.high:
             r.wrong(node, path, f"must have {self.low}..{self.high} {self.what}, has {len(node.value)}")
-        read = ((self.kind.read(r, item, f"{path}[{i}]"), item) for i, item in enumerate(node.value[:self.high]))
+        read = ((self.kind.read(r, item, f"{path}[{i}]"), item) for i, item in enumerate(node.value[: self.high]))
         return [(value, item) for value, item in read if value is not None]
 
     def schema(self):
@@ -320,7 +320,7 @@ class MapOf(Kind):
         if len(node.value) > self.high:
             r.wrong(node, path, f"must have at most {self.high} {self.what}, has {len(node.value)}")
         found: dict = {}
-        for key_node, value_node in node.value[:self.high]:
+        for key_node, value_node in node.value[: self.high]:
             key = self.key.read(r, key_node, path)
             if key is None:
                 continue

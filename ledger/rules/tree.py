@@ -1,8 +1,8 @@
 """The checked tree: what a programme means once everything in it has been found right. docs/rules.md defines each part.
 
-Not for text and places (`read.py`, `check.py`), not for evaluating (`reference.py`) and not for bytes. Plain frozen data, so that the same programme is
-equal to itself. Units: money in minor units, points in the wallet's smallest unit, quantities in thousandths, percents in millionths (ppm),
-days since 1970, minutes of the wall clock.
+Not for text and places (`read.py`, `check.py`), not for evaluating (`reference.py`) and not for bytes. Plain frozen data, so that
+the same programme is equal to itself. Units: money in minor units, points in the wallet's smallest unit, quantities in thousandths,
+percents in millionths (ppm), days since 1970, minutes of the wall clock.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MINUTES_OF_DAY = 1440
 
 
 # --- conditions --------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class All:
@@ -119,6 +120,7 @@ ALWAYS = All(())
 
 # --- what a programme has ----------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Life:
     """How long points count. unit: forever, days, months, until, inactivity. end: "", month, quarter, year."""
@@ -181,6 +183,7 @@ class Campaign:
 
 
 # --- effects -----------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -387,6 +390,7 @@ class Programme:
 
 
 # --- walking -----------------------------------------------------------------------------------------------------------
+
 
 def atoms(condition: object | None) -> list:
     """All atoms of a condition, in the order of the file."""

@@ -1,7 +1,8 @@
 """Programmes, members and receipts for Hypothesis, as free as the language: every construct, every nesting, all edges near each other.
 
-Programmes are made as data and become YAML nodes, so that what is generated goes through the checker as a file does, without the time that text takes. Numbers are drawn from small
-sets, so that thresholds are met, missed by one and met exactly. Used by test_properties.py, and meant for whatever has to equal the reference interpreter.
+Programmes are made as data and become YAML nodes, so that what is generated goes through the checker as a file does, without the
+time that text takes. Numbers are drawn from small sets, so that thresholds are met, missed by one and met exactly. Used by
+test_properties.py, and meant for whatever has to equal the reference interpreter.
 """
 
 from __future__ import annotations
@@ -36,10 +37,20 @@ QUANTITIES = ["0", "0.357", "1", "2", "3", "10"]
 PERCENTS = ["0.0001", "0.5", "1", "2.5", "3", "5", "33.3333", "100"]
 ZONES = ["Europe/Warsaw", "Europe/London", "Asia/Vladivostok", "America/New_York", "Australia/Lord_Howe"]
 # Edges of days, months, years, of daylight saving in Europe, and of 29 February.
-MOMENTS = [datetime(2027, 12, 31, 22, 59, 59, tzinfo=UTC), datetime(2028, 1, 1, 0, 0, tzinfo=UTC), datetime(2028, 2, 28, 23, 0, tzinfo=UTC),
-           datetime(2028, 2, 29, 12, 0, tzinfo=UTC), datetime(2028, 2, 29, 23, 0, tzinfo=UTC), datetime(2028, 3, 26, 0, 59, 59, tzinfo=UTC),
-           datetime(2028, 3, 26, 1, 0, tzinfo=UTC), datetime(2028, 3, 31, 21, 59, tzinfo=UTC), datetime(2028, 3, 31, 22, 0, tzinfo=UTC),
-           datetime(2028, 6, 15, 10, 0, tzinfo=UTC), datetime(2028, 10, 29, 0, 30, tzinfo=UTC), datetime(2028, 10, 29, 1, 30, tzinfo=UTC)]
+MOMENTS = [
+    datetime(2027, 12, 31, 22, 59, 59, tzinfo=UTC),
+    datetime(2028, 1, 1, 0, 0, tzinfo=UTC),
+    datetime(2028, 2, 28, 23, 0, tzinfo=UTC),
+    datetime(2028, 2, 29, 12, 0, tzinfo=UTC),
+    datetime(2028, 2, 29, 23, 0, tzinfo=UTC),
+    datetime(2028, 3, 26, 0, 59, 59, tzinfo=UTC),
+    datetime(2028, 3, 26, 1, 0, tzinfo=UTC),
+    datetime(2028, 3, 31, 21, 59, tzinfo=UTC),
+    datetime(2028, 3, 31, 22, 0, tzinfo=UTC),
+    datetime(2028, 6, 15, 10, 0, tzinfo=UTC),
+    datetime(2028, 10, 29, 0, 30, tzinfo=UTC),
+    datetime(2028, 10, 29, 1, 30, tzinfo=UTC),
+]
 DATES = ["2028-01-01", "2028-02-29", "2028-03-01", "2028-03-26 02:30", "2028-04-01", "2028-10-29 02:30", "2029-01-01"]
 CLOCKS = ["00:00", "02:00", "02:30", "03:00", "10:00", "22:00"]
 
@@ -62,24 +73,47 @@ def some(values: list, high: int = 3) -> st.SearchStrategy:
 
 def span(values: list) -> st.SearchStrategy:
     """A range that is not empty: two of the values in their order, or one."""
+
     def made(pair: list) -> dict:
         low, high = sorted(pair, key=values.index)
         return {"from": low, "to": high}
+
     both = st.lists(st.sampled_from(values), min_size=2, max_size=2, unique=True).map(made)
-    return st.one_of(both, st.sampled_from(values).map(lambda low: {"from": low}), st.sampled_from(values[1:]).map(lambda high: {"to": high}))
+    return st.one_of(
+        both, st.sampled_from(values).map(lambda low: {"from": low}), st.sampled_from(values[1:]).map(lambda high: {"to": high})
+    )
 
 
 LINE_ATOMS = {
-    "sku": some(SKUS), "category": some(CATEGORIES), "brand": some(["Alpina", "Bruno"]), "flag": some(["weighed", "alcohol", "gift_card"]),
-    "price": span(AMOUNTS), "quantity": span(QUANTITIES), "weighed": st.booleans(), "discounted": st.booleans(), "favourite": st.booleans(),
+    "sku": some(SKUS),
+    "category": some(CATEGORIES),
+    "brand": some(["Alpina", "Bruno"]),
+    "flag": some(["weighed", "alcohol", "gift_card"]),
+    "price": span(AMOUNTS),
+    "quantity": span(QUANTITIES),
+    "weighed": st.booleans(),
+    "discounted": st.booleans(),
+    "favourite": st.booleans(),
 }
 OTHER_ATOMS = {
-    "total": span(AMOUNTS), "eligible_total": span(AMOUNTS), "nth_receipt": some([1, 2, 3, 10]), "every_nth_receipt": st.sampled_from([2, 3, 5]),
-    "tender": some(TENDERS), "channel": some(CHANNELS), "promo_code": some(CODES), "tier": some(TIERS), "segment": some(SEGMENTS),
-    "account_age_days": span([0, 1, 7, 30, 366]), "days_since_last_receipt": span([0, 1, 30, 60]),
+    "total": span(AMOUNTS),
+    "eligible_total": span(AMOUNTS),
+    "nth_receipt": some([1, 2, 3, 10]),
+    "every_nth_receipt": st.sampled_from([2, 3, 5]),
+    "tender": some(TENDERS),
+    "channel": some(CHANNELS),
+    "promo_code": some(CODES),
+    "tier": some(TIERS),
+    "segment": some(SEGMENTS),
+    "account_age_days": span([0, 1, 7, 30, 366]),
+    "days_since_last_receipt": span([0, 1, 30, 60]),
     "birthday": st.fixed_dictionaries({"days_before": st.integers(0, 5), "days_after": st.integers(0, 5)}),
-    "store": some(STORES), "store_group": some(["city"]), "region": some(["north"]), "partner": some(["albion"]),
-    "dates": st.one_of(span(DATES), st.lists(span(DATES), min_size=1, max_size=2)), "weekday": some(list(tree.WEEKDAYS), 6),
+    "store": some(STORES),
+    "store_group": some(["city"]),
+    "region": some(["north"]),
+    "partner": some(["albion"]),
+    "dates": st.one_of(span(DATES), st.lists(span(DATES), min_size=1, max_size=2)),
+    "weekday": some(list(tree.WEEKDAYS), 6),
     "hours": st.lists(st.sampled_from(CLOCKS), min_size=2, max_size=2, unique=True).map(lambda pair: {"from": pair[0], "to": pair[1]}),
     "experiment": some(["a", "b"], 2).map(lambda variants: {"spring": variants}),
 }
@@ -93,7 +127,9 @@ def conditions(draw: Any, atoms: dict, depth: int = 2) -> dict:
     made = {key: draw(atoms[key]) for key in keys}
     if depth > 0 and draw(st.integers(0, 3)) == 0:
         form = draw(st.sampled_from(["any", "all", "not"]))
-        made[form] = draw(conditions(atoms, depth - 1)) if form == "not" else draw(st.lists(conditions(atoms, depth - 1), min_size=1, max_size=3))
+        made[form] = (
+            draw(conditions(atoms, depth - 1)) if form == "not" else draw(st.lists(conditions(atoms, depth - 1), min_size=1, max_size=3))
+        )
     return made
 
 
@@ -106,7 +142,17 @@ def line_conditions(draw: Any) -> dict:
     return made
 
 
-LIVES = ["forever", "90 days", "12 months", "1 month", "end of month", "end of quarter", "end of year", "3 months to end of year", "until 2028-04-01"]
+LIVES = [
+    "forever",
+    "90 days",
+    "12 months",
+    "1 month",
+    "end of month",
+    "end of quarter",
+    "end of year",
+    "3 months to end of year",
+    "until 2028-04-01",
+]
 
 
 @st.composite
@@ -178,34 +224,73 @@ def programmes(draw: Any, rules_max: int = 8) -> tree.Programme:
     named: list[str] = []
     for index in range(draw(st.integers(2, rules_max))):
         plain = index == 0 and draw(st.integers(0, 3)) > 0  # something that others can add to and multiply
-        made = {"name": "Base", "percent": draw(st.sampled_from(PERCENTS[2:])), "per": draw(st.sampled_from(["receipt", "line"]))} if plain \
+        made = (
+            {"name": "Base", "percent": draw(st.sampled_from(PERCENTS[2:])), "per": draw(st.sampled_from(["receipt", "line"]))}
+            if plain
             else draw(rule(index, percents, named))
+        )
         rules.append(made)
         if "to_wallet" not in made:
             percents += [made["name"]] if "percent" in made else []
             named += [made["name"]] if {"percent", "give", "add_percent"} & set(made) else []
     window = draw(REACH)
     top: dict[str, Any] = {
-        "programme": "Generated", "currency": "EUR", "zone": draw(st.sampled_from(ZONES)), "max_age": "400 days", "largest_receipt": "10000.00",
-        "total_tolerance": draw(st.sampled_from(["0", "0.05"])), "unknown_sku": draw(st.sampled_from(["accept", "no_points"])),
-        "unknown_store": "accept", "earn_on_points_paid": draw(st.booleans()),
+        "programme": "Generated",
+        "currency": "EUR",
+        "zone": draw(st.sampled_from(ZONES)),
+        "max_age": "400 days",
+        "largest_receipt": "10000.00",
+        "total_tolerance": draw(st.sampled_from(["0", "0.05"])),
+        "unknown_sku": draw(st.sampled_from(["accept", "no_points"])),
+        "unknown_store": "accept",
+        "earn_on_points_paid": draw(st.booleans()),
         "wallets": [{"name": "points", "points_live": draw(st.sampled_from(LIVES[:6]))}, {"name": "miles", "scale": 2, "worth": "0.50"}],
         "partners": {"albion": {"zone": draw(st.sampled_from(ZONES))}},
-        "stores": [{"store": "1", "region": "north", "groups": ["city"]}, {"store": "2", "partner": "albion"},
-                   {"store": "3", "zone": draw(st.sampled_from(ZONES))}],
-        "catalogue": CATALOGUE, "categories": {"DRY": "Food/Bakery"}, "tenders": TENDERS, "channels": CHANNELS, "segments": SEGMENTS,
+        "stores": [
+            {"store": "1", "region": "north", "groups": ["city"]},
+            {"store": "2", "partner": "albion"},
+            {"store": "3", "zone": draw(st.sampled_from(ZONES))},
+        ],
+        "catalogue": CATALOGUE,
+        "categories": {"DRY": "Food/Bakery"},
+        "tenders": TENDERS,
+        "channels": CHANNELS,
+        "segments": SEGMENTS,
         "favourites": {"choose_from": ["Food/Dairy", "Drinks", "Food"], "at_most": 2},
-        "tiers": {"levels": [{"name": "base"}, {"name": "silver", "reach": {**window, "receipts": 2}},
-                             {"name": "gold", "reach": {"any": [{**draw(REACH), "receipts": 4}, {**draw(REACH), "spent": "500.00"}]}}],
-                  "downgrade": draw(st.sampled_from(["never", "to level", "one step"])), "grace": draw(st.sampled_from(["0 days", "10 days", "1 month"]))},
+        "tiers": {
+            "levels": [
+                {"name": "base"},
+                {"name": "silver", "reach": {**window, "receipts": 2}},
+                {"name": "gold", "reach": {"any": [{**draw(REACH), "receipts": 4}, {**draw(REACH), "spent": "500.00"}]}},
+            ],
+            "downgrade": draw(st.sampled_from(["never", "to level", "one step"])),
+            "grace": draw(st.sampled_from(["0 days", "10 days", "1 month"])),
+        },
         "experiments": {"spring": {"variants": {"control": 20, "a": 40, "b": 40}, "control": "control"}},
-        "campaigns": {"points": {"points": draw(st.integers(1, 100)), "uses": draw(st.integers(1, 5))}, "money": {"amount": "3.00"}, "counted": {"uses": 2}},
+        "campaigns": {
+            "points": {"points": draw(st.integers(1, 100)), "uses": draw(st.integers(1, 5))},
+            "money": {"amount": "3.00"},
+            "counted": {"uses": 2},
+        },
         "rules": rules,
-        "burn": [{"name": "First", "when": draw(conditions(OTHER_ATOMS)), "share": draw(st.sampled_from(PERCENTS)), "min": draw(st.integers(0, 5))},
-                 {"name": "Second", "share": draw(st.sampled_from(PERCENTS)), "not_for": draw(conditions(LINE_ATOMS, 1)),
-                  "step": draw(st.integers(1, 5)), "money_at_least": draw(st.sampled_from(["0", "1.00"])),
-                  "money_at_least_per_line": draw(st.sampled_from(["0", "0.01"])), "max": 500},
-                 {"name": "Miles", "wallet": "miles", "share": 50, "step": 1}],
+        "burn": [
+            {
+                "name": "First",
+                "when": draw(conditions(OTHER_ATOMS)),
+                "share": draw(st.sampled_from(PERCENTS)),
+                "min": draw(st.integers(0, 5)),
+            },
+            {
+                "name": "Second",
+                "share": draw(st.sampled_from(PERCENTS)),
+                "not_for": draw(conditions(LINE_ATOMS, 1)),
+                "step": draw(st.integers(1, 5)),
+                "money_at_least": draw(st.sampled_from(["0", "1.00"])),
+                "money_at_least_per_line": draw(st.sampled_from(["0", "0.01"])),
+                "max": 500,
+            },
+            {"name": "Miles", "wallet": "miles", "share": 50, "step": 1},
+        ],
     }
     if draw(st.booleans()):
         top["no_points_on"] = {"flag": draw(some(["alcohol", "gift_card"], 2))}
@@ -223,11 +308,17 @@ def members(draw: Any, number: int = 1) -> Member:
     """A member with any past. What receipts would have left is made by receipts."""
     last = draw(st.sampled_from([None, 21_180, 21_240]))
     return Member(
-        number=draw(st.integers(1, 50)) if number == 1 else number, opened_day=draw(st.sampled_from([20_000, 21_100, 21_233, 21_243])),
-        receipts=draw(st.sampled_from([0, 1, 2, 9])), last_day=last, first_day=last, segments=frozenset(draw(st.sets(st.sampled_from(SEGMENTS)))),
+        number=draw(st.integers(1, 50)) if number == 1 else number,
+        opened_day=draw(st.sampled_from([20_000, 21_100, 21_233, 21_243])),
+        receipts=draw(st.sampled_from([0, 1, 2, 9])),
+        last_day=last,
+        first_day=last,
+        segments=frozenset(draw(st.sets(st.sampled_from(SEGMENTS)))),
         chosen=frozenset(draw(st.sets(st.sampled_from(["Food/Dairy", "Drinks", "Food"]), max_size=2))),
-        birthday=draw(st.sampled_from([None, (2, 29), (1, 1), (12, 31), (3, 1)])), birthday_from=draw(st.sampled_from([0, 0, 21_250])),
-        available=(draw(st.sampled_from([0, 4, 50, 5000])), draw(st.sampled_from([0, 999]))))
+        birthday=draw(st.sampled_from([None, (2, 29), (1, 1), (12, 31), (3, 1)])),
+        birthday_from=draw(st.sampled_from([0, 0, 21_250])),
+        available=(draw(st.sampled_from([0, 4, 50, 5000])), draw(st.sampled_from([0, 999]))),
+    )
 
 
 def minor(text: str) -> int:
@@ -240,7 +331,9 @@ def lines(draw: Any) -> Line:
     amount = minor(draw(st.sampled_from(AMOUNTS)))
     quantity = draw(st.sampled_from([0, 357, 1000, 2000, 3000]))
     before = draw(st.sampled_from([None, amount, amount + 100]))
-    return Line(draw(st.sampled_from([*SKUS, "mystery"])), amount, quantity, draw(st.sampled_from(["", "DRY", "WET"])), before, draw(st.booleans()))
+    return Line(
+        draw(st.sampled_from([*SKUS, "mystery"])), amount, quantity, draw(st.sampled_from(["", "DRY", "WET"])), before, draw(st.booleans())
+    )
 
 
 @st.composite
@@ -251,10 +344,18 @@ def receipts(draw: Any) -> Receipt:
     if draw(st.integers(0, 15)) == 0:
         total += draw(st.sampled_from([1, 5, 6]))
     return Receipt(
-        total=total, lines=found, store=draw(st.sampled_from([*STORES, "99"])), channel=draw(st.sampled_from(["", "shop", "app", "web"])),
-        tenders=tuple((name, draw(st.sampled_from([0, total]))) for name in draw(st.lists(st.sampled_from([*TENDERS, "gold"]), max_size=2, unique=True))),
+        total=total,
+        lines=found,
+        store=draw(st.sampled_from([*STORES, "99"])),
+        channel=draw(st.sampled_from(["", "shop", "app", "web"])),
+        tenders=tuple(
+            (name, draw(st.sampled_from([0, total])))
+            for name in draw(st.lists(st.sampled_from([*TENDERS, "gold"]), max_size=2, unique=True))
+        ),
         promo_codes=tuple(draw(st.lists(st.sampled_from([*CODES, "WINTER"]), max_size=2, unique=True))),
-        burn=draw(st.sampled_from([0] * 6 + [1, 2, 4, 5, 10, 100])), burn_wallet=draw(st.sampled_from([0, 0, 1])))
+        burn=draw(st.sampled_from([0] * 6 + [1, 2, 4, 5, 10, 100])),
+        burn_wallet=draw(st.sampled_from([0, 0, 1])),
+    )
 
 
 @st.composite

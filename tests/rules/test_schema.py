@@ -19,12 +19,14 @@ VALIDATOR = jsonschema.Draft202012Validator(schema.schema())
 
 def loaded(text: str):
     """YAML as editors see it: dates are texts."""
+
     def with_texts(value):
         if isinstance(value, dict):
             return {str(key): with_texts(part) for key, part in value.items()}
         if isinstance(value, list):
             return [with_texts(part) for part in value]
         return str(value) if isinstance(value, datetime.date) else value
+
     return with_texts(YAML(typ="safe", pure=True).load(text))
 
 
@@ -47,10 +49,19 @@ def test_every_example_meets_it():
         assert errors == [], title
 
 
-@pytest.mark.parametrize("wrong", [
-    {"rules": [{"name": "Base", "percnt": 5}]}, {"rules": {}}, {"currency": "EUO"}, {"wallets": []}, {"anonymous_accounts": "yes"},
-    {"rules": [{"name": "Base", "percent": 5, "when": {"weekday": "monday"}}]}, {"rules": [{"percent": 5}]},
-    {"rules": [{"name": "Base", "percent": 5, "when": {"any": [{"not": {"colour": "red"}}]}}]}, {"max_age": "30 weeks"},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rules": [{"name": "Base", "percnt": 5}]},
+        {"rules": {}},
+        {"currency": "EUO"},
+        {"wallets": []},
+        {"anonymous_accounts": "yes"},
+        {"rules": [{"name": "Base", "percent": 5, "when": {"weekday": "monday"}}]},
+        {"rules": [{"percent": 5}]},
+        {"rules": [{"name": "Base", "percent": 5, "when": {"any": [{"not": {"colour": "red"}}]}}]},
+        {"max_age": "30 weeks"},
+    ],
+)
 def test_what_a_schema_can_find_is_found(wrong):
     assert not VALIDATOR.is_valid({**loaded(FRAME), **wrong})

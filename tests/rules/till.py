@@ -1,7 +1,8 @@
 """A till made of text: examples and stories in YAML, run against the reference interpreter.
 
-Used by test_examples.py (docs/rules.md) and test_programmes.py (stories of programs/). A story is a mapping with `member` (who it is), and `receipt` or
-`receipts`, each with what is expected of it. Points that a story earns are kept in simple lots, so that later receipts can be paid with them.
+Used by test_examples.py (docs/rules.md) and test_programmes.py (stories of programs/). A story is a mapping with `member` (who it
+is), and `receipt` or `receipts`, each with what is expected of it. Points that a story earns are kept in simple lots, so that later
+receipts can be paid with them.
 """
 
 from __future__ import annotations
@@ -72,12 +73,20 @@ class Till:
         tiers = [level.name for level in self.programme.tiers.levels] if self.programme.tiers else []
         birthday = tuple(int(part) for part in str(facts["birthday"]).split("-")) if "birthday" in facts else None
         self.members[number] = Member(
-            number, day_number(facts.get("opened", OPENED)), tier=tiers.index(facts["tier"]) if "tier" in facts else 0,
-            receipts=int(facts.get("receipts", 0)), last_day=day_number(facts["last"]) if "last" in facts else None,
-            segments=frozenset(facts.get("segments", ())), chosen=frozenset(facts.get("chosen", ())), birthday=birthday,
-            birthday_from=day_number(facts["birthday_from"]) if "birthday_from" in facts else 0)
-        self.lots[number] = [[self.wallet(name), 0, None, integer(points, self.programme.wallets[self.wallet(name)].scale)]
-                             for name, points in facts.get("balance", {}).items()]
+            number,
+            day_number(facts.get("opened", OPENED)),
+            tier=tiers.index(facts["tier"]) if "tier" in facts else 0,
+            receipts=int(facts.get("receipts", 0)),
+            last_day=day_number(facts["last"]) if "last" in facts else None,
+            segments=frozenset(facts.get("segments", ())),
+            chosen=frozenset(facts.get("chosen", ())),
+            birthday=birthday,
+            birthday_from=day_number(facts["birthday_from"]) if "birthday_from" in facts else 0,
+        )
+        self.lots[number] = [
+            [self.wallet(name), 0, None, integer(points, self.programme.wallets[self.wallet(name)].scale)]
+            for name, points in facts.get("balance", {}).items()
+        ]
 
     def time_us(self, story: Mapping[str, Any]) -> int:
         if "utc" in story:
@@ -89,15 +98,34 @@ class Till:
         return (moment - zones.EPOCH) // timedelta(microseconds=1)
 
     def receipt(self, story: Mapping[str, Any]) -> Receipt:
-        known = {"lines", "total", "store", "tenders", "channel", "promo_codes", "burn", "burn_wallet", "time", "utc", "member", "expect", "what"}
+        known = {
+            "lines",
+            "total",
+            "store",
+            "tenders",
+            "channel",
+            "promo_codes",
+            "burn",
+            "burn_wallet",
+            "time",
+            "utc",
+            "member",
+            "expect",
+            "what",
+        }
         assert not set(story) - known, f"unknown words {set(story) - known}"
         lines = tuple(line_of(str(text), self.programme.currency_digits) for text in story["lines"])
         wallet = self.wallet(story.get("burn_wallet"))
         return Receipt(
-            total=self.money(story["total"]) if "total" in story else sum(line.amount for line in lines), lines=lines,
-            store=str(story.get("store", "1")), tenders=tuple((name, self.money(amount)) for name, amount in story.get("tenders", {}).items()),
-            channel=story.get("channel", ""), promo_codes=tuple(story.get("promo_codes", ())),
-            burn=integer(story.get("burn", 0), self.programme.wallets[wallet].scale), burn_wallet=wallet)
+            total=self.money(story["total"]) if "total" in story else sum(line.amount for line in lines),
+            lines=lines,
+            store=str(story.get("store", "1")),
+            tenders=tuple((name, self.money(amount)) for name, amount in story.get("tenders", {}).items()),
+            channel=story.get("channel", ""),
+            promo_codes=tuple(story.get("promo_codes", ())),
+            burn=integer(story.get("burn", 0), self.programme.wallets[wallet].scale),
+            burn_wallet=wallet,
+        )
 
     def available(self, number: int, day: int) -> tuple[int, ...]:
         found = [0] * len(self.programme.wallets)
@@ -125,8 +153,11 @@ class Till:
                 if lot[0] == receipt.burn_wallet and lot[1] <= day and (lot[2] is None or day < lot[2]):
                     taken = min(rest, lot[3])
                     lot[3], rest = lot[3] - taken, rest - taken
-            self.lots[number] += [[self.programme.rules[row.rule].wallet, row.available_day, row.expiry_day, row.given]
-                                  for row in result.given if row.available_day is not None]
+            self.lots[number] += [
+                [self.programme.rules[row.rule].wallet, row.available_day, row.expiry_day, row.given]
+                for row in result.given
+                if row.available_day is not None
+            ]
         return result
 
     # --- expectations ------------------------------------------------------------------------------------------------------
@@ -162,7 +193,9 @@ class Till:
             case "amounts":
                 return {rules[row.rule].name: money(row.given) for row in result.given if rules[row.rule].kind.startswith("discount")}
             case "cut":
-                return {rules[row.rule].name: {name: tree.decimal(cut, scale) for name, cut in row.cuts} for row in result.given if row.cuts}
+                return {
+                    rules[row.rule].name: {name: tree.decimal(cut, scale) for name, cut in row.cuts} for row in result.given if row.cuts
+                }
             case "not_given":
                 return {rules[index].name: reason for index, reason in result.not_given}
             case "available":
@@ -186,7 +219,9 @@ class Till:
             case "tier_after":
                 return self.programme.tiers.levels[result.tier_after].name
             case "to_next":
-                return [f"{row.level} {row.measure} {money(row.missing) if row.measure == 'spent' else row.missing}" for row in result.to_next]
+                return [
+                    f"{row.level} {row.measure} {money(row.missing) if row.measure == 'spent' else row.missing}" for row in result.to_next
+                ]
         raise AssertionError(f"nothing is called {what!r}")
 
     def check(self, result: Result, expect: Mapping[str, Any], where: str) -> None:
@@ -207,7 +242,9 @@ class Till:
         receipts = story["receipts"] if "receipts" in story else [{**story["receipt"], "expect": story["expect"]}]
         for i, receipt in enumerate(receipts, start=1):
             assert receipt.get("expect"), f"{where}, receipt {i}: expects nothing"
-            self.check(self.sell(receipt), receipt["expect"], f"{where}, receipt {i}" + (f" ({receipt['what']})" if "what" in receipt else ""))
+            self.check(
+                self.sell(receipt), receipt["expect"], f"{where}, receipt {i}" + (f" ({receipt['what']})" if "what" in receipt else "")
+            )
 
 
 def texts(value: Any) -> Any:
