@@ -11,11 +11,14 @@ same. Each row is the mean over some receipts, each of them many times, so code 
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import random
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from ledger._probe import LoadedImage
@@ -37,7 +40,7 @@ SECONDS = 0.2  # of one receipt
 def article(i: int) -> dict[str, Any]:
     """One article of the catalogue."""
     department = i % DEPARTMENTS
-    flags = ["alcohol"] if department == 3 else ["gift_card"] if department == 7 and i % 50 == 7 else []
+    flags = ["alcohol"] if department == 3 else ["gift_card"] if department == 7 and (i // DEPARTMENTS) % 50 == 1 else []
     return {"sku": f"4600000{i:06}", "category": f"Department {department}/Group {i // DEPARTMENTS % GROUPS}", "brand": f"Brand {i % 300}", "flags": flags}
 
 
@@ -53,7 +56,7 @@ def lines_of(dice: random.Random) -> dict[str, Any]:
         return {"brand": f"Brand {dice.randrange(300)}"}
     if form < 0.9:
         return {"sku": sorted({f"4600000{dice.randrange(ARTICLES):06}" for _ in range(10)})}
-    return {"category": f"Department {department}", "price": {"from": "1.00", "to": "20.00"}, "not": {"flag": "alcohol"}}
+    return {"category": f"Department {department if department != 3 else 4}", "price": {"from": "1.00", "to": "20.00"}, "not": {"flag": "alcohol"}}
 
 
 def when_of(dice: random.Random) -> dict[str, Any]:
@@ -127,9 +130,10 @@ def programme(count: int) -> tree.Programme:
     """A programme of so many rules; the first ones are the same for every number."""
     dice = random.Random(SEED)
     text = io.StringIO()
+    rows = [article(i) for i in range(ARTICLES)]
     YAML().dump({
         "programme": f"{count} rules", "currency": "EUR", "zone": "Europe/Warsaw", "no_points_on": {"flag": ["gift_card"]}, "wallets": [{"name": "points"}],
-        "catalogue": [article(i) for i in range(ARTICLES)],
+        "catalogue": {"file": "articles.csv"},
         "stores": [{"store": f"{i}", "region": f"region {i % 4}", "groups": [f"group {i % 5}"]} for i in range(STORES)],
         "segments": [name for i in range(40) for name in (f"segment {i}", f"segment {i} b")], "tenders": ["cash", "card"], "channels": ["shop", "app"],
         "tiers": {"levels": [{"name": "base"}, {"name": "silver", "reach": {"any": [{"receipts": 5}, {"spent": "1000.00"}]}},
@@ -138,7 +142,12 @@ def programme(count: int) -> tree.Programme:
         "rules": distinct([rule(i, dice) for i in range(count)]),
         "burn": [{"name": "All", "share": 30, "not_for": {"flag": "alcohol"}}],
     }, text)
-    return check.check_source(text.getvalue().encode(), "bench")
+    with tempfile.TemporaryDirectory() as folder:
+        with (Path(folder) / "articles.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows({**row, "flags": " ".join(row["flags"])} for row in rows)
+        return check.check_node(YAML(typ="safe", pure=True).compose(text.getvalue()), "bench", Path(folder))
 
 
 def time_us(loaded: LoadedImage, lines: int, seconds: float) -> tuple[float, float]:

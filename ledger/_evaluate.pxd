@@ -411,9 +411,9 @@ cdef inline bint receipt_atom_holds(const Scratch* s, const ImageAtom* atom) noe
     elif code == ATOM_VARIANT:
         return <uint64_t>atom.high >> s.out.variants[atom.low] & 1
     elif code == ATOM_ACCOUNT_AGE_DAYS:
-        return in_range(s.today - <int64_t>s.facts.opened_day, atom.low, atom.high)
+        return in_range(max_i64(0, s.today - <int64_t>s.facts.opened_day), atom.low, atom.high)
     elif code == ATOM_DAYS_SINCE_LAST_RECEIPT:
-        return s.facts.last_day >= 0 and in_range(s.today - <int64_t>s.facts.last_day, atom.low, atom.high)
+        return s.facts.last_day >= 0 and in_range(max_i64(0, s.today - <int64_t>s.facts.last_day), atom.low, atom.high)
     elif code == ATOM_ELIGIBLE_TOTAL:
         return in_range(s.eligible_total, atom.low, atom.high)
     elif code == ATOM_LINES_TOTAL:
