@@ -3,9 +3,10 @@
     python -m bench.rules                   the bars, and the curve from 50 to 5,000 rules
     python -m bench.rules --json            the same for programs
 
-Not for calls (bench/run.py). A programme as marketing leaves it after some years: a few rules about everything, most about a category, a brand or some articles, in some
-weeks, tiers, stores, segments or hours; caps, campaigns, discounts, multipliers. What does not depend on the number of rules (catalogue, tiers, burn) is always the
-same. Each row is the mean over some receipts, each of them many times, so code and tables are warm.
+Not for calls (bench/run.py). A programme as marketing leaves it after some years: a few rules about everything, most about a category, a
+brand or some articles, in some weeks, tiers, stores, segments or hours; caps, campaigns, discounts, multipliers. What does not depend on
+the number of rules (catalogue, tiers, burn) is always the same. Each row is the mean over some receipts, each of them many times, so code
+and tables are warm.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def article(i: int) -> dict[str, Any]:
     """One article of the catalogue."""
     department = i % DEPARTMENTS
     flags = ["alcohol"] if department == 3 else ["gift_card"] if department == 7 and (i // DEPARTMENTS) % 50 == 1 else []
-    return {"sku": f"4600000{i:06}", "category": f"Department {department}/Group {i // DEPARTMENTS % GROUPS}", "brand": f"Brand {i % 300}", "flags": flags}
+    category = f"Department {department}/Group {i // DEPARTMENTS % GROUPS}"
+    return {"sku": f"4600000{i:06}", "category": category, "brand": f"Brand {i % 300}", "flags": flags}
 
 
-def lines_of(dice: random.Random) -> dict[str, Any]:
+def lines_of(dice: random.Random, articles: int) -> dict[str, Any]:
     """What a rule is about."""
     form = dice.random()
     department, group = dice.randrange(DEPARTMENTS), dice.randrange(GROUPS)
@@ -55,8 +57,9 @@ def lines_of(dice: random.Random) -> dict[str, Any]:
     if form < 0.75:
         return {"brand": f"Brand {dice.randrange(300)}"}
     if form < 0.9:
-        return {"sku": sorted({f"4600000{dice.randrange(ARTICLES):06}" for _ in range(10)})}
-    return {"category": f"Department {department if department != 3 else 4}", "price": {"from": "1.00", "to": "20.00"}, "not": {"flag": "alcohol"}}
+        return {"sku": sorted({f"4600000{dice.randrange(articles):06}" for _ in range(10)})}
+    department = department if department != 3 else 4
+    return {"category": f"Department {department}", "price": {"from": "1.00", "to": "20.00"}, "not": {"flag": "alcohol"}}
 
 
 def when_of(dice: random.Random) -> dict[str, Any]:
@@ -81,14 +84,14 @@ def when_of(dice: random.Random) -> dict[str, Any]:
     return when
 
 
-def rule(i: int, dice: random.Random) -> dict[str, Any]:
+def rule(i: int, dice: random.Random, articles: int) -> dict[str, Any]:
     """The i-th rule. The first two are about everything."""
     name = f"Rule {i}"
     if i == 0:
         return {"name": name, "percent": 1}
     if i == 1:
         return {"name": name, "for_every_full": "100.00", "give": 5, "caps": [{"points": 5000, "per": "month"}]}
-    made: dict[str, Any] = {"name": name, "lines": lines_of(dice)}
+    made: dict[str, Any] = {"name": name, "lines": lines_of(dice, articles)}
     if when := when_of(dice):
         made["when"] = when
     form = dice.random()
@@ -126,20 +129,22 @@ def distinct(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rules
 
 
-def programme(count: int) -> tree.Programme:
-    """A programme of so many rules; the first ones are the same for every number."""
+def programme(count: int, articles: int = ARTICLES) -> tree.Programme:
+    """A programme of so many rules."""
     dice = random.Random(SEED)
     text = io.StringIO()
-    rows = [article(i) for i in range(ARTICLES)]
+    rows = [article(i) for i in range(articles)]
     YAML().dump({
-        "programme": f"{count} rules", "currency": "EUR", "zone": "Europe/Warsaw", "no_points_on": {"flag": ["gift_card"]}, "wallets": [{"name": "points"}],
+        "programme": f"{count} rules", "currency": "EUR", "zone": "Europe/Warsaw", "no_points_on": {"flag": ["gift_card"]},
+        "wallets": [{"name": "points"}],
         "catalogue": {"file": "articles.csv"},
         "stores": [{"store": f"{i}", "region": f"region {i % 4}", "groups": [f"group {i % 5}"]} for i in range(STORES)],
-        "segments": [name for i in range(40) for name in (f"segment {i}", f"segment {i} b")], "tenders": ["cash", "card"], "channels": ["shop", "app"],
+        "segments": [name for i in range(40) for name in (f"segment {i}", f"segment {i} b")],
+        "tenders": ["cash", "card"], "channels": ["shop", "app"],
         "tiers": {"levels": [{"name": "base"}, {"name": "silver", "reach": {"any": [{"receipts": 5}, {"spent": "1000.00"}]}},
                              {"name": "gold", "reach": {"spent": "5000.00", "in": "calendar year"}}], "downgrade": "one step"},
         "campaigns": {f"campaign {i}": {"points": 1_000_000} for i in range(10)},
-        "rules": distinct([rule(i, dice) for i in range(count)]),
+        "rules": distinct([rule(i, dice, articles) for i in range(count)]),
         "burn": [{"name": "All", "share": 30, "not_for": {"flag": "alcohol"}}],
     }, text)
     with tempfile.TemporaryDirectory() as folder:
@@ -155,9 +160,12 @@ def time_us(loaded: LoadedImage, lines: int, seconds: float) -> tuple[float, flo
     dice = random.Random(SEED + lines)
     spent, given = 0.0, 0
     for number in range(RECEIPTS):
-        found = [(f"4600000{dice.randrange(ARTICLES):06}".encode(), b"", dice.choice([0, 1000, 2000]), dice.randrange(50, 3000), 0, False) for _ in range(lines)]
-        loaded.receipt(sum(line[3] for line in found), found, f"{dice.randrange(STORES)}".encode(), b"shop", [(b"card", 1)], [], TIME_US)
-        loaded.member(number + 1, 4, 20_000, 20_500, 3 * 32 + 20, 0, number % 3, DAY_NEVER, 1 << dice.randrange(80), 0, [10_000], [], [], [])
+        found = [(f"4600000{dice.randrange(ARTICLES):06}".encode(), b"", dice.choice([0, 1000, 2000]), dice.randrange(50, 3000), 0, False)
+                 for _ in range(lines)]
+        store = f"{dice.randrange(STORES)}".encode()
+        loaded.receipt(sum(line[3] for line in found), found, store, b"shop", [(b"card", 1)], [], TIME_US)
+        birthday, segments = 3 * 32 + 20, 1 << dice.randrange(80)
+        loaded.member(number + 1, 4, 20_000, 20_500, birthday, 0, number % 3, DAY_NEVER, segments, 0, [10_000], [], [], [])
         once = loaded.time_ns(100) / 1000
         spent += loaded.time_ns(max(100, int(seconds / RECEIPTS * 1e6 / max(once, 0.1)))) / 1000
         given += loaded.given_count
@@ -186,8 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         image = lower2.lower_programme(checked)
         lowered = time.perf_counter()
         images[count] = LoadedImage(image)
-        made.append({"rules": count, "image_bytes": len(image), "checked_s": round(between - begun, 2), "lowered_s": round(lowered - between, 2),
-                     "loaded_s": round(time.perf_counter() - lowered, 4)})
+        made.append({"rules": count, "image_bytes": len(image), "checked_s": round(between - begun, 2),
+                     "lowered_s": round(lowered - between, 2), "loaded_s": round(time.perf_counter() - lowered, 4)})
     bars = [{**row(lines, rules, images[rules], options.seconds), "bar": bar} for lines, rules, bar in BARS if rules in images]
     curve = [row(6, count, loaded, options.seconds) for count, loaded in images.items()]
     if options.json:
@@ -199,7 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
         print()
         for figure, image in zip(curve, made, strict=True):
             print(f"   6 lines x {figure['rules']:5} rules  {figure['microseconds']:8.2f} us  {figure['rules_that_gave']:5.1f} rules gave  "
-                  f"image {image['image_bytes']:9} bytes, lowered in {image['lowered_s']:.2f} s, loaded in {image['loaded_s'] * 1000:.1f} ms")
+                  f"image {image['image_bytes']:9} bytes, lowered in {image['lowered_s']:.2f} s, "
+                  f"loaded in {image['loaded_s'] * 1000:.1f} ms")
     return 0 if all(figure["microseconds"] <= figure["bar"] for figure in bars) else 1
 
 

@@ -1,17 +1,35 @@
 # Leaves: what a programme (an image of version 2) does with a receipt. No Python, nothing allocated per call.
 # Not for state: what the core knows comes in Facts2 and Limits2, what is to change goes out in Result2; nothing is changed here.
-# The meaning of everything is docs/rules.md and ledger/rules/reference.py, which this equals field by field; why it has this shape: docs/decisions/rule-image.md.
+# The meaning of everything is docs/rules.md and ledger/rules/reference.py, which this equals field by field; why it has this shape:
+# docs/decisions/rule-image.md.
 #
-# Three stages. The may-sets of the receipt's values, AND-ed, leave the rules that can still hold (`open`). The classes of the lines' articles name the few rules
-# that are about them; what neither decides is asked of jump programs, and only for rules that got so far. What a rule gives is computed for these alone.
-# The lines of a rule are a row of bits, so that stacking and "lines that both have" are word operations.
+# Three stages. The may-sets of the receipt's values, AND-ed, leave the rules that can still hold (`open`). The classes of the lines'
+# articles name the few rules that are about them; what neither decides is asked of jump programs, and only for rules that got so far.
+# What a rule gives is computed for these alone. The lines of a rule are a row of bits, so that stacking and "lines that both have" are
+# word operations.
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from ledger._arith cimport (
     civil_from_day, day_add_months, day_from_civil, div_floor, max_i64, min_i64, month_days, mul_div_floor, mul_div_rem,
 )
-from ledger._image cimport *
+from ledger._image cimport (
+    ATOM_ACCOUNT_AGE_DAYS, ATOM_BIRTHDAY, ATOM_CHANNEL, ATOM_CLASS_BIT, ATOM_DATES, ATOM_DAYS_SINCE_LAST_RECEIPT, ATOM_DISCOUNTED,
+    ATOM_ELIGIBLE_TOTAL, ATOM_EVERY_NTH, ATOM_FAVOURITE, ATOM_HOURS, ATOM_LINES_QUANTITY, ATOM_LINES_TOTAL, ATOM_NTH, ATOM_PRICE,
+    ATOM_PROMO_CODE, ATOM_QUANTITY, ATOM_SEGMENT, ATOM_STORE, ATOM_TENDER, ATOM_TIER, ATOM_TOTAL, ATOM_VARIANT, ATOM_WEEKDAY,
+    ATOM_WEIGHED, CAMPAIGNS_MAX, CAMPAIGN_AMOUNT, CAMPAIGN_POINTS, CAPS_PER_RULE_MAX, CAP_PER_BIRTHDAY, CAP_PER_DAY, CAP_PER_EVER,
+    CAP_PER_MONTH, CAP_PER_RECEIPT, CAP_PER_WEEK, CAP_PER_YEAR, CAP_USES, CAP_VALUE, CLASS_NO_POINTS, CLASS_NO_POINTS_ASK,
+    CLASS_WEIGHED, DIM_CHANNEL, DIM_DATE, DIM_MINUTE, DIM_PROMO_CODE, DIM_RECEIPT_NUMBER, DIM_SEGMENT, DIM_STORE, DIM_TENDER, DIM_TIER,
+    DIM_VARIANT, DIM_WEEKDAY, DOWNGRADE_NEVER, DOWNGRADE_TO_LEVEL, ENTITLEMENTS_MAX, EXPERIMENTS_MAX, FORM_PERCENT, FORM_QUANTITY_STEP,
+    FORM_STEP, GRACE_DAYS, IMAGE2_CATALOGUE, IMAGE2_REFUSE_UNKNOWN_STORES, IMAGE2_RULES_MAX, IMAGE2_STORES,
+    IMAGE2_UNKNOWN_SKUS_EARN_NOTHING, ImageAtom, ImageBurn, ImageCampaign, ImageCap, ImageClass, ImageExperiment, ImageHeader2,
+    ImageRule, ImageThreshold, ImageTier, LIFE2_DAYS, LIFE2_END_MONTH, LIFE2_END_QUARTER, LIFE2_MONTHS, LIFE2_UNTIL, MEASURE_SPENT,
+    MayIndex, NO_RECORD, NUMBERED_RECEIPTS, OP_JUMP_IF_FALSE, OP_JUMP_IF_TRUE, OP_NOT, OP_TEST, PER_LINE, PER_RECEIPT, Program2, REACH_COUNT_MAX,
+    ROW_NAMED_ONLY, RULE_ADD_PERCENT, RULE_DISCOUNT_LINE, RULE_EARNS_ON_POINTS_PAID, RULE_ENTITLE, RULE_EXCLUSIVE, RULE_KIND_COUNT,
+    RULE_POINTS, RULE_TIMES, RULE_WORDS_MAX, SECTION2_BURN, SECTION2_CHANNELS, SECTION2_DATE_CUTS, SECTION2_EXPERIMENTS,
+    SECTION2_MINUTE_CUTS, SECTION2_TENDERS, SECTION2_TIERS, TableRow, WINDOW_LIFETIME, WINDOW_MONTH, WINDOW_ROLLING, WINDOW_YEAR,
+    bit_count, bit_of, first_bit, image_load, mixed, name_find, name_hash, prefetch, table_find, table_find_slice, zone_span_at,
+)
 from ledger._layout cimport Award, Command, DAY_NEVER, Line, Slice
 from ledger._limits cimport (
     AWARDS_MAX, LINES_MAX, POINTS_MAX, PROMO_CODES_PER_RECEIPT_MAX, QUANTITY_MILLI_MAX, TENDERS_PER_RECEIPT_MAX, WALLETS_MAX,
@@ -66,7 +84,6 @@ cdef enum:
     CUTS_PER_RULE_MAX = 17          # each cap, the campaign twice, a discount on nothing
     NOTICE_SLOTS = 4096
     NOTICES_MAX = 2040
-    REACH_COUNT_MAX = 256           # thresholds of one level
     NO_LINE = 0xFFFF
 
 cdef enum:                          # Result2.refused; 0: not
@@ -130,7 +147,8 @@ cdef struct Facts2:             # what the core knows of the member, before this
     int64_t available[WALLETS_MAX]  # points that can be used, by wallet
 
 cdef struct Limits2:            # what was taken already; asked once per cap of a rule that is open, and for windows of tiers
-    # counter: ImageCap.counter, or of tiers' windows: window code * 2 + measure. Taken so far in the window, 0 where there is none; -1: the window is too old to know.
+    # counter: ImageCap.counter, or of tiers' windows: window code * 2 + measure. Taken so far in the window, 0 where there is none; -1:
+    # the window is too old to know.
     int64_t (*used)(void* core, uint32_t member, uint32_t counter, int32_t window) noexcept nogil
     # campaign: ImageCampaign.key. measure: CAP_VALUE or CAP_USES.
     int64_t (*campaign_used)(void* core, uint32_t campaign, uint8_t measure) noexcept nogil
@@ -547,7 +565,8 @@ cdef inline void read_place(Scratch* s, int64_t business_us) noexcept nogil:
 
 
 cdef inline void read_lines(Scratch* s) noexcept nogil:
-    # Article classes, amounts, quantities; what takes part in points. All hashes first, so that the reads of the table wait for memory together.
+    # Article classes, amounts, quantities; what takes part in points. All hashes first, so that the reads of the table wait for memory
+    # together.
     cdef const Program2* p = s.p
     cdef const Line* line
     cdef const TableRow* row
@@ -1079,7 +1098,8 @@ cdef inline int64_t kth_largest(int64_t* values, uint32_t count, uint32_t k) noe
 
 
 cdef inline void spread(Scratch* s, int64_t total, const int64_t* weights, int64_t sum, uint32_t count, int64_t* shares) noexcept nogil:
-    # Shares a total pro rata to weights that sum to `sum`, in whole units by largest remainder, ties to the earlier; equally where all weights are 0.
+    # Shares a total pro rata to weights that sum to `sum`, in whole units by largest remainder, ties to the earlier; equally where all
+    # weights are 0.
     cdef int64_t* remainders = s.remainders
     cdef int64_t left = total, limit
     cdef uint64_t product
@@ -1186,8 +1206,9 @@ cdef inline void count_use(Scratch* s, const ImageRule* rule, int64_t given) noe
 
 
 cdef inline bint finish(Scratch* s, uint32_t r, Given* row, int64_t wanted) noexcept nogil:
-    # Caps, campaign, and sharing of what they leave. row: the next one of the result, with base, exact, divisor, rounded and cuts so far; `shares`: of
-    # the listed lines, which sum to `wanted`. Whether anything was given; if not, why is noted and the row is free again.
+    # Caps, campaign, and sharing of what they leave. row: the next one of the result, with base, exact, divisor, rounded and cuts so
+    # far; `shares`: of the listed lines, which sum to `wanted`. Whether anything was given; if not, why is noted and the row is free
+    # again.
     cdef const ImageRule* rule = &s.p.rules[r]
     cdef const ImageCap* cap
     cdef int64_t given = wanted
@@ -1778,7 +1799,8 @@ cdef inline int32_t with_grace(const Program2* p, int32_t day) noexcept nogil:
 
 
 cdef inline int32_t hold_end(const Standing* m, uint32_t tier, int32_t day) noexcept nogil:
-    # The first day from `day` on which the level's reach no longer holds if no receipt comes; DAY_NEVER. Only ends of windows can be such days.
+    # The first day from `day` on which the level's reach no longer holds if no receipt comes; DAY_NEVER. Only ends of windows can be
+    # such days.
     cdef const ImageTier* level = &m.p.tiers[tier]
     cdef uint32_t window, i, j
     cdef int32_t end, best = DAY_NEVER
@@ -1870,7 +1892,8 @@ cdef inline void tier_behind(Scratch* s, Standing* m, uint32_t tier, int32_t unt
 # --- the steps ----------------------------------------------------------------------------------------------------------
 
 cdef inline bint list_awards(Scratch* s) noexcept nogil:
-    # What was given as awards, rules in the file's order. A rule whose rows would not fit, with one left for each rule behind it, gets one row of line 0.
+    # What was given as awards, rules in the file's order. A rule whose rows would not fit, with one left for each rule behind it, gets
+    # one row of line 0.
     cdef const Given* row
     cdef const ImageRule* rule
     cdef const int64_t* share
@@ -1959,10 +1982,11 @@ cdef inline void clear_result(Result2* out) noexcept nogil:
     memset(out, 0, <uint8_t*>&out.variants[0] - <uint8_t*>out)
 
 
-cdef inline uint8_t evaluate(const Program2* p, const Command* command, int64_t business_us, const Facts2* facts, const Limits2* limits, uint32_t burn_wallet,
-                             int64_t burn_points, Scratch* s, Result2* out) noexcept nogil:
-    # What a receipt comes to. Returns out.refused. command: only its receipt is read, its texts as the codec has checked them. business_us: of the years
-    # 1970..2199. burn_points: that shall pay for it, at least 0. out: valid until the scratch is used again, whose rows and pool belong to it.
+cdef inline uint8_t evaluate(const Program2* p, const Command* command, int64_t business_us, const Facts2* facts, const Limits2* limits,
+                             uint32_t burn_wallet, int64_t burn_points, Scratch* s, Result2* out) noexcept nogil:
+    # What a receipt comes to. Returns out.refused. command: only its receipt is read, its texts as the codec has checked them.
+    # business_us: of the years 1970..2199. burn_points: that shall pay for it, at least 0. out: valid until the scratch is used again,
+    # whose rows and pool belong to it.
     cdef Standing m
     cdef uint32_t tier, w, i
     cdef int32_t until

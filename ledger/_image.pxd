@@ -1,8 +1,10 @@
 # Leaves: an image of version 2, checked byte for byte when it is loaded and then read in place. No Python, nothing allocated.
-# Not for what rules do to a receipt (ledger/_evaluate.pxd), nor for images of version 1 (ledger/_rules.pxd). cimported by _evaluate and whoever holds a Program2.
-# The bytes: docs/decisions/rule-image.md section 3; written by ledger/rules/lower2.py, described for Python by ledger/rules/image2.py.
+# Not for what rules do to a receipt (ledger/_evaluate.pxd), nor for images of version 1 (ledger/_rules.pxd). cimported by _evaluate and
+# whoever holds a Program2. The bytes: docs/decisions/rule-image.md section 3; written by ledger/rules/lower2.py, described for Python
+# by ledger/rules/image2.py.
 #
-# image_load looks at everything that a reader relies on: places, counts, order, ranges, the way of every jump. What lies behind it asks nothing again.
+# image_load looks at everything that a reader relies on: places, counts, order, ranges, the way of every jump. What lies behind it asks
+# nothing again.
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
@@ -61,6 +63,7 @@ cdef enum:
     FAVOURITES_MAX = 64
     ENTITLEMENTS_MAX = 64
     ROLLING_DAYS_MAX = 400
+    REACH_COUNT_MAX = 256           # thresholds of one level
     CUTS_MAX = 4096
     TABLE_NAME_BYTES = 32
     NUMBERED_RECEIPTS = 64          # receipts with a may-record of their own
@@ -601,9 +604,9 @@ cdef inline bint image_names_hold(const uint8_t* at, uint32_t count, uint32_t re
     return True
 
 
-cdef inline bint image_table_holds(const Program2* p, Table* table, uint32_t kind, uint32_t starts_kind, const uint8_t** sections, uint32_t values,
-                                   uint32_t named_values, uint8_t flags) noexcept nogil:
-    # Buckets, names, hashes and values of a table. values, named_values: what a value is below, without and with ROW_NAMED_ONLY.
+cdef inline bint image_table_holds(const Program2* p, Table* table, const uint8_t** sections, uint32_t kind, uint32_t starts_kind,
+                                   uint32_t values, uint32_t named_values) noexcept nogil:
+    # Buckets, names, hashes and values of a table. values, named_values: what a value is below, without and with ROW_NAMED_ONLY (0: never).
     cdef const TableRow* row
     cdef uint32_t i, j, buckets
     cdef uint64_t hash
@@ -623,7 +626,7 @@ cdef inline bint image_table_holds(const Program2* p, Table* table, uint32_t kin
             return False
         for j in range(table.starts[i], table.starts[i + 1]):
             row = &table.rows[j]
-            if row.size < 1 or row.size > TABLE_NAME_BYTES or row.flags & ~flags or row.reserved != 0:
+            if row.size < 1 or row.size > TABLE_NAME_BYTES or row.flags & ~ROW_NAMED_ONLY or row.reserved != 0:
                 return False
             if not zeros(<const uint8_t*>row.name + row.size, TABLE_NAME_BYTES - row.size):
                 return False
@@ -633,6 +636,16 @@ cdef inline bint image_table_holds(const Program2* p, Table* table, uint32_t kin
             if (<uint32_t>(hash >> (64 - table.bits)) if table.bits > 0 else 0) != i:
                 return False
     return True
+
+
+cdef inline bint image_tables_hold(Program2* p, const uint8_t** sections) noexcept nogil:
+    cdef const uint32_t* counts = p.counts
+    cdef uint32_t columns = p.header.unknown_columns, rows = counts[SECTION2_UNKNOWN_CLASSES] // columns
+    return (image_table_holds(p, &p.articles, sections, SECTION2_ARTICLES, SECTION2_ARTICLE_STARTS, counts[SECTION2_CLASSES], rows)
+            and image_table_holds(p, &p.category_codes, sections, SECTION2_CATEGORY_CODES, SECTION2_CATEGORY_CODE_STARTS, columns, 0)
+            and image_table_holds(p, &p.stores, sections, SECTION2_STORES, SECTION2_STORE_STARTS, counts[SECTION2_STORE_CLASSES], 0)
+            and image_table_holds(p, &p.promo_codes, sections, SECTION2_PROMO_CODES, SECTION2_PROMO_CODE_STARTS,
+                                  counts[SECTION2_PROMO_CODES], 0))
 
 
 cdef enum:                          # what a program may ask
@@ -704,7 +717,9 @@ cdef inline bint image_wallets_hold(Program2* p) noexcept nogil:
     cdef uint32_t i, j
     for i in range(p.wallet_count):
         wallet = &p.image_wallets[i]
-        if not image_padded(wallet.name, 32) or wallet.scale > 9 or wallet.flags != 0 or wallet.floor < 0 or wallet.floor > WALLET_POINTS_MAX:
+        if not image_padded(wallet.name, 32) or wallet.scale > 9 or wallet.flags != 0:
+            return False
+        if wallet.floor < 0 or wallet.floor > WALLET_POINTS_MAX:
             return False
         for j in range(i):
             if memcmp(wallet.name, p.image_wallets[j].name, 32) == 0:
@@ -789,9 +804,11 @@ cdef inline bint image_rule_holds(const Program2* p, const ImageRule* rule) noex
         j = p.targets[rule.first_target + i]
         if j >= p.rule_count or (i > 0 and j <= p.targets[rule.first_target + i - 1]) or p.rules[j].wallet != rule.wallet:
             return False
-        if rule.kind == RULE_ADD_PERCENT and (p.rules[j].kind != RULE_POINTS or p.rules[j].form != FORM_PERCENT
-                                              or p.rules[j].rate_factor != rule.rate_factor or p.rules[j].rate_divisor != rule.rate_divisor):
-            return False
+        if rule.kind == RULE_ADD_PERCENT:
+            if p.rules[j].kind != RULE_POINTS or p.rules[j].form != FORM_PERCENT:
+                return False
+            if p.rules[j].rate_factor != rule.rate_factor or p.rules[j].rate_divisor != rule.rate_divisor:
+                return False
         if rule.kind == RULE_TIMES and p.rules[j].kind != RULE_POINTS and p.rules[j].kind != RULE_ADD_PERCENT:
             return False
     if rule.target_count > 0 and rule.kind != RULE_ADD_PERCENT and rule.kind != RULE_TIMES:
@@ -912,7 +929,9 @@ cdef inline bint image_places_hold(Program2* p) noexcept nogil:
         for j in range(zone.count):
             if spans[j].offset_s < -86400 or spans[j].offset_s > 86400 or spans[j].first_day < 0 or spans[j].first_day > 100000:
                 return False
-            if spans[j].start_us < 0 or (j > 0 and (spans[j].start_us <= spans[j - 1].start_us or spans[j].first_day < spans[j - 1].first_day)):
+            if spans[j].start_us < 0:
+                return False
+            if j > 0 and (spans[j].start_us <= spans[j - 1].start_us or spans[j].first_day < spans[j - 1].first_day):
                 return False
     p.home_zone = 0
     if memcmp(p.zones[0].name, p.header.zone, 40) != 0:
@@ -958,6 +977,8 @@ cdef inline bint image_members_hold(const Program2* p) noexcept nogil:
         tier = &p.tiers[i]
         if (tier.program == 0) != (i == 0) or not zeros(tier.reserved, 6):
             return False
+        if tier.count > REACH_COUNT_MAX:
+            return False
         if tier.first > thresholds or tier.count > thresholds - tier.first or not image_program_holds(p, tier.program, ASK_THRESHOLDS):
             return False
     for i in range(p.counts[SECTION2_BURN]):
@@ -966,7 +987,9 @@ cdef inline bint image_members_hold(const Program2* p) noexcept nogil:
             return False
         if burn.pays < 1 or burn.pays_per < 1 or burn.share > 1000000 or burn.wallet >= p.wallet_count or burn.reserved != 0:
             return False
-        if not image_program_holds(p, burn.when_program, ASK_RECEIPT_ATOMS) or not image_program_holds(p, burn.not_for_program, ASK_LINE_ATOMS):
+        if not image_program_holds(p, burn.when_program, ASK_RECEIPT_ATOMS):
+            return False
+        if not image_program_holds(p, burn.not_for_program, ASK_LINE_ATOMS):
             return False
     return True
 
@@ -999,15 +1022,18 @@ cdef inline bint image_header_holds(const ImageHeader2* header) noexcept nogil:
             return False
     if not (image_padded(header.zone, 40) and image_padded(header.tzdata, 16) and image_padded(header.name, 40)):
         return False
-    if header.largest_receipt < 0 or header.largest_receipt > AMOUNT_MINOR_MAX or header.total_tolerance < 0 or header.total_tolerance > 100000:
+    if header.largest_receipt < 0 or header.largest_receipt > AMOUNT_MINOR_MAX:
         return False
-    if header.grace_unit > GRACE_MONTHS or header.grace_number > SPAN_DAYS_MAX or header.downgrade > DOWNGRADE_ONE_STEP or header.currency_digits > 4:
+    if header.total_tolerance < 0 or header.total_tolerance > 100000 or header.currency_digits > 4:
+        return False
+    if header.grace_unit > GRACE_MONTHS or header.grace_number > SPAN_DAYS_MAX or header.downgrade > DOWNGRADE_ONE_STEP:
         return False
     return zeros(header.reserved, 21) and header.section_table == sizeof(ImageHeader2) and header.section_count == SECTION2_COUNT - 1
 
 
 cdef inline bint image_sections_hold(Program2* p, const uint8_t** sections) noexcept nogil:
     # Sections stand back to back, in the order of their kinds, padded with zeros.
+    cdef const SectionPlace* place
     cdef const SectionPlace* places = <const SectionPlace*>(p.image + sizeof(ImageHeader2))
     cdef uint64_t at = sizeof(ImageHeader2) + (SECTION2_COUNT - 1) * sizeof(SectionPlace), size
     cdef uint32_t kind
@@ -1015,16 +1041,17 @@ cdef inline bint image_sections_hold(Program2* p, const uint8_t** sections) noex
     if at > p.image_size:
         return False
     for kind in range(1u, <uint32_t>SECTION2_COUNT):
-        if places[kind - 1].kind != kind or places[kind - 1].offset != at or places[kind - 1].record_bytes != record_bytes_of(kind, p.words):
+        place = &places[kind - 1]
+        if place.kind != kind or place.offset != at or place.record_bytes != record_bytes_of(kind, p.words):
             return False
-        if places[kind - 1].count > count_max_of(kind, p.rule_count):
+        if place.count > count_max_of(kind, p.rule_count):
             return False
-        size = places[kind - 1].count * <uint64_t>places[kind - 1].record_bytes
+        size = place.count * <uint64_t>place.record_bytes
         if size > p.image_size - at or (-size & 7) > p.image_size - at - size:
             return False
         if not zeros(p.image + at + size, <uint32_t>(-size & 7)):
             return False
-        p.counts[kind] = places[kind - 1].count
+        p.counts[kind] = place.count
         sections[kind] = p.image + at
         at += size + (-size & 7)
     return at == p.image_size
@@ -1070,7 +1097,7 @@ cdef inline int image_load(Program2* p, const uint8_t* image, uint32_t size) noe
     cdef const uint8_t* sections[SECTION2_COUNT]
     cdef uint8_t digest[32]
     cdef const ImageRule* rule
-    cdef uint32_t i, unknown_rows
+    cdef uint32_t i
     memset(p, 0, sizeof(Program2))
     if size < sizeof(ImageHeader2) or size > IMAGE2_BYTES_MAX or <uintptr_t>image & 7:
         return -1
@@ -1094,11 +1121,7 @@ cdef inline int image_load(Program2* p, const uint8_t* image, uint32_t size) noe
     if not (image_wallets_hold(p) and image_atoms_hold(p) and image_caps_hold(p) and image_may_holds(p) and image_classes_hold(p)
             and image_places_hold(p) and image_members_hold(p) and image_texts_hold(p, sections)):
         return -1
-    unknown_rows = p.counts[SECTION2_UNKNOWN_CLASSES] // header.unknown_columns
-    if not (image_table_holds(p, &p.articles, SECTION2_ARTICLES, SECTION2_ARTICLE_STARTS, sections, p.counts[SECTION2_CLASSES], unknown_rows, ROW_NAMED_ONLY)
-            and image_table_holds(p, &p.category_codes, SECTION2_CATEGORY_CODES, SECTION2_CATEGORY_CODE_STARTS, sections, header.unknown_columns, 0, 0)
-            and image_table_holds(p, &p.stores, SECTION2_STORES, SECTION2_STORE_STARTS, sections, p.counts[SECTION2_STORE_CLASSES], 0, 0)
-            and image_table_holds(p, &p.promo_codes, SECTION2_PROMO_CODES, SECTION2_PROMO_CODE_STARTS, sections, p.counts[SECTION2_PROMO_CODES], 0, 0)):
+    if not image_tables_hold(p, sections):
         return -1
     for i in range(p.rule_count):
         rule = &p.rules[i]

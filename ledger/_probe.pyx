@@ -16,8 +16,8 @@ from ledger._evaluate cimport (
 )
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._image cimport (
-    ImageAtom, ImageBurn, ImageCampaign, ImageCap, ImageClass, ImageExperiment, ImageFunder, ImageHeader2, ImageRule, ImageThreshold, ImageTier, ImageVariant,
-    ImageWallet2, ImageZone, MayIndex, Program2, StoreClass, TableRow, image_load, name_hash, program2_day,
+    ImageAtom, ImageBurn, ImageCampaign, ImageCap, ImageClass, ImageExperiment, ImageFunder, ImageHeader2, ImageRule, ImageThreshold,
+    ImageTier, ImageVariant, ImageWallet2, ImageZone, MayIndex, Program2, StoreClass, TableRow, image_load, name_hash, program2_day,
 )
 from ledger._layout cimport Award, Command, EntryHeader, SECTION_COUNT, Slice
 from ledger._limits cimport AWARDS_MAX, COMMAND_ENTRY_BYTES_MAX, LINES_MAX, WALLETS_MAX
@@ -25,7 +25,8 @@ from ledger._rules cimport (
     ImageHeader, ImageWallet, Program, RuleOp, ZoneSpan, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
 )
 from ledger._table cimport (
-    IDENTIFIER_MEMBER_MASK, IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, range_of,
+    IDENTIFIER_MEMBER_MASK, IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove,
+    range_of,
 )
 
 if sizeof(ImageHeader) != 192 or sizeof(ImageWallet) != 40 or sizeof(RuleOp) != 48 or sizeof(ZoneSpan) != 16:
@@ -330,10 +331,10 @@ cdef int64_t books_campaign_used(void* core, uint32_t campaign, uint8_t measure)
     return 0
 
 
-if (sizeof(ImageHeader2) != 256 or sizeof(ImageRule) != 128 or sizeof(ImageWallet2) != 48 or sizeof(ImageCampaign) != 88 or sizeof(ImageCap) != 24
-        or sizeof(ImageAtom) != 24 or sizeof(MayIndex) != 16 or sizeof(TableRow) != 40 or sizeof(ImageClass) != 32 or sizeof(ImageZone) != 48
-        or sizeof(ImageExperiment) != 48 or sizeof(ImageVariant) != 40 or sizeof(ImageTier) != 48 or sizeof(ImageThreshold) != 16
-        or sizeof(ImageBurn) != 136 or sizeof(StoreClass) != 8 or sizeof(ImageFunder) != 72):
+if (sizeof(ImageHeader2) != 256 or sizeof(ImageRule) != 128 or sizeof(ImageWallet2) != 48 or sizeof(ImageCampaign) != 88
+        or sizeof(ImageCap) != 24 or sizeof(ImageAtom) != 24 or sizeof(MayIndex) != 16 or sizeof(TableRow) != 40 or sizeof(ImageClass) != 32
+        or sizeof(ImageZone) != 48 or sizeof(ImageExperiment) != 48 or sizeof(ImageVariant) != 40 or sizeof(ImageTier) != 48
+        or sizeof(ImageThreshold) != 16 or sizeof(ImageBurn) != 136 or sizeof(StoreClass) != 8 or sizeof(ImageFunder) != 72):
     raise ImportError("the image's records do not have the sizes that docs/decisions/rule-image.md gives")
 
 
@@ -392,8 +393,8 @@ cdef class LoadedImage:
     def day(self, int64_t time_us):
         return program2_day(self.program, time_us)
 
-    def receipt(self, int64_t total, lines, bytes store not None, bytes channel not None, tenders, codes, int64_t business_us, uint32_t burn_wallet=0,
-                int64_t burn_points=0):
+    def receipt(self, int64_t total, lines, bytes store not None, bytes channel not None, tenders, codes, int64_t business_us,
+                uint32_t burn_wallet=0, int64_t burn_points=0):
         """What `evaluate` is about. lines: (sku, category, quantity, amount, regular, weighed); tenders: (name, amount)."""
         cdef uint32_t i
         self.texts = []
@@ -416,11 +417,13 @@ cdef class LoadedImage:
             self.command.promo_codes[i] = self.text(codes[i])
         self.business_us, self.burn_wallet, self.burn_points = business_us, burn_wallet, burn_points
 
-    def member(self, uint32_t number, uint32_t receipt_number, int32_t opened_day, int32_t last_day, uint16_t birthday, int32_t birthday_from, uint8_t tier,
-               int32_t tier_until, segments, uint64_t chosen, available, days, counters, campaigns):
-        """Whose receipt it is. segments: 128 bits; days: (day, receipts, spent); counters: (counter, ((window, value), ...)); campaigns: (key, points, uses)."""
+    def member(self, uint32_t number, uint32_t receipt_number, int32_t opened_day, int32_t last_day, uint16_t birthday,
+               int32_t birthday_from, uint8_t tier, int32_t tier_until, segments, uint64_t chosen, available, days, counters, campaigns):
+        """Whose receipt it is. segments: 128 bits; days: (day, receipts, spent); counters: (counter, rows of window and value, newest first);
+        campaigns: (key, points, uses)."""
         cdef uint32_t i, j
-        self.facts.member, self.facts.receipt_number, self.facts.opened_day, self.facts.last_day = number, receipt_number, opened_day, last_day
+        self.facts.member, self.facts.receipt_number = number, receipt_number
+        self.facts.opened_day, self.facts.last_day = opened_day, last_day
         self.facts.birthday, self.facts.birthday_from, self.facts.tier, self.facts.tier_until = birthday, birthday_from, tier, tier_until
         self.facts.segments[0], self.facts.segments[1], self.facts.chosen = segments & 0xFFFFFFFFFFFFFFFF, segments >> 64, chosen
         for i in range(<uint32_t>WALLETS_MAX):
@@ -444,9 +447,11 @@ cdef class LoadedImage:
         """The whole result, in numbers, as a dict."""
         cdef Result2* out = self.result
         with nogil:
-            evaluate(self.program, self.command, self.business_us, &self.facts, &self.limits, self.burn_wallet, self.burn_points, self.scratch, out)
+            evaluate(self.program, self.command, self.business_us, &self.facts, &self.limits, self.burn_wallet, self.burn_points,
+                     self.scratch, out)
         return {
-            "refused": out.refused, "day": out.day, "tier": out.tier, "tier_after": out.tier_after, "tier_until": out.tier_until, "spent": out.spent,
+            "refused": out.refused, "day": out.day, "tier": out.tier, "tier_after": out.tier_after, "tier_until": out.tier_until,
+            "spent": out.spent,
             "notices": [(out.notices[i].kind, out.notices[i].at) for i in range(out.notice_count)],
             "burn_limits": [(out.burn_limits[i].wallet, out.burn_limits[i].rule, out.burn_limits[i].points, out.burn_limits[i].why)
                             for i in range(out.burn_limit_count)],
@@ -472,9 +477,10 @@ cdef class LoadedImage:
             if bits[i >> 6] >> (i & 63) & 1:
                 lines[i] = share[0]
                 share += 1
-        return {"rule": row.rule, "base": row.base, "numerator": row.exact.lo | <object>row.exact.hi << 64, "divisor": row.divisor, "rounded": row.rounded,
-                "given": row.given, "cuts": [(self.result.cuts[row.first_cut + i].reason, self.result.cuts[row.first_cut + i].points)
-                                             for i in range(row.cut_count)],
+        return {"rule": row.rule, "base": row.base, "numerator": row.exact.lo | <object>row.exact.hi << 64, "divisor": row.divisor,
+                "rounded": row.rounded, "given": row.given,
+                "cuts": [(self.result.cuts[row.first_cut + i].reason, self.result.cuts[row.first_cut + i].points)
+                         for i in range(row.cut_count)],
                 "lines": lines, "available_day": row.available_day, "expiry_day": row.expiry_day}
 
     def time_ns(self, uint32_t rounds):
@@ -484,8 +490,8 @@ cdef class LoadedImage:
         with nogil:
             start = monotonic_us()
             for i in range(rounds):
-                evaluate(self.program, self.command, self.business_us, &self.facts, &self.limits, self.burn_wallet, self.burn_points, self.scratch,
-                         self.result)
+                evaluate(self.program, self.command, self.business_us, &self.facts, &self.limits, self.burn_wallet, self.burn_points,
+                         self.scratch, self.result)
             start = monotonic_us() - start
         return start * 1000 / rounds
 

@@ -1,7 +1,7 @@
 """The compiled evaluator in the reference interpreter's words: the same programme, member and receipt go in, the same `Result` comes out.
 
-A programme is lowered to its image, the image is loaded as the service loads it, and what the evaluator says in numbers is told by name again. Used by whatever
-compares the two; nothing of what rules mean is worked out here.
+A programme is lowered to its image, the image is loaded as the service loads it, and what the evaluator says in numbers is told by name
+again. Used by whatever compares the two; nothing of what rules mean is worked out here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ledger.rules.reference import BurnLimit, Changes, Given, Member, Missing, R
 
 DAY_NEVER = 2**31 - 1
 AWARDS_MAX = 3000
-REFUSED = (None, "too_many_lines", "absurd_amount", "total_differs", "unknown_store", "burn_not_possible", "burn_step", "burn_too_high", "burn_below_min",
-           "points_overflow", "too_many_awards")
+REFUSED = (None, "too_many_lines", "absurd_amount", "total_differs", "unknown_store", "burn_not_possible", "burn_step", "burn_too_high",
+           "burn_below_min", "points_overflow", "too_many_awards")
 WHY = ("balance", "share", "eligible", "money_at_least", "max", "min", "no_rule")
 PLAIN_REASONS = {1: "too_little", 2: "would_never_count", 3: "cap_too_late", 5: "nothing_left", 7: "campaign_uses"}
 POINTS = ("points", "add_percent", "times")
@@ -42,8 +42,8 @@ class Compiled:
         self.counters = {key: counter for counter, key in self.keys.items()}
         self.campaigns = {campaign.name: int(row["key"]) for campaign, row in zip(programme.campaigns, read[Kind.CAMPAIGNS], strict=True)}
         self.entitlements = [name.decode() for name in read[Kind.ENTITLEMENTS]["name"]]
-        self.thresholds = [threshold for level in (programme.tiers.levels if programme.tiers else ()) for threshold in tree.thresholds(level.reach)]
-        self.levels = [level.name for level in (programme.tiers.levels if programme.tiers else ()) for _ in tree.thresholds(level.reach)]
+        levels = programme.tiers.levels if programme.tiers else ()
+        self.thresholds = [(level.name, threshold) for level in levels for threshold in tree.thresholds(level.reach)]
 
     # --- in --------------------------------------------------------------------------------------------------------------
 
@@ -51,13 +51,15 @@ class Compiled:
         """Hands everything to the evaluator."""
         programme = self.programme
         self.loaded.receipt(
-            receipt.total, [(line.sku.encode(), line.category.encode(), line.quantity, line.amount, line.before or 0, line.weighed) for line in receipt.lines],
+            receipt.total,
+            [(line.sku.encode(), line.category.encode(), line.quantity, line.amount, line.before or 0, line.weighed) for line in receipt.lines],
             receipt.store.encode(), receipt.channel.encode(), [(name.encode(), amount) for name, amount in receipt.tenders],
             [code.encode() for code in receipt.promo_codes], time_us, receipt.burn_wallet, receipt.burn)
         counters = [(self.counters[key], rows) for key, rows in member.counters.items() if key in self.counters]
         for window, rows in member.windows.items():
             if window.kind != "rolling":
-                counters += [(image2.WINDOWS[window.kind] * 2 + measure, tuple((row[0], row[1 + measure]) for row in rows)) for measure in (0, 1)]
+                counters += [(image2.WINDOWS[window.kind] * 2 + measure, tuple((row[0], row[1 + measure]) for row in rows))
+                             for measure in (0, 1)]
         self.loaded.member(
             member.number, member.receipts + 1, member.opened_day, -1 if member.last_day is None else member.last_day,
             member.birthday[0] * 32 + member.birthday[1] if member.birthday else 0, member.birthday_from, member.tier,
@@ -75,8 +77,9 @@ class Compiled:
         out = self.loaded.evaluate()
         programme, refused = self.programme, REFUSED[out["refused"]]
         levels = programme.tiers.levels if programme.tiers else ()
-        burn_limits = tuple(BurnLimit(wallet, programme.burn[rule - 1].name if rule else "", points, tuple(name for i, name in enumerate(WHY) if why >> i & 1))
-                            for wallet, rule, points, why in out["burn_limits"])
+        burn_limits = tuple(
+            BurnLimit(wallet, programme.burn[rule - 1].name if rule else "", points, tuple(name for i, name in enumerate(WHY) if why >> i & 1))
+            for wallet, rule, points, why in out["burn_limits"])
         notices = tuple(self.notice(receipt, kind, at) for kind, at in out["notices"])
         if refused is not None:
             return Result(refused=refused, notices=notices, day=out["day"], tier=out["tier"], burn_limits=burn_limits)
@@ -85,14 +88,18 @@ class Compiled:
         assert not levels or out["tier_after"] < len(levels)
         return Result(
             notices=notices, day=out["day"], tier=out["tier"], tier_after=out["tier_after"],
-            to_next=tuple(Missing(self.levels[at], self.thresholds[at].measure, missing, self.thresholds[at].window) for at, missing in out["missing"]),
+            to_next=tuple(self.missing(at, missing) for at, missing in out["missing"]),
             variants=tuple((e.name, e.variants[at][0]) for e, at in zip(programme.experiments, out["variants"], strict=True)),
             discounts=tuple(out["discounts"]), burn_limits=burn_limits, paid=tuple(out["paid"]), given=given,
-            not_given=tuple((rule, self.reason(rule, reason, taker)) for rule, reason, taker in out["not_given"]), points=tuple(out["points"]),
-            entitlements=tuple(self.entitlements[at] for at in out["entitlements"]),
+            not_given=tuple((rule, self.reason(rule, reason, taker)) for rule, reason, taker in out["not_given"]),
+            points=tuple(out["points"]), entitlements=tuple(self.entitlements[at] for at in out["entitlements"]),
             changes=Changes(out["day"], tuple((self.keys[counter], window, increment) for counter, window, increment in out["counters"]),
-                            tuple((programme.campaigns[at - 1].name, points, 1) for at, points in out["campaigns"]), out["spent"], out["tier_after"],
-                            none_if_never(out["tier_until"])))
+                            tuple((programme.campaigns[at - 1].name, points, 1) for at, points in out["campaigns"]), out["spent"],
+                            out["tier_after"], none_if_never(out["tier_until"])))
+
+    def missing(self, at: int, missing: int) -> Missing:
+        level, threshold = self.thresholds[at]
+        return Missing(level, threshold.measure, missing, threshold.window)
 
     def reason(self, rule: int, reason: int, taker: int = 0) -> str:
         """Why a rule gave nothing, or less."""
@@ -102,7 +109,8 @@ class Compiled:
         if reason == 6:
             return f"campaign_{next(c.measure for c in self.programme.campaigns if c.name == it.campaign)}"
         if reason >= 16:
-            return f"cap_{tree.PER[(reason - 16) // 2]}_{'uses' if reason % 2 else 'amount' if it.kind.startswith('discount') else 'points'}"
+            measure = "uses" if reason % 2 else "amount" if it.kind.startswith("discount") else "points"
+            return f"cap_{tree.PER[(reason - 16) // 2]}_{measure}"
         return PLAIN_REASONS[reason]
 
     def given(self, row: dict[str, Any]) -> Given:
