@@ -419,8 +419,8 @@ cdef class LoadedImage:
 
     def member(self, uint32_t number, uint32_t receipt_number, int32_t opened_day, int32_t last_day, uint16_t birthday,
                int32_t birthday_from, uint8_t tier, int32_t tier_until, segments, uint64_t chosen, available, days, counters, campaigns):
-        """Whose receipt it is. segments: 128 bits; days: (day, receipts, spent); counters: (counter, rows of window and value, newest first);
-        campaigns: (key, points, uses)."""
+        """Whose receipt it is. segments: 128 bits; days: (day, receipts, spent); counters: (counter, rows of window
+        and value, newest first); campaigns: (key, points, uses)."""
         cdef uint32_t i, j
         self.facts.member, self.facts.receipt_number = number, receipt_number
         self.facts.opened_day, self.facts.last_day = opened_day, last_day

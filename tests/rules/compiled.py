@@ -52,7 +52,8 @@ class Compiled:
         programme = self.programme
         self.loaded.receipt(
             receipt.total,
-            [(line.sku.encode(), line.category.encode(), line.quantity, line.amount, line.before or 0, line.weighed) for line in receipt.lines],
+            [(line.sku.encode(), line.category.encode(), line.quantity, line.amount, line.before or 0, line.weighed)
+             for line in receipt.lines],
             receipt.store.encode(), receipt.channel.encode(), [(name.encode(), amount) for name, amount in receipt.tenders],
             [code.encode() for code in receipt.promo_codes], time_us, receipt.burn_wallet, receipt.burn)
         counters = [(self.counters[key], rows) for key, rows in member.counters.items() if key in self.counters]
@@ -78,7 +79,8 @@ class Compiled:
         programme, refused = self.programme, REFUSED[out["refused"]]
         levels = programme.tiers.levels if programme.tiers else ()
         burn_limits = tuple(
-            BurnLimit(wallet, programme.burn[rule - 1].name if rule else "", points, tuple(name for i, name in enumerate(WHY) if why >> i & 1))
+            BurnLimit(wallet, programme.burn[rule - 1].name if rule else "", points,
+                      tuple(name for i, name in enumerate(WHY) if why >> i & 1))
             for wallet, rule, points, why in out["burn_limits"])
         notices = tuple(self.notice(receipt, kind, at) for kind, at in out["notices"])
         if refused is not None:
