@@ -77,15 +77,17 @@ burn:
 """
 DAY = 20_526  # 2026-03-14
 NOON_US = (DAY * 86_400 + 43_200) * 1_000_000
-LINES = [(b"milk", b"", 1000, 199, 0, False), (b"cheese", b"", 357, 599, 0, True), (b"beer", b"", 0, 250, 300, False), (b"riddle", b"DRY", 0, 1999, 0, False),
-         (b"repair", b"", 0, 12_000, 0, False), (b"card", b"", 0, 1000, 0, False), (b"bread", b"", 2000, 0, 0, False)]
+LINES = [(b"milk", b"", 1000, 199, 0, False), (b"cheese", b"", 357, 599, 0, True), (b"beer", b"", 0, 250, 300, False),
+         (b"riddle", b"DRY", 0, 1999, 0, False), (b"repair", b"", 0, 12_000, 0, False), (b"card", b"", 0, 1000, 0, False),
+         (b"bread", b"", 2000, 0, 0, False)]
 RECEIPTS = [  # lines, store, channel, tenders, codes, time, burn wallet, burn
     (LINES, b"1", b"app", [(b"cash", 5)], [b"SPRING", b"WINTER"], NOON_US, 0, 5),
     (LINES * 40, b"2", b"shop", [(b"bank_card", 5), (b"gold", 1)], [], NOON_US + 86_400_000_000, 1, 0),
     ([], b"9", b"", [], [], NOON_US - 40_000_000_000, 0, 0),
 ]
 COUNTERS = [(counter, ((window, 7), (window - 1, 3))) for counter, window in ((2, 0), (3, 0), (6, 2026), (7, 2026), (8, 5), (9, 5))]
-INTERESTING = (0, 1, 2, 7, 63, 64, 127, 255, 256, 5000, 5001, 65_535, 65_536, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+INTERESTING = (0, 1, 2, 7, 63, 64, 127, 255, 256, 5000, 5001, 65_535, 65_536, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63,
+               2**64 - 1)
 
 
 def image() -> bytes:
@@ -142,10 +144,19 @@ def harmless(data: bytes) -> bool:
     return True
 
 
+def each_byte(good: bytes, dice: random.Random) -> dict[str, int]:
+    """Each byte behind the hash with one bit changed: how many were refused, and how many taken."""
+    found = {"refused": 0, "taken": 0}
+    for at in range(image2.HASHED_FROM, len(good)):
+        data = bytearray(good)
+        data[at] ^= 1 << dice.randrange(8)
+        found["taken" if harmless(sealed(bytes(data))) else "refused"] += 1
+    return found
+
+
 def fuzz(count: int, seed: int) -> dict[str, int]:
     """So many mutants: how many were refused, and how many taken."""
     dice, good = random.Random(seed), image()
-    assert harmless(good), "the image itself must be taken"
     found = {"refused": 0, "taken": 0}
     for _ in range(count):
         found["taken" if harmless(mutant(good, dice)) else "refused"] += 1
@@ -165,6 +176,8 @@ def main() -> int:
                              "ledger._probe")
     print(f"seed {options.seed}", flush=True)
     started = time.monotonic()
+    assert harmless(image()), "the image itself must be taken"
+    print(f"each byte: {each_byte(image(), random.Random(options.seed))}", flush=True)
     found = fuzz(options.count, options.seed)
     print(f"{options.count} damaged images in {time.monotonic() - started:.1f} s: {found}")
     return 0
