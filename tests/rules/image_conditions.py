@@ -94,8 +94,8 @@ class Conditions:
         ranges: dict[Atom, Callable[[], int | None]] = {
             Atom.TOTAL: lambda: self.receipt.total, Atom.ELIGIBLE_TOTAL: lambda: self.eligible_total,
             Atom.LINES_TOTAL: lambda: sum(line.amount for line in own), Atom.LINES_QUANTITY: lambda: sum(map(quantity, own)),
-            Atom.ACCOUNT_AGE_DAYS: lambda: self.today - self.member.opened_day,
-            Atom.DAYS_SINCE_LAST_RECEIPT: lambda: None if last is None else self.today - last}
+            Atom.ACCOUNT_AGE_DAYS: lambda: max(0, self.today - self.member.opened_day),
+            Atom.DAYS_SINCE_LAST_RECEIPT: lambda: None if last is None else max(0, self.today - last)}
         if code in ranges:
             return (value := ranges[code]()) is not None and low <= value < high
         return {
