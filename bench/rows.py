@@ -82,7 +82,7 @@ def thread_seconds(pid: int) -> dict[str, float]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             fields = (task / "stat").read_text().rpartition(")")[2].split()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
         seconds[task.name] = (int(fields[11]) + int(fields[12])) / tick
     return seconds

@@ -1,7 +1,8 @@
 """The bytes of an image of version 2: its records, its numbers, and a reader.
 
-Not for making images (`lower2.py`) and not for evaluating them: the service reads the same bytes in place (`ledger/_image.pxd`). The reader here is for tests
-and tools. What each record means is in docs/decisions/rule-image.md section 3; that page and this file change together.
+Not for making images (`lower2.py`) and not for evaluating them: the service reads the same bytes in place
+(`_image.pxd`). The reader here is for tests and tools. What each record means is in docs/decisions/rule-image.md
+section 3; that page and this file change together.
 """
 
 from __future__ import annotations
@@ -210,22 +211,24 @@ HEADER = np.dtype([
     ("magic", "<u4"), ("version", "<u4"), ("hash", "V32"), ("max_age_us", "<i8"), ("size", "<u4"), ("flags", "<u4"),
     ("currency", "S4"), ("rule_count", "<u4"), ("zone", "S40"), ("tzdata", "S16"), ("name", "S40"),
     ("largest_receipt", "<i8"), ("total_tolerance", "<i8"), ("catalogue", "V32"), ("section_table", "<u4"), ("section_count", "<u4"),
-    ("unknown_columns", "<u4"), ("no_points_program", "<u4"), ("class_words", "<u4"), ("favourites_at_most", "<u2"), ("grace_number", "<u2"),
-    ("grace_unit", "u1"), ("downgrade", "u1"), ("currency_digits", "u1"), ("reserved", "u1", 21),
+    ("unknown_columns", "<u4"), ("no_points_program", "<u4"), ("class_words", "<u4"), ("favourites_at_most", "<u2"),
+    ("grace_number", "<u2"), ("grace_unit", "u1"), ("downgrade", "u1"), ("currency_digits", "u1"), ("reserved", "u1", 21),
 ])
 PLACE = np.dtype([("kind", "<u4"), ("record_bytes", "<u4"), ("offset", "<u4"), ("count", "<u4")])
 WALLET = np.dtype([("name", "S32"), ("scale", "<u4"), ("sliding_days", "<u2"), ("flags", "<u2"), ("floor", "<i8")])
 RULE = np.dtype([
     ("a", "<i8"), ("b", "<i8"), ("rate_factor", "<i8"), ("rate_divisor", "<i8"),
     ("lines_total_from", "<i8"), ("lines_total_to", "<i8"), ("lines_quantity_from", "<i8"), ("lines_quantity_to", "<i8"),
-    ("key", "<u4"), ("when_program", "<u4"), ("lines_program", "<u4"), ("late_program", "<u4"), ("first_cap", "<u4"), ("first_target", "<u4"),
-    ("until_day", "<i4"), ("cap_count", "<u2"), ("target_count", "<u2"), ("campaign", "<u2"), ("wallet", "<u2"), ("funder", "<u2"),
-    ("available_after", "<u2"), ("life_number", "<u2"), ("group", "<u2"), ("priority", "<u2"),
-    ("kind", "u1"), ("form", "u1"), ("per", "u1"), ("round", "u1"), ("life_unit", "u1"), ("life_end", "u1"), ("flags", "u1"), ("reserved", "u1", 11),
+    ("key", "<u4"), ("when_program", "<u4"), ("lines_program", "<u4"), ("late_program", "<u4"), ("first_cap", "<u4"),
+    ("first_target", "<u4"), ("until_day", "<i4"), ("cap_count", "<u2"), ("target_count", "<u2"), ("campaign", "<u2"), ("wallet", "<u2"),
+    ("funder", "<u2"), ("available_after", "<u2"), ("life_number", "<u2"), ("group", "<u2"), ("priority", "<u2"),
+    ("kind", "u1"), ("form", "u1"), ("per", "u1"), ("round", "u1"), ("life_unit", "u1"), ("life_end", "u1"), ("flags", "u1"),
+    ("reserved", "u1", 11),
 ])
 RULE_NAME = np.dtype([("name", "S64")])
 CAMPAIGN = np.dtype([("points", "<i8"), ("uses", "<i8"), ("key", "<u4"), ("wallet", "<u2"), ("flags", "<u2"), ("name", "S64")])
-CAP = np.dtype([("limit", "<i8"), ("counter", "<u4"), ("list_offset", "<u4"), ("list_count", "<u2"), ("per", "u1"), ("measure", "u1"), ("reserved", "<u4")])
+CAP = np.dtype([("limit", "<i8"), ("counter", "<u4"), ("list_offset", "<u4"), ("list_count", "<u2"), ("per", "u1"), ("measure", "u1"),
+                ("reserved", "<u4")])
 ATOM = np.dtype([("low", "<i8"), ("high", "<i8"), ("list_offset", "<u4"), ("list_count", "<u2"), ("code", "u1"), ("reserved", "u1")])
 MAY_INDEX = np.dtype([("first", "<u4"), ("count", "<u4"), ("free", "<u4"), ("reserved", "<u4")])
 TABLE_ROW = np.dtype([("name", "S32"), ("value", "<u4"), ("size", "u1"), ("flags", "u1"), ("reserved", "<u2")])
@@ -240,7 +243,8 @@ TIER = np.dtype([("name", "S32"), ("program", "<u4"), ("first", "<u4"), ("count"
 THRESHOLD = np.dtype([("at_least", "<i8"), ("window", "<u2"), ("measure", "u1"), ("reserved", "u1", 5)])
 BURN = np.dtype([
     ("name", "S64"), ("min", "<i8"), ("max", "<i8"), ("step", "<i8"), ("money_at_least", "<i8"), ("money_at_least_per_line", "<i8"),
-    ("pays", "<i8"), ("pays_per", "<i8"), ("share", "<u4"), ("when_program", "<u4"), ("not_for_program", "<u4"), ("wallet", "<u2"), ("reserved", "<u2"),
+    ("pays", "<i8"), ("pays_per", "<i8"), ("share", "<u4"), ("when_program", "<u4"), ("not_for_program", "<u4"),
+    ("wallet", "<u2"), ("reserved", "<u2"),
 ])
 STORE_CLASS = np.dtype([("zone", "<u2"), ("reserved", "u1", 6)])
 FUNDER = np.dtype([("name", "S64"), ("number", "<u2"), ("reserved", "u1", 6)])
@@ -249,20 +253,20 @@ U8, U16, U32, I64, U64 = (np.dtype(code) for code in ("u1", "<u2", "<u4", "<i8",
 RECORDS: dict[Kind, np.dtype | None] = {  # None: a bitset over the rules
     Kind.WALLETS: WALLET, Kind.RULES: RULE, Kind.RULE_NAMES: RULE_NAME, Kind.CAMPAIGNS: CAMPAIGN, Kind.CAPS: CAP, Kind.TARGETS: U16,
     Kind.PROGRAMS: U32, Kind.ATOMS: ATOM, Kind.MAY: None, Kind.MAY_INDEX: MAY_INDEX, Kind.MINUTE_CUTS: U32, Kind.DATE_CUTS: I64,
-    Kind.ARTICLES: TABLE_ROW, Kind.CATEGORY_CODES: TABLE_ROW, Kind.CLASSES: CLASS, Kind.CLASS_RULES: U16, Kind.STORES: TABLE_ROW, Kind.ZONES: ZONE,
-    Kind.ZONE_SPANS: ZONE_SPAN, Kind.PROMO_CODES: TABLE_ROW, Kind.TENDERS: NAME, Kind.SEGMENTS: NAME, Kind.FAVOURITES: TEXT,
-    Kind.EXPERIMENTS: EXPERIMENT, Kind.TIERS: TIER, Kind.THRESHOLDS: THRESHOLD, Kind.BURN: BURN, Kind.NUMBERS: U32, Kind.RULE_SETS: None,
-    Kind.CLASS_BITS: U64, Kind.ARTICLE_STARTS: U32, Kind.CATEGORY_CODE_STARTS: U32, Kind.STORE_STARTS: U32, Kind.PROMO_CODE_STARTS: U32,
-    Kind.UNKNOWN_CLASSES: U32, Kind.STORE_CLASSES: STORE_CLASS, Kind.CHANNELS: NAME, Kind.VARIANTS: VARIANT, Kind.ENTITLEMENTS: NAME, Kind.ROLLING: U16,
-    Kind.FUNDERS: FUNDER, Kind.TEXTS: U8,
+    Kind.ARTICLES: TABLE_ROW, Kind.CATEGORY_CODES: TABLE_ROW, Kind.CLASSES: CLASS, Kind.CLASS_RULES: U16, Kind.STORES: TABLE_ROW,
+    Kind.ZONES: ZONE, Kind.ZONE_SPANS: ZONE_SPAN, Kind.PROMO_CODES: TABLE_ROW, Kind.TENDERS: NAME, Kind.SEGMENTS: NAME,
+    Kind.FAVOURITES: TEXT, Kind.EXPERIMENTS: EXPERIMENT, Kind.TIERS: TIER, Kind.THRESHOLDS: THRESHOLD, Kind.BURN: BURN,
+    Kind.NUMBERS: U32, Kind.RULE_SETS: None, Kind.CLASS_BITS: U64, Kind.ARTICLE_STARTS: U32, Kind.CATEGORY_CODE_STARTS: U32,
+    Kind.STORE_STARTS: U32, Kind.PROMO_CODE_STARTS: U32, Kind.UNKNOWN_CLASSES: U32, Kind.STORE_CLASSES: STORE_CLASS,
+    Kind.CHANNELS: NAME, Kind.VARIANTS: VARIANT, Kind.ENTITLEMENTS: NAME, Kind.ROLLING: U16, Kind.FUNDERS: FUNDER, Kind.TEXTS: U8,
 }
 STARTS = {Kind.ARTICLES: Kind.ARTICLE_STARTS, Kind.CATEGORY_CODES: Kind.CATEGORY_CODE_STARTS, Kind.STORES: Kind.STORE_STARTS,
           Kind.PROMO_CODES: Kind.PROMO_CODE_STARTS}
 
 assert [HEADER.itemsize, PLACE.itemsize, WALLET.itemsize, RULE.itemsize, CAMPAIGN.itemsize, CAP.itemsize] == [256, 16, 48, 128, 88, 24]
-assert [ATOM.itemsize, MAY_INDEX.itemsize, TABLE_ROW.itemsize, CLASS.itemsize, ZONE.itemsize, ZONE_SPAN.itemsize] == [24, 16, 40, 32, 48, 16]
-assert [EXPERIMENT.itemsize, VARIANT.itemsize, TIER.itemsize, THRESHOLD.itemsize, BURN.itemsize] == [48, 40, 48, 16, 136]
-assert [STORE_CLASS.itemsize, FUNDER.itemsize, TEXT.itemsize] == [8, 72, 8]
+assert [ATOM.itemsize, MAY_INDEX.itemsize, TABLE_ROW.itemsize, CLASS.itemsize, ZONE.itemsize] == [24, 16, 40, 32, 48]
+assert [ZONE_SPAN.itemsize, EXPERIMENT.itemsize, VARIANT.itemsize, TIER.itemsize, THRESHOLD.itemsize] == [16, 48, 40, 48, 16]
+assert [BURN.itemsize, STORE_CLASS.itemsize, FUNDER.itemsize, TEXT.itemsize] == [136, 8, 72, 8]
 
 
 class ImageDamaged(Exception):
@@ -294,7 +298,7 @@ def mixed(x: int) -> int:
 
 
 class Image:
-    """An image, its sections as arrays. ImageDamaged: header, hash or places of sections are wrong; `ledger/_image.pxd` checks the rest."""
+    """An image, its sections as arrays. ImageDamaged: header, hash or places of sections are wrong; `_image.pxd` checks the rest."""
 
     def __init__(self, data: bytes):
         if len(data) < HEADER.itemsize:

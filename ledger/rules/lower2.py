@@ -1,7 +1,8 @@
 """A checked programme to its image of version 2: flat bytes that the service evaluates in place.
 
-Not for checking (`check.py`) nor for what rules mean (`reference.py`); the records are in `image2.py`, the contract is docs/decisions/rule-image.md. Called by
-whoever compiles a programme. The same programme and zone data give the same bytes: nothing here follows the order of a set or a hash of Python.
+Not for checking (`check.py`) nor for what rules mean (`reference.py`); the records are in `image2.py`, the contract is
+docs/decisions/rule-image.md. Called by whoever compiles a programme. The same programme and zone data give the same
+bytes: nothing here follows the order of a set or a hash of Python.
 """
 
 from __future__ import annotations
@@ -14,9 +15,54 @@ import numpy as np
 from ledger import limits
 from ledger.rules import image2, tree, zones
 from ledger.rules.image2 import (
-    BURN, CAMPAIGN, CAP, COUNTER_MIN, DOWNGRADES, ENTITLEMENTS_MAX, EXPERIMENT, FUNDER, HASHED_FROM, HEADER, I64, IMAGE_BYTES_MAX, LIFE_ENDS, LIFE_UNITS,
-    MAGIC, NAME, NAMED_ONLY, OPEN_HIGH, OPEN_LOW, PERS, PLACE, RECORDS, ROLLING_FROM, ROLLING_MAX, ROUNDS, RULE, RULE_NAME, STORE_CLASS, TABLE_ROW, TEXT,
-    THRESHOLD, TIER, U16, U32, U64, VARIANT, VERSION, WALLET, WINDOWS, ZONE, ZONE_SPAN, Form, HeaderFlag, Kind, RuleFlag, RuleKind, fnv1a, words_of,
+    BURN,
+    CAMPAIGN,
+    CAP,
+    COUNTER_MIN,
+    DOWNGRADES,
+    ENTITLEMENTS_MAX,
+    EXPERIMENT,
+    FUNDER,
+    HASHED_FROM,
+    HEADER,
+    I64,
+    IMAGE_BYTES_MAX,
+    LIFE_ENDS,
+    LIFE_UNITS,
+    MAGIC,
+    NAME,
+    NAMED_ONLY,
+    OPEN_HIGH,
+    OPEN_LOW,
+    PERS,
+    PLACE,
+    RECORDS,
+    ROLLING_FROM,
+    ROLLING_MAX,
+    ROUNDS,
+    RULE,
+    RULE_NAME,
+    STORE_CLASS,
+    TABLE_ROW,
+    TEXT,
+    THRESHOLD,
+    TIER,
+    U16,
+    U32,
+    U64,
+    VARIANT,
+    VERSION,
+    WALLET,
+    WINDOWS,
+    ZONE,
+    ZONE_SPAN,
+    Form,
+    HeaderFlag,
+    Kind,
+    RuleFlag,
+    RuleKind,
+    fnv1a,
+    words_of,
 )
 from ledger.rules.lower_articles import POINTS_KINDS, Classes
 from ledger.rules.lower_conditions import LimitExceeded, Programs, conjuncts
@@ -98,7 +144,8 @@ class _Lowering:
             row["life_unit"], row["life_end"] = LIFE_UNITS.index(rule.life.unit), LIFE_ENDS.index(rule.life.end)
             row["campaign"] = campaign_of[rule.campaign] if rule.campaign is not None else 0
             row["group"] = groups[rule.group] if rule.group is not None else 0
-            row["wallet"], row["funder"], row["available_after"], row["priority"] = rule.wallet, rule.funder, rule.available_after, rule.priority
+            row["wallet"], row["funder"] = rule.wallet, rule.funder
+            row["available_after"], row["priority"] = rule.available_after, rule.priority
             row["kind"], row["per"], row["round"] = KINDS[rule.kind], rule.per == "line", ROUNDS.index(rule.round)
             row["flags"] = (RuleFlag.EXCLUSIVE * rule.exclusive | RuleFlag.EARNS_ON_POINTS_PAID * rule.earn_on_points_paid
                             | RuleFlag.WIDE * wide[rule.index] | RuleFlag.ALL_LINES * self.classes.all_lines[rule.index])
@@ -217,7 +264,7 @@ class _Lowering:
         for place, name, key in keys:
             if key in names or key < least:
                 other = f" and that of {names[key]!r}" if key in names else ""
-                raise LimitExceeded(f"{place}: the short hash of {name!r}{other} cannot be told apart from another one, must be another name")
+                raise LimitExceeded(f"{place}: the short hash of {name!r}{other} cannot be told apart, must be another name")
             names[key] = name
 
     # --- goods, places, members ------------------------------------------------------------------------------------------
@@ -264,7 +311,8 @@ class _Lowering:
         rows, variants = [], []
         for experiment in self.programme.experiments:
             names = [name for name, _ in experiment.variants]
-            rows.append((experiment.name.encode(), fnv1a(experiment.name.encode()), len(variants), len(names), names.index(experiment.control)))
+            name = experiment.name.encode()
+            rows.append((name, fnv1a(name), len(variants), len(names), names.index(experiment.control)))
             edge = 0
             for name, share in experiment.variants:
                 edge += share
@@ -299,8 +347,8 @@ class _Lowering:
             scale = 10**self.programme.wallets[rule.wallet].scale
             common = math.gcd(rule.pays, scale)
             rows.append((rule.name.encode(), rule.min, OPEN_HIGH if rule.max is None else rule.max, rule.step, rule.money_at_least,
-                         rule.money_at_least_per_line, rule.pays // common, scale // common, rule.share, self.program(rule.when, f"burn[{i}].when"),
-                         self.classes.not_for_programs[i], rule.wallet, 0))
+                         rule.money_at_least_per_line, rule.pays // common, scale // common, rule.share,
+                         self.program(rule.when, f"burn[{i}].when"), self.classes.not_for_programs[i], rule.wallet, 0))
         self.sections[Kind.BURN] = np.array(rows, BURN)
 
     def names(self) -> None:
@@ -328,7 +376,8 @@ class _Lowering:
         header = np.zeros((), HEADER)
         header["magic"], header["version"], header["max_age_us"] = MAGIC, VERSION, programme.max_age_days * zones.DAY_US
         header["flags"] = (
-            HeaderFlag.OPENS_ANONYMOUS * programme.anonymous_accounts | HeaderFlag.REFUSE_UNKNOWN_STORES * (programme.unknown_store == "refuse")
+            HeaderFlag.OPENS_ANONYMOUS * programme.anonymous_accounts
+            | HeaderFlag.REFUSE_UNKNOWN_STORES * (programme.unknown_store == "refuse")
             | HeaderFlag.UNKNOWN_SKUS_EARN_NOTHING * (programme.unknown_sku == "no_points" and bool(programme.articles))
             | HeaderFlag.CATALOGUE * bool(programme.articles) | HeaderFlag.STORES * bool(programme.stores))
         header["currency"], header["zone"], header["name"] = programme.currency.encode(), programme.zone.encode(), programme.name.encode()

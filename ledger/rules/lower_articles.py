@@ -1,7 +1,8 @@
-"""Article classes: what rules ask of goods, answered once for each class of articles. docs/decisions/rule-image.md section 2.
+"""Article classes: what rules ask of goods, answered once for each class of articles. docs/decisions/rule-image.md section
+2.
 
-Not for what rules ask of receipts (`lower_dimensions.py`). Called by `lower2.py`. Works on numpy arrays over *kinds* of goods, so that 1,000 rules over
-100,000 articles take a fraction of a second.
+Not for what rules ask of receipts (`lower_dimensions.py`). Called by `lower2.py`. Works on numpy arrays over *kinds* of
+goods, so that 1,000 rules over 100,000 articles take a fraction of a second.
 """
 
 from __future__ import annotations
@@ -66,35 +67,33 @@ class Goods:
         self.columns = len(paths) + 1
         self.named_only = [] if programme.articles else sorted(named)
         if (len(self.named_only) + 1) * self.columns > UNKNOWN_KINDS_MAX:
-            raise LimitExceeded(f"rules: name {len(self.named_only)} skus without a catalogue, beside {len(paths)} categories of tills' codes; "
+            raise LimitExceeded(f"rules: name {len(self.named_only)} skus without a catalogue, beside {len(paths)} categories of codes; "
                                 f"at most {UNKNOWN_KINDS_MAX} pairs are possible: give a catalogue")
         kinds: dict[tuple, int] = {(): 0}
-        self.unknown = [kinds.setdefault((sku or None, path, None, frozenset()), len(kinds)) for sku in ("", *self.named_only) for path in (None, *paths)]
+        self.unknown = [kinds.setdefault((sku or None, path, None, frozenset()), len(kinds))
+                        for sku in ("", *self.named_only) for path in (None, *paths)]
         self.skus = sorted(programme.articles)
         self.kind_of = np.array([
             kinds.setdefault((sku if sku in named else None, article.category, article.brand, article.flags), len(kinds))
             for sku, article in ((sku, programme.articles[sku]) for sku in self.skus)], np.int64)
-        self.rows = [tree.Article(sku or "", *rest) for sku, *rest in list(kinds)[1:]]
-        self.rows.insert(0, tree.Article(""))
+        self.rows = [(None, None, None, frozenset()), *list(kinds)[1:]]  # sku if a rule names it, category, brand, flags
         self.count = len(self.rows)
         self._index()
         self._seen: dict[object, Possible] = {}
 
     def _index(self) -> None:
         """Which kinds each sku, category, brand and flag has."""
-        rows = self.rows
         self.rows_of: dict[str, dict] = {kind: {} for kind in tree.LINE_SETS}
+        for i, (sku, *_) in enumerate(self.rows):
+            if sku is not None:
+                self.rows_of["sku"].setdefault(sku, []).append(i)
         categories: dict[str | None, int] = {}
-        flag_sets: dict[frozenset, int] = {}
         brands: dict[str | None, int] = {}
-        for i, article in enumerate(rows):
-            if article.sku:
-                self.rows_of["sku"].setdefault(article.sku, []).append(i)
-            categories.setdefault(article.category, len(categories))
-            flag_sets.setdefault(article.flags, len(flag_sets))
-            brands.setdefault(article.brand, len(brands))
-        self.column = {"category": np.array([categories[article.category] for article in rows]),
-                       "flag": np.array([flag_sets[article.flags] for article in rows]), "brand": np.array([brands[article.brand] for article in rows])}
+        flag_sets: dict[frozenset, int] = {}
+        self.column = {  # of each kind the number of its value
+            "category": np.array([categories.setdefault(category, len(categories)) for _, category, _, _ in self.rows]),
+            "brand": np.array([brands.setdefault(brand, len(brands)) for _, _, brand, _ in self.rows]),
+            "flag": np.array([flag_sets.setdefault(flags, len(flag_sets)) for _, _, _, flags in self.rows])}
         self.values = {"category": len(categories), "flag": len(flag_sets), "brand": len(brands)}
         for category, i in categories.items():
             steps = category.split("/") if category else []
@@ -105,7 +104,7 @@ class Goods:
                 self.rows_of["flag"].setdefault(flag, []).append(i)
         self.rows_of["brand"] = {brand: [i] for brand, i in brands.items()}
         self.weighed = self.in_set(tree.InSet("flag", frozenset({"weighed"})))
-        self.favourites = np.zeros(len(rows), U64)
+        self.favourites = np.zeros(self.count, U64)
         for bit, category in enumerate(self.programme.favourites):
             self.favourites |= as_bit(self.in_set(tree.InSet("category", frozenset({category}))), 1 << bit)
 
@@ -147,7 +146,7 @@ class Goods:
 
 
 class Classes:
-    """Article classes of a programme, and the programs of what they leave open. Sections CLASSES, CLASS_RULES, CLASS_BITS, UNKNOWN_CLASSES."""
+    """Article classes of a programme, and the programs of what they leave open."""
 
     def __init__(self, programme: tree.Programme, dimensions: Dimensions, programs: Programs):
         self.dimensions, self.programs = dimensions, programs
@@ -172,7 +171,8 @@ class Classes:
 
         rule_words = self.may_hold(programme, no_points.false)
         static_words = packed(np.array([goods.possible(condition).true for condition in self.static], bool).reshape(-1, goods.count))
-        class_of_kind, first = grouped([np.minimum(np.arange(goods.count), 1), flags, burn_not, burn_ask, goods.favourites, *rule_words, *static_words])
+        nameless = np.minimum(np.arange(goods.count), 1)
+        class_of_kind, first = grouped([nameless, flags, burn_not, burn_ask, goods.favourites, *rule_words, *static_words])
         self.first_kind = first
         self.rows = np.zeros(len(first), CLASS)
         self.rows["burn_not"], self.rows["burn_ask"], self.rows["favourites"] = burn_not[first], burn_ask[first], goods.favourites[first]
@@ -202,12 +202,12 @@ class Classes:
         """For each kind the rules with line conditions whose static part may hold, 64 rules in a word."""
         found: list[np.ndarray] = []
         for at in range(0, len(programme.rules), 64):
-            rules = programme.rules[at:at + 64]
-            truths = np.zeros((len(rules), self.goods.count), bool)
-            for truth, rule in zip(truths, rules, strict=True):
+            word = np.zeros(self.goods.count, U64)
+            for rule in programme.rules[at:at + 64]:
                 if not self.all_lines[rule.index]:
-                    np.logical_and(self.goods.possible(rule.lines).true, earning if rule.kind in POINTS_KINDS else True, out=truth)
-            found += packed(truths)
+                    may = self.goods.possible(rule.lines).true
+                    word[np.flatnonzero(may & earning if rule.kind in POINTS_KINDS else may)] |= U64.type(1 << rule.index - at)
+            found.append(word)
         return found
 
     def listed(self, words: list[np.ndarray]) -> np.ndarray:
@@ -220,18 +220,18 @@ class Classes:
             bits = np.unpackbits(some.view(np.uint8).reshape(len(some), -1), axis=1, bitorder="little")
             counts = bits.sum(axis=1, dtype=np.int64)
             if (most := int(counts.max())) > CLASS_RULES_MAX:
-                raise LimitExceeded(f"rules: {most} rules may hold for {self.example(start + int(counts.argmax()))}, at most {CLASS_RULES_MAX} are possible "
-                                    "besides those without `lines`: name fewer goods")
+                raise LimitExceeded(f"rules: {most} rules may hold for {self.example(start + int(counts.argmax()))}, at most "
+                                    f"{CLASS_RULES_MAX} are possible besides those without `lines`: name fewer goods")
             rows["first"], rows["count"] = at + np.cumsum(counts) - counts, counts
             found.append(np.nonzero(bits)[1].astype(U16))
             at += len(found[-1])
             if at * U16.itemsize > IMAGE_BYTES_MAX:
-                raise LimitExceeded(f"rules: the rules of {len(self.rows)} classes of articles do not fit into an image of {IMAGE_BYTES_MAX} bytes: "
-                                    "name goods by category, brand or flag instead of one by one")
+                raise LimitExceeded(f"rules: the rules of {len(self.rows)} classes of articles do not fit into an image of "
+                                    f"{IMAGE_BYTES_MAX} bytes: name goods by category, brand or flag instead of one by one")
         return np.concatenate(found) if found else np.zeros(0, U16)
 
     def example(self, number: int) -> str:
         """An article of a class, for people."""
         kind = int(self.first_kind[number])
         at = np.flatnonzero(self.goods.kind_of == kind)
-        return f"article {self.goods.skus[at[0]]!r}" if len(at) else f"unknown goods of category {self.goods.rows[kind].category!r}"
+        return f"article {self.goods.skus[at[0]]!r}" if len(at) else f"unknown goods of category {self.goods.rows[kind][1]!r}"

@@ -171,9 +171,9 @@ class Programs:
         return np.array(self.words, U32), np.array(self.numbers, U32)
 
 
-RANGE_CODES = {"total": Atom.TOTAL, "eligible_total": Atom.ELIGIBLE_TOTAL, "lines_total": Atom.LINES_TOTAL, "lines_quantity": Atom.LINES_QUANTITY,
-               "account_age_days": Atom.ACCOUNT_AGE_DAYS, "days_since_last_receipt": Atom.DAYS_SINCE_LAST_RECEIPT, "price": Atom.PRICE,
-               "quantity": Atom.QUANTITY}
+RANGE_CODES = {"total": Atom.TOTAL, "eligible_total": Atom.ELIGIBLE_TOTAL, "lines_total": Atom.LINES_TOTAL,
+               "lines_quantity": Atom.LINES_QUANTITY, "account_age_days": Atom.ACCOUNT_AGE_DAYS,
+               "days_since_last_receipt": Atom.DAYS_SINCE_LAST_RECEIPT, "price": Atom.PRICE, "quantity": Atom.QUANTITY}
 FLAG_CODES = {"weighed": Atom.WEIGHED, "discounted": Atom.DISCOUNTED, "favourite": Atom.FAVOURITE}
 
 

@@ -13,9 +13,23 @@ import numpy as np
 from ledger.rules import tree
 from ledger.rules.image2 import CUTS_MAX, MAY_INDEX, NONE, NUMBERED_RECEIPTS, U64, Atom, Dimension, words_of
 from ledger.rules.lower_conditions import (
-    FLAG_CODES, RANGE_CODES, UNKNOWN, Possible, Programs, bounds, conjuncts, date_cuts, hour_cuts, known, mask, over_intervals, possible, signed,
+    FLAG_CODES,
+    RANGE_CODES,
+    UNKNOWN,
+    Possible,
+    Programs,
+    bounds,
+    conjuncts,
+    date_cuts,
+    hour_cuts,
+    known,
+    mask,
+    over_intervals,
+    possible,
+    signed,
 )
 
+FOLD = np.uint64(0x9E3779B97F4A7C15)
 SET_DIMENSIONS = {"segment": Dimension.SEGMENT, "tender": Dimension.TENDER, "promo_code": Dimension.PROMO_CODE}
 ONE_DIMENSIONS = {"tier": Dimension.TIER, "channel": Dimension.CHANNEL, "weekday": Dimension.WEEKDAY}
 
@@ -53,7 +67,8 @@ class Places:
         zone_of = {zone: i for i, zone in enumerate(self.zones)}
         by_name: dict[tuple[str, str], list[int]] = {}
         for i, store in enumerate(rows, start=1):
-            for kind, name in (("store", store.store), ("region", store.region), ("partner", store.partner), *(("store_group", g) for g in store.groups)):
+            names = (("store", store.store), ("region", store.region), ("partner", store.partner))
+            for kind, name in (*names, *(("store_group", group) for group in store.groups)):
                 by_name.setdefault((kind, name), []).append(i)
         truths = np.zeros((len(atoms), len(rows) + 1), bool)
         for truth, atom in zip(truths, atoms, strict=True):
@@ -78,14 +93,16 @@ def packed(truths: np.ndarray) -> list[np.ndarray]:
 
 def grouped(columns: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Rows that are equal in all columns, as group numbers by first appearance, and each group's first row."""
-    groups: np.ndarray | None = None
+    columns = [np.ascontiguousarray(column).view(U64) for column in columns]
+    folded = np.zeros(len(columns[0]), U64)
     for column in columns:
-        values, found = np.unique(column, return_inverse=True)
-        if groups is None:
-            groups = found
-        elif len(values) > 1:
-            groups = np.unique(groups * len(values) + found, return_inverse=True)[1]
-    _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
+        folded = (folded ^ column) * FOLD
+        folded ^= folded >> np.uint64(29)
+    _, first, groups = np.unique(folded, return_index=True, return_inverse=True)
+    for column in columns:  # rows that are unlike and folded to the same are told apart
+        if not np.array_equal(column[first][groups], column):
+            groups = groups * (len(column) + 1) + np.unique(column, return_inverse=True)[1]
+            _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
     order = np.argsort(first)
     number = np.empty(len(order), np.int64)
     number[order] = np.arange(len(order))
@@ -98,7 +115,8 @@ class Dimensions:
     def __init__(self, programme: tree.Programme, atoms: list[object], when_atoms: list[object]):
         self.programme = programme
         self.places = Places(programme, atoms)
-        self.promo_codes = sorted({name for atom in atoms if isinstance(atom, tree.InSet) and atom.kind == "promo_code" for name in atom.names})
+        codes = [atom for atom in atoms if isinstance(atom, tree.InSet) and atom.kind == "promo_code"]
+        self.promo_codes = sorted({name for atom in codes for name in atom.names})
         self.minute_cuts = chosen_cuts({cut for atom in when_atoms if isinstance(atom, tree.Hours) for cut in hour_cuts(atom)} - {0})
         self.date_cuts = chosen_cuts({cut for atom in when_atoms if isinstance(atom, tree.Dates) for cut in date_cuts(atom)})
         levels = programme.tiers.levels if programme.tiers else ()
@@ -190,7 +208,8 @@ class Dimensions:
         if isinstance(atom, tree.EveryNth):
             return programs.atom(Atom.EVERY_NTH, atom.number)
         variants = [variant for variant, _ in self.experiments[atom.experiment].variants]
-        return programs.atom(Atom.VARIANT, list(self.experiments).index(atom.experiment), mask(variants.index(name) for name in atom.variants))
+        experiment = list(self.experiments).index(atom.experiment)
+        return programs.atom(Atom.VARIANT, experiment, mask(variants.index(name) for name in atom.variants))
 
 
 def chosen_cuts(cuts: set[int]) -> np.ndarray:
@@ -215,7 +234,6 @@ class MaySets:
     def __init__(self, dimensions: Dimensions, rules: tuple[tree.Rule, ...]):
         self.dimensions, self.rules = dimensions, rules
         self.words = words_of(len(rules))
-        self.decided: list[set[int]] = []  # of each rule, by place among the conjuncts of `when`
         self.records: list[np.ndarray] = []
         mentions: dict[tuple[Dimension, str], list[int]] = {}
         for rule in rules:
@@ -223,7 +241,8 @@ class MaySets:
                 if dimension is not None:
                     mentions.setdefault(dimension, []).append(rule.index)
         self.exact = [[dimensions.exact(part) for part in conjuncts(rule.when)] for rule in rules]
-        self.decided = [{i for i, found in enumerate(parts) if found is not None and found[0] not in SET_DIMENSIONS.values()} for parts in self.exact]
+        self.decided = [  # of each rule, by place among the conjuncts of `when`; those of set-valued dimensions follow in `of_set`
+            {i for i, found in enumerate(parts) if found is not None and found[0] not in SET_DIMENSIONS.values()} for parts in self.exact]
         self.index = np.zeros(len(Dimension), MAY_INDEX)
         self.index["free"] = NONE
         self.count = 0
@@ -237,11 +256,8 @@ class MaySets:
     def add(self, key: tuple[Dimension, str], rules: list[int]) -> None:
         """The records of a dimension (or experiment) that some rules mention."""
         set_valued = key[0] in SET_DIMENSIONS.values()
-        columns = {index: self.of_set(key, index) if set_valued else np.asarray(self.dimensions.possible(self.whole(index), key).true) for index in rules}
-        if columns:
-            size = max(column.size for column in columns.values())
-        else:
-            size = len(self.dimensions.experiments[key[1]].variants)
+        columns = {index: self.of_set(key, index) if set_valued else self.of_one(key, index) for index in rules}
+        size = max(column.size for column in columns.values()) if columns else len(self.dimensions.experiments[key[1]].variants)
         records = columns_of_bits(columns, size, len(self.rules), self.words)
         if set_valued:
             others = np.ones(len(self.rules), bool)
@@ -257,6 +273,10 @@ class MaySets:
         """All that must hold of a rule."""
         return tree.All((self.rules[index].when, self.rules[index].lines))
 
+    def of_one(self, key: tuple[Dimension, str], index: int) -> np.ndarray:
+        """With which values of a dimension a rule may hold."""
+        return np.asarray(self.dimensions.possible(self.whole(index), key).true)
+
     def of_set(self, key: tuple[Dimension, str], index: int) -> np.ndarray:
         """With which values of a set-valued dimension a rule may hold; first: with none of them."""
         truth = np.array(self.dimensions.possible(self.whole(index), key).true, bool)
@@ -267,7 +287,7 @@ class MaySets:
         elif truth[0]:
             sets = []
         else:
-            sets = [atom for atom in (*tree.atoms(self.rules[index].when), *tree.atoms(self.rules[index].lines)) if dimension_of(atom) == key]
+            sets = [atom for atom in tree.atoms(self.whole(index)) if dimension_of(atom) == key]
             truth[0] = False
         named = np.zeros(truth.size, bool)
         named[0] = not decided

@@ -1,6 +1,8 @@
-"""What the conditions of an image of version 2 say of a receipt, read from its bytes alone by docs/decisions/rule-image.md sections 2 to 4.
+"""What the conditions of an image of version 2 say of a receipt, read from its bytes alone by docs/decisions/rule-image.md
+sections 2 to 4.
 
-In plain Python, step by step; used by test_lower.py, which holds it against the reference interpreter. Nothing here looks at the checked tree.
+In plain Python, step by step; used by test_lower.py, which holds it against the reference interpreter. Nothing here
+looks at the checked tree.
 """
 
 from __future__ import annotations
@@ -46,8 +48,7 @@ class Conditions:
         self.classes = [image.class_of(line.sku, line.category) for line in self.lines]
         paths = [bytes(image[Kind.TEXTS][row["offset"]:row["offset"] + row["size"]]).decode() for row in image[Kind.FAVOURITES]]
         self.chosen = sum(1 << bit for bit, path in enumerate(paths) if path in self.member.chosen)
-        self.eligible = [not self.excluded(i, ClassFlag.NO_POINTS, ClassFlag.NO_POINTS_ASK, "flags", int(image.header["no_points_program"]))
-                         for i in range(len(self.lines))]
+        self.eligible = [not self.no_points(i) for i in range(len(self.lines))]
         self.eligible_total = sum(line.amount for line, is_so in zip(self.lines, self.eligible, strict=True) if is_so)
         self.own: list[int] = []
 
@@ -69,7 +70,8 @@ class Conditions:
         for dimension, value in (
                 (Dimension.STORE, self.store), (Dimension.TIER, self.tier), (Dimension.CHANNEL, self.channel),
                 (Dimension.WEEKDAY, (self.local_s // 86_400 + 3) % 7), (Dimension.MINUTE, image.interval(Kind.MINUTE_CUTS, minutes % 1440)),
-                (Dimension.DATE, image.interval(Kind.DATE_CUTS, minutes)), (Dimension.RECEIPT_NUMBER, self.number if self.number <= 64 else 0)):
+                (Dimension.DATE, image.interval(Kind.DATE_CUTS, minutes)),
+                (Dimension.RECEIPT_NUMBER, self.number if self.number <= 64 else 0)):
             found &= image.may(dimension, value)
         for dimension, values in ((Dimension.SEGMENT, self.segments), (Dimension.TENDER, self.tenders), (Dimension.PROMO_CODE, self.codes)):
             found &= image.may_any(dimension, values)
@@ -92,8 +94,8 @@ class Conditions:
         ranges: dict[Atom, Callable[[], int | None]] = {
             Atom.TOTAL: lambda: self.receipt.total, Atom.ELIGIBLE_TOTAL: lambda: self.eligible_total,
             Atom.LINES_TOTAL: lambda: sum(line.amount for line in own), Atom.LINES_QUANTITY: lambda: sum(map(quantity, own)),
-            Atom.ACCOUNT_AGE_DAYS: lambda: self.today - self.member.opened_day,
-            Atom.DAYS_SINCE_LAST_RECEIPT: lambda: None if last is None else self.today - last}
+            Atom.ACCOUNT_AGE_DAYS: lambda: max(0, self.today - self.member.opened_day),
+            Atom.DAYS_SINCE_LAST_RECEIPT: lambda: None if last is None else max(0, self.today - last)}
         if code in ranges:
             return (value := ranges[code]()) is not None and low <= value < high
         return {
@@ -138,9 +140,10 @@ class Conditions:
 
     # --- stages 2 and 3 ------------------------------------------------------------------------------------------------------
 
-    def excluded(self, line: int, yes: int, ask: int, field: str, program: int) -> bool:
-        bits = int(self.image[Kind.CLASSES][self.classes[line]][field])
-        return bool(bits & yes) or bool(bits & ask) and self.holds(program, line)
+    def no_points(self, line: int) -> bool:
+        flags = int(self.image[Kind.CLASSES][self.classes[line]]["flags"])
+        asked = bool(flags & ClassFlag.NO_POINTS_ASK) and self.holds(self.image.header["no_points_program"], line)
+        return bool(flags & ClassFlag.NO_POINTS) or asked
 
     def earns(self, line: int) -> bool:
         sku = self.lines[line].sku
@@ -166,13 +169,14 @@ class Conditions:
 
     def burn_rule(self, wallet: int) -> int | None:
         """The place of the burn rule that decides."""
-        return next((i for i, rule in enumerate(self.image[Kind.BURN]) if rule["wallet"] == wallet and self.holds(rule["when_program"])), None)
+        rules = enumerate(self.image[Kind.BURN])
+        return next((i for i, rule in rules if rule["wallet"] == wallet and self.holds(rule["when_program"])), None)
 
     def payable(self, rule: int) -> list[bool]:
         """The lines that a burn rule can pay for."""
-        not_bit, ask = int(1 << rule), int(self.image[Kind.BURN][rule]["not_for_program"])
-        return [not (int(self.image[Kind.CLASSES][number]["burn_not"]) & not_bit or
-                     int(self.image[Kind.CLASSES][number]["burn_ask"]) & not_bit and self.holds(ask, i)) for i, number in enumerate(self.classes)]
+        bit, program = 1 << rule, int(self.image[Kind.BURN][rule]["not_for_program"])
+        rows = [self.image[Kind.CLASSES][number] for number in self.classes]
+        return [not (int(row["burn_not"]) & bit or int(row["burn_ask"]) & bit and self.holds(program, i)) for i, row in enumerate(rows)]
 
 
 def quantity(line: Line) -> int:
