@@ -166,8 +166,9 @@ def time_us(loaded: LoadedImage, lines: int, seconds: float) -> tuple[float, flo
         loaded.receipt(sum(line[3] for line in found), found, store, b"shop", [(b"card", 1)], [], TIME_US)
         birthday, segments = 3 * 32 + 20, 1 << dice.randrange(80)
         loaded.member(number + 1, 4, 20_000, 20_500, birthday, 0, number % 3, DAY_NEVER, segments, 0, [10_000], [], [], [])
-        once = loaded.time_ns(100) / 1000
-        spent += loaded.time_ns(max(100, int(seconds / RECEIPTS * 1e6 / max(once, 0.1)))) / 1000
+        once = loaded.run(100) / 100
+        rounds = max(100, int(seconds / RECEIPTS * 1e6 / max(once, 0.1)))
+        spent += loaded.run(rounds) / rounds
         given += loaded.given_count
     return spent / RECEIPTS, given / RECEIPTS
 

@@ -41,16 +41,13 @@ cdef extern from *:
     """
     typedef struct { uint64_t lo, hi; } LedgerWide;     /* an exact numerator, at least 0 */
 
+    static inline uint32_t ledger_bucket(uint64_t hash) { return (uint32_t)(hash % 10000); }    /* of an experiment */
     static inline int ledger_below(int64_t a, int64_t b, int64_t c, int64_t d) {       /* a * b < c * d */
         return (__int128)a * b < (__int128)c * d;
     }
     static inline void ledger_wide_add(LedgerWide *sum, int64_t a, int64_t b, int64_t c) {     /* a, b, c >= 0 */
         unsigned __int128 more = (unsigned __int128)((uint64_t)a) * (uint64_t)b * (uint64_t)c;
         unsigned __int128 whole = ((unsigned __int128)sum->hi << 64 | sum->lo) + more;
-        sum->lo = (uint64_t)whole; sum->hi = (uint64_t)(whole >> 64);
-    }
-    static inline void ledger_wide_sum(LedgerWide *sum, const LedgerWide *more) {
-        unsigned __int128 whole = ((unsigned __int128)sum->hi << 64 | sum->lo) + ((unsigned __int128)more->hi << 64 | more->lo);
         sum->lo = (uint64_t)whole; sum->hi = (uint64_t)(whole >> 64);
     }
     /* numerator / divisor as a whole number: 0 floor, 1 half up, 2 ceil. Returns 1 when it is above 2^62. */
@@ -74,9 +71,9 @@ cdef extern from *:
     ctypedef struct Wide "LedgerWide":
         uint64_t lo
         uint64_t hi
+    uint32_t bucket_of "ledger_bucket"(uint64_t hash) noexcept nogil
     bint below "ledger_below"(int64_t a, int64_t b, int64_t c, int64_t d) noexcept nogil
     void wide_add "ledger_wide_add"(Wide* sum, int64_t a, int64_t b, int64_t c) noexcept nogil
-    void wide_sum "ledger_wide_sum"(Wide* sum, const Wide* more) noexcept nogil
     bint wide_round "ledger_wide_round"(const Wide* numerator, int64_t divisor, int how, int64_t* out) noexcept nogil
 
 cdef enum:
@@ -341,7 +338,7 @@ cdef inline int32_t period_start(int32_t day, int32_t months) noexcept nogil:
     # The first day of the month (1), quarter (3) or year (12) that a day lies in.
     cdef int32_t year, month, at
     civil_from_day(day, &year, &month, &at)
-    return day_from_civil(year, (month - 1) // months * months + 1, 1)
+    return day_from_civil(year, <int32_t>div_floor(month - 1, months) * months + 1, 1)
 
 
 cdef inline int32_t expiry_of(const ImageRule* rule, int32_t today) noexcept nogil:
@@ -379,6 +376,10 @@ cdef inline int32_t birthday_year(const Scratch* s, const ImageAtom* atom) noexc
 cdef inline bint in_range(int64_t value, int64_t low, int64_t high) noexcept nogil:
     # Open bounds are the ends of int64, which nothing here reaches.
     return low <= value < high
+
+
+cdef inline bint is_multiple(int64_t value, int64_t of) noexcept nogil:
+    return div_floor(value, of) * of == value
 
 
 cdef inline bint list_has(const Program2* p, const ImageAtom* atom, uint32_t value) noexcept nogil:
@@ -440,7 +441,7 @@ cdef inline bint receipt_atom_holds(const Scratch* s, const ImageAtom* atom) noe
         return in_range(s.own_quantity, atom.low, atom.high)
     elif code == ATOM_NTH:
         return list_has(s.p, atom, s.facts.receipt_number)
-    return s.facts.receipt_number % atom.low == 0       # ATOM_EVERY_NTH
+    return is_multiple(s.facts.receipt_number, atom.low)    # ATOM_EVERY_NTH
 
 
 cdef inline bint line_atom_holds(const Scratch* s, const ImageAtom* atom, uint32_t i) noexcept nogil:
@@ -556,7 +557,7 @@ cdef inline void read_place(Scratch* s, int64_t business_us) noexcept nogil:
     s.local_minutes = div_floor(business_us + span.offset_s * <int64_t>1000000, 60000000)
     s.local_day = <int32_t>div_floor(s.local_minutes, 1440)
     s.minute = <uint32_t>(s.local_minutes - s.local_day * <int64_t>1440)
-    s.weekday = <uint32_t>((s.local_day + 3) % 7)       # 1970-01-01 was a Thursday
+    s.weekday = <uint32_t>(s.local_day + 3 - 7 * div_floor(s.local_day + 3, 7))     # 1970-01-01 was a Thursday
     if s.facts.birthday != 0:
         civil_from_day(s.local_day, &year, &month, &day)
         for i in range(3):
@@ -681,7 +682,7 @@ cdef inline void read_variants(Scratch* s) noexcept nogil:
     s.out.variant_count = <uint8_t>p.counts[SECTION2_EXPERIMENTS]
     for i in range(p.counts[SECTION2_EXPERIMENTS]):
         experiment = &p.experiments[i]
-        bucket = <uint32_t>(mixed(s.facts.member ^ experiment.hash) % 10000)
+        bucket = bucket_of(mixed(s.facts.member ^ experiment.hash))
         j = 0
         while bucket >= p.variants[experiment.first + j].edge:
             j += 1
@@ -1102,7 +1103,6 @@ cdef inline void spread(Scratch* s, int64_t total, const int64_t* weights, int64
     # weights are 0.
     cdef int64_t* remainders = s.remainders
     cdef int64_t left = total, limit
-    cdef uint64_t product
     cdef uint32_t i, above
     if count == 1:
         shares[0] = total
@@ -1111,19 +1111,14 @@ cdef inline void spread(Scratch* s, int64_t total, const int64_t* weights, int64
         memset(shares, 0, count * sizeof(int64_t))
         return
     if sum == 0:
+        limit = div_floor(total, count)
+        left -= limit * count
         for i in range(count):
-            shares[i] = total // count + (1 if i < total % count else 0)
+            shares[i] = limit + (1 if i < left else 0)
         return
-    if (<uint64_t>total | <uint64_t>sum) >> 32 == 0:
-        for i in range(count):
-            product = <uint64_t>total * <uint64_t>weights[i]
-            shares[i] = <int64_t>(product // <uint64_t>sum)
-            remainders[i] = <int64_t>(product - <uint64_t>shares[i] * <uint64_t>sum)
-            left -= shares[i]
-    else:
-        for i in range(count):
-            mul_div_rem(total, weights[i], sum, &shares[i], &remainders[i])
-            left -= shares[i]
+    for i in range(count):
+        mul_div_rem(total, weights[i], sum, &shares[i], &remainders[i])
+        left -= shares[i]
     if left == 0:
         return
     memcpy(s.order, remainders, count * sizeof(int64_t))
@@ -1360,20 +1355,20 @@ cdef inline void give_points(Scratch* s, uint32_t r) noexcept nogil:
     elif rule.form == FORM_STEP:
         if rule.per == PER_LINE:
             for i in range(s.list_count):
-                s.shares[i] = s.weights[i] // rule.a * rule.b
+                s.shares[i] = div_floor(s.weights[i], rule.a) * rule.b
             row.rounded = sum_shares(s)
         else:
-            row.rounded = sum // rule.a * rule.b
+            row.rounded = div_floor(sum, rule.a) * rule.b
     elif rule.form == FORM_QUANTITY_STEP:
         for i in range(s.list_count):
             quantity += s.quantities[s.list[i]]
         row.base = quantity
         if rule.per == PER_LINE:
             for i in range(s.list_count):
-                s.shares[i] = s.quantities[s.list[i]] // rule.a * rule.b
+                s.shares[i] = div_floor(s.quantities[s.list[i]], rule.a) * rule.b
             row.rounded = sum_shares(s)
         else:
-            row.rounded = quantity // rule.a * rule.b
+            row.rounded = div_floor(quantity, rule.a) * rule.b
     else:
         if rule.per == PER_LINE:
             for i in range(s.list_count):
@@ -1624,7 +1619,7 @@ cdef inline int64_t capacities(Scratch* s, uint32_t number, int64_t* eligible) n
 
 
 cdef inline void bound(int64_t points, uint8_t why, int64_t step, BurnLimit2* limit) noexcept nogil:
-    points = max_i64(0, points) // step * step
+    points = div_floor(max_i64(0, points), step) * step
     if points < limit.points:
         limit.points = points
         limit.why = why
@@ -1655,7 +1650,7 @@ cdef inline void burn_limit(Scratch* s, uint32_t wallet) noexcept nogil:
     limit.points = INT64_MAX
     limit.why = 0
     bound(s.facts.available[wallet] - s.p.image_wallets[wallet].floor, WHY_BALANCE, rule.step, limit)
-    bound(to_points(rule, eligible * rule.share // 1000000), WHY_SHARE, rule.step, limit)
+    bound(to_points(rule, div_floor(eligible * rule.share, 1000000)), WHY_SHARE, rule.step, limit)
     bound(to_points(rule, capacity), WHY_ELIGIBLE, rule.step, limit)
     bound(to_points(rule, net - rule.money_at_least), WHY_MONEY_AT_LEAST, rule.step, limit)
     if rule.max != INT64_MAX:
@@ -1677,7 +1672,7 @@ cdef inline uint8_t burn(Scratch* s, uint32_t wallet, int64_t points) noexcept n
     if limit == NULL or limit.rule == 0:
         return REFUSED_BURN_NOT_POSSIBLE
     rule = &s.p.burn[limit.rule - 1]
-    if points % rule.step != 0:
+    if not is_multiple(points, rule.step):
         return REFUSED_BURN_STEP
     if points > limit.points:
         return REFUSED_BURN_TOO_HIGH

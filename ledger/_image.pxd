@@ -640,7 +640,7 @@ cdef inline bint image_table_holds(const Program2* p, Table* table, const uint8_
 
 cdef inline bint image_tables_hold(Program2* p, const uint8_t** sections) noexcept nogil:
     cdef const uint32_t* counts = p.counts
-    cdef uint32_t columns = p.header.unknown_columns, rows = counts[SECTION2_UNKNOWN_CLASSES] // columns
+    cdef uint32_t columns = p.header.unknown_columns, rows = <uint32_t>div_floor(counts[SECTION2_UNKNOWN_CLASSES], columns)
     return (image_table_holds(p, &p.articles, sections, SECTION2_ARTICLES, SECTION2_ARTICLE_STARTS, counts[SECTION2_CLASSES], rows)
             and image_table_holds(p, &p.category_codes, sections, SECTION2_CATEGORY_CODES, SECTION2_CATEGORY_CODE_STARTS, columns, 0)
             and image_table_holds(p, &p.stores, sections, SECTION2_STORES, SECTION2_STORE_STARTS, counts[SECTION2_STORE_CLASSES], 0)
@@ -904,7 +904,9 @@ cdef inline bint image_classes_hold(const Program2* p) noexcept nogil:
         for j in range(row.count):
             if p.class_rules[row.first + j] >= p.rule_count or (j > 0 and p.class_rules[row.first + j] <= p.class_rules[row.first + j - 1]):
                 return False
-    if columns < 1 or p.counts[SECTION2_UNKNOWN_CLASSES] < columns or p.counts[SECTION2_UNKNOWN_CLASSES] % columns != 0:
+    if columns < 1 or p.counts[SECTION2_UNKNOWN_CLASSES] < columns:
+        return False
+    if div_floor(p.counts[SECTION2_UNKNOWN_CLASSES], columns) * columns != p.counts[SECTION2_UNKNOWN_CLASSES]:
         return False
     for i in range(p.counts[SECTION2_UNKNOWN_CLASSES]):
         if p.unknown_classes[i] >= classes:

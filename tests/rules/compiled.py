@@ -13,7 +13,8 @@ from ledger._probe import LoadedImage
 
 from ledger.rules import image2, lower2, tree
 from ledger.rules.image2 import Kind
-from ledger.rules.reference import BurnLimit, Changes, Given, Member, Missing, Receipt, Result, Shared, evaluate as interpret
+from ledger.rules.reference import BurnLimit, Changes, Given, Member, Missing, Receipt, Result, Shared
+from ledger.rules.reference import evaluate as interpret
 
 DAY_NEVER = 2**31 - 1
 AWARDS_MAX = 3000
