@@ -128,7 +128,7 @@ cdef enum:
     ALONE_SPIN_US = 100         # how long the loop looks for a lone caller's next request before it sleeps: waking costs ~50 us
     CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
     TILLS_US = 10_000           # how long after a single call of the checkout port the batches hold back
-    BATCH_SHARE = 4             # and how far: they get one part in so many of the time, BATCH_COMMANDS_BESIDE at once
+    BATCH_SHARE = 6             # and how far: they get one part in so many of the time, BATCH_COMMANDS_BESIDE at once
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
     NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
