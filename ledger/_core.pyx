@@ -14,23 +14,33 @@ from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from ledger._arith cimport add_overflow, day_from_civil, day_from_yyyymmdd, div_floor, max_i64, min_i64
+from ledger._arith cimport add_overflow, day_from_civil, day_from_yyyymmdd, div_floor, max_i64, min_i64, month_days
 from ledger._entry cimport (
     Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
     section_begin, section_end, unzigzag, zigzag,
 )
+from ledger._evaluate cimport (
+    CounterChange, DayRow, Facts2, Limits2, NOTICE_UNKNOWN_CATEGORY, NOTICE_UNKNOWN_CHANNEL, NOTICE_UNKNOWN_PROMO_CODE, NOTICE_UNKNOWN_SKU,
+    NOTICE_UNKNOWN_STORE, NOTICE_UNKNOWN_TENDER, Notice, REFUSED_ABSURD_AMOUNT, REFUSED_POINTS_OVERFLOW, REFUSED_TOO_MANY_AWARDS,
+    REFUSED_TOO_MANY_LINES, REFUSED_TOTAL_DIFFERS, REFUSED_UNKNOWN_STORE, Result2, Scratch, evaluate, result_close, result_open,
+    scratch_close, scratch_open, window_number,
+)
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._identity cimport identity_hash
+from ledger._image cimport (
+    CAP_USES, ImageCampaign, ImageName, ImageText, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_FAVOURITES, SECTION2_ROLLING,
+    SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
+    WINDOW_ROLLING, WINDOW_YEAR, name_find,
+)
 from ledger._layout cimport *
 from ledger._limits cimport *
 from ledger._lots cimport (
     Arena, BLOCK_SHIFT, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
     units_of,
 )
-from ledger._rules cimport (
-    Program, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
-)
+from ledger._programme cimport programme_load
+from ledger._rules cimport Program, program_day, program_day_start_us, program_evaluate, program_wallet
 from ledger._status cimport *
 from ledger._table cimport (
     Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
@@ -53,6 +63,10 @@ cdef enum:
     FACT_LOT = 2
     FACT_RESERVATION = 3
     FACT_IDENTIFIER = 4
+    TIER_NAME_BYTES = 32
+    ENTITLEMENT_BYTES = 32
+    TIER_COUNTERS_MAX = 8       # counters of tiers: two for each of the four windows that are not rolling
+    BIRTHDAY_REST_DAYS = 365    # a birthday that was changed counts again so many days later
 
 cdef int64_t SENT_TIME_MIN_US = 946_684_800_000_000     # 2000-01-01
 
@@ -120,6 +134,8 @@ cdef struct Decision:           # scratch of the command being decided
     int64_t burned[WALLETS_MAX]
     int64_t expired[WALLETS_MAX]
     int64_t adjusted[WALLETS_MAX]   # below 0: taken
+    const Award* awards         # award_count of them
+    uint64_t sets[4]            # of SetSegments and SetAttributes: their names as bits
 
 cdef struct DayCache:           # [from, until) is `day`
     int64_t from_us
@@ -172,7 +188,11 @@ cdef struct Core:
     int64_t full_free_bytes
     int64_t full_free_bytes_min
     Decision decision
-    Award awards[AWARDS_MAX]
+    Scratch* scratch            # of the evaluator, and what rules of version 2 made of the receipt at hand
+    Result2* result
+    Facts2 facts
+    Limits2 limits
+    Award awards[AWARDS_MAX]    # of rules of version 1
     Change changes[CHANGES_MAX]
 
 
@@ -201,6 +221,12 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = ok and identifiers_open(&core.identifiers, <uint64_t>sizes.members_max * 3)
     ok = ok and arena_open(&core.arena, lots)
     ok = ok and members_open(core, core.accounts_max)
+    core.scratch = scratch_open()
+    core.result = result_open()
+    core.limits.core = core
+    core.limits.used = limits_used
+    core.limits.campaign_used = limits_campaign_used
+    ok = ok and core.scratch != NULL and core.result != NULL
     ok = ok and keys_open(&core.keys[KEYS_REQUEST], sizes.ids_max)
     ok = ok and keys_open(&core.keys[KEYS_RECEIPT], sizes.ids_max)
     ok = ok and reservations_open(&core.reservation_map, core.pool_max)
@@ -219,6 +245,8 @@ cdef void core_close(Core* core) noexcept:
     identifiers_close(&core.identifiers)
     arena_close(&core.arena)
     members_close(core)
+    scratch_close(core.scratch)
+    result_close(core.result)
     keys_close(&core.keys[KEYS_REQUEST])
     keys_close(&core.keys[KEYS_RECEIPT])
     reservations_close(&core.reservation_map)
@@ -229,6 +257,7 @@ cdef void core_close(Core* core) noexcept:
 cdef void program_free(Program* program) noexcept nogil:
     if program != NULL:
         free(<void*>program.image)
+        free(<void*>program.rules)
         free(program)
 
 
@@ -623,7 +652,8 @@ cdef Hash128 receipt_key_hash(int32_t business_day, Slice store, Slice till, Sli
     return siphash(PUBLIC_KEY, buffer, at)
 
 
-cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+cdef bint check_receipt(const Command* command, bint rules_1, Decision* d, Outcome* outcome) noexcept nogil:
+    # rules_1: rules of version 1 are in force.
     cdef const Line* line
     cdef int64_t total = 0
     cdef uint32_t i
@@ -654,7 +684,8 @@ cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) n
             return refuse_number(outcome, FIELD_LINE_REGULAR_AMOUNT_MINOR, line.regular_minor)
         total += line.amount_minor      # at most LINES_MAX * AMOUNT_MINOR_MAX = 10^15
     outcome.index = -1
-    if command.line_count != 0 and total != command.total_minor:
+    # With rules of version 2 the programme says how far they may differ.
+    if rules_1 and command.line_count != 0 and total != command.total_minor:
         return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
     return check_receipt_end(command, outcome)
 
@@ -739,8 +770,10 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         return check_identifier(core, &command.identifiers[0], &d.identifiers[0], outcome) and check_by_hand(command, outcome)
     if method == METHOD_ADJUST:
         return check_adjustment(command, outcome)
+    if sets_member(method):
+        return check_birthday(command, outcome) and check_by_hand(command, outcome)
     if method == METHOD_EARN or method == METHOD_COMMIT:
-        if not check_receipt(command, d, outcome):
+        if not check_receipt(command, core.program.rules == NULL, d, outcome):
             return False
     if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
         if command.given & GIVEN_WALLET and not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
@@ -790,6 +823,8 @@ cdef bint check_world(Core* core, const Command* command, Decision* d, Outcome* 
         if wallet < 0:
             return refuse_text(outcome, STATUS_WALLET_NOT_FOUND, FIELD_WALLET, command.wallet)
         d.wallet = <uint16_t>wallet
+    if sets_member(command.method):
+        return check_sets(core, command, d, outcome)
     return True
 
 
@@ -814,11 +849,19 @@ cdef uint8_t kind_of(uint8_t method) noexcept nogil:
         return KIND_LINK
     if method == METHOD_UNLINK:
         return KIND_UNLINK
+    if method == METHOD_SET_SEGMENTS:
+        return KIND_SET_SEGMENTS
+    if method == METHOD_SET_ATTRIBUTES:
+        return KIND_SET_ATTRIBUTES
     return method
 
 
+cdef bint sets_member(uint8_t method) noexcept nogil:
+    return method == METHOD_SET_SEGMENTS or method == METHOD_SET_ATTRIBUTES
+
+
 cdef bint by_hand(uint8_t method) noexcept nogil:
-    return METHOD_ADJUST <= method <= METHOD_UNLINK
+    return METHOD_ADJUST <= method <= METHOD_UNLINK or sets_member(method)
 
 
 cdef bint is_write(uint8_t method) noexcept nogil:
@@ -954,10 +997,15 @@ cdef bint names_account(Core* core, const MemberRef* member, Hash128 hashed, con
     return view.header.kind != KIND_LINK and names_identifier(view, member.kind, hashed)
 
 
-cdef uint16_t differing_by_hand(Core* core, const Command* command, const Decision* d, const Context* context) noexcept nogil:
-    # Behind the member: AdjustPoints, LinkIdentifier, UnlinkIdentifier.
+cdef uint16_t differing_by_hand(Core* core, const Command* command, const Decision* d, const EntryView* view,
+                                const Context* context) noexcept nogil:
+    # Behind the member: what AdminService writes.
     cdef uint16_t field
-    if command.method == METHOD_ADJUST:
+    if sets_member(command.method):
+        field = differing_sets(core, command, view)
+        if field != 0:
+            return field
+    elif command.method == METHOD_ADJUST:
         field = differing_payment(core, command, context)
         if field != 0:
             return field
@@ -994,7 +1042,7 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
     if method != METHOD_UNLINK and not names_account(core, &command.member, d.member_hash, view, &context):
         return FIELD_MEMBER
     if by_hand(method):
-        return differing_by_hand(core, command, d, &context)
+        return differing_by_hand(core, command, d, view, &context)
     if method != METHOD_EARN and method != METHOD_COMMIT:
         field = differing_payment(core, command, &context)
         if field == 0:
@@ -1019,6 +1067,9 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
     if context.values[CONTEXT_PAYMENT] != command.payment:
         return FIELD_PAYMENT
     return differing_payment(core, command, &context) if command.payment != PAYMENT_NONE else 0
+
+
+include "_core_decide.pxi"
 
 
 cdef bint names_identifier(const EntryView* view, uint8_t kind, Hash128 hashed) noexcept nogil:
@@ -1203,19 +1254,25 @@ cdef bint lot_counts(const Lot* lot, int32_t today) noexcept nogil:
 
 
 cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const Account* account, Outcome* outcome) noexcept nogil:
-    # Runs the rules and turns their awards into lot changes. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
+    # Runs rules of version 1 (decide_rules has run those of version 2) and turns the awards into lot changes. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
     cdef const Award* award
     cdef Change* change
     cdef Lot key
     cdef uint32_t i, j, first = d.change_count
-    cdef int32_t count = program_evaluate(core.program, command, d.business_us, core.awards)
-    if count < 0:
-        outcome.a = 0
-        return STATUS_POINTS_OVERFLOW
-    d.award_count = <uint32_t>count
+    cdef int32_t count
+    if core.program.rules != NULL:
+        d.awards = core.result.awards
+        d.award_count = core.result.award_count
+    else:
+        count = program_evaluate(core.program, command, d.business_us, core.awards)
+        if count < 0:
+            outcome.a = 0
+            return STATUS_POINTS_OVERFLOW
+        d.awards = core.awards
+        d.award_count = <uint32_t>count
     memset(&key, 0, sizeof(Lot))
     for i in range(d.award_count):
-        award = &core.awards[i]
+        award = &d.awards[i]
         j = first
         while j < d.change_count:
             change = &core.changes[j]
@@ -1448,7 +1505,7 @@ cdef void write_awards(EntryWriter* writer, const Core* core, const Decision* d)
         return
     section_begin(writer, SECTION_AWARDS)
     for i in range(d.award_count):
-        award = &core.awards[i]
+        award = &d.awards[i]
         put_varint(writer, award.line)
         put_varint(writer, award.rule)
         put_varint(writer, award.wallet)
@@ -1680,6 +1737,8 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
                 put_byte(&writer, command.identifiers[i].kind)
                 put_bytes(&writer, <const uint8_t*>&d.identifiers[i], 16)
         section_end(&writer)
+    if opening:
+        write_opened(&writer, core, d)
     size = entry_finish(&writer)
     finish_write(core, entry, size, outcome)
 
@@ -1796,6 +1855,9 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if method == METHOD_UNLINK:
         execute_unlink(core, command, d, entry, outcome)
         return
+    if sets_member(method):
+        execute_set(core, command, d, entry, outcome)
+        return
 
     # Whose is it?
     if d.member == 0:
@@ -1850,6 +1912,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         status = decide_adjustment(core, command, d, account, outcome)
     elif pays or method == METHOD_RELEASE:
         status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
+    if status == STATUS_OK and earns and core.program.rules != NULL:
+        status = decide_rules(core, command, d, account, captured, captured_points, outcome)
     if status == STATUS_OK and earns:
         status = add_awards(core, command, d, account, outcome)
         if status == STATUS_OK and account == NULL and (
@@ -1890,6 +1954,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         section_end(&writer)
     if earns:
         write_receipt_end(&writer, command)
+        if core.program.rules != NULL:
+            write_rules(&writer, core, d, command, account == NULL)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
 
@@ -1962,6 +2028,8 @@ cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept 
             account = &core.accounts[member - 1]
             if account.lots != NO_PIECE:
                 touch(&core.arena.lots[account.lots])
+            if core.program.rules != NULL:
+                touch(&core.profiles[member - 1])
 
 
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:
@@ -2109,16 +2177,21 @@ cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
 cdef int put_in_force(Core* core, const uint8_t* image, uint32_t size, uint32_t version) noexcept nogil:
     # A copy of the image becomes the programme. ApplyResult.
     cdef Program* program = <Program*>calloc(1, sizeof(Program))
+    cdef Program2* rules = <Program2*>calloc(1, sizeof(Program2))
     cdef uint8_t* copy = <uint8_t*>malloc(size)
-    if program == NULL or copy == NULL:
+    if program == NULL or rules == NULL or copy == NULL:
         free(program)
+        free(rules)
         free(copy)
         return APPLY_FULL
     memcpy(copy, image, size)
-    if program_load(program, copy, size) != 0:
+    if programme_load(program, rules, copy, size) != 0:
         free(program)
+        free(rules)
         free(copy)
         return APPLY_PROGRAM
+    if program.rules == NULL:
+        free(rules)
     core.program_count = version
     program.version = version
     program_free(core.program)

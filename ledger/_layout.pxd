@@ -83,7 +83,12 @@ cdef enum:                      # SectionType
     SECTION_DAYS = 20
     SECTION_SEGMENTS = 21
     SECTION_ATTRIBUTES = 22
-    SECTION_COUNT = 23          # known types are 1..22; others are kept and skipped
+    SECTION_DISCOUNTS = 23      # 23..27: what the rules made of a receipt
+    SECTION_PAID = 24
+    SECTION_VARIANTS = 25
+    SECTION_ENTITLEMENTS = 26
+    SECTION_NOTICES = 27
+    SECTION_COUNT = 28          # known types are 1..27; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag

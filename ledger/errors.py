@@ -67,6 +67,8 @@ STATUSES = (
            "as_of_time {a} is not before the newest entry that was read, of {b} (microseconds since 1970)"),
     Status(17, "SEQUENCE_NOT_REACHED", OUT_OF_RANGE, True, False, "from_sequence", "head_sequence",
            "the journal was read up to sequence {b}: the feed cannot begin at {a}"),
+    Status(18, "STORE_NOT_FOUND", NOT_FOUND, False, False, "", "",
+           "the programme lists no store {value}, and refuses receipts of stores that it does not know"),
     # identity and keys
     Status(20, "REQUEST_ID_REUSED", ALREADY_EXISTS, False, False, "sequence", "",
            "this request_id was used by entry {a} with another {field}: use a new id for a new request"),
@@ -96,6 +98,8 @@ STATUSES = (
            "the member has {a} active reservations, at most {b} are allowed"),
     Status(37, "IDENTIFIERS_LIMIT", RESOURCE_EXHAUSTED, False, True, "identifiers", "identifiers_max",
            "the member would have {a} identifiers, at most {b} are allowed"),
+    Status(38, "BURN_NOT_ALLOWED", FAILED_PRECONDITION, False, True, "largest_points", "requested_points",
+           "{b} points were to pay for this receipt, at most {a} may (and in the steps that the programme says)"),
     # capacity and readiness: not remembered, nothing written
     Status(40, "MEMBERS_LIMIT", RESOURCE_EXHAUSTED, False, False, "members_max", "",
            "the ledger is full: {a} members; start it with a larger --members-max"),

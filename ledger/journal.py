@@ -671,6 +671,11 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     20: ("days", lambda c: {"keep": c.varint(), "rows": _rows(c, day="signed", receipts="signed", spent="signed")}),
     21: ("segments", lambda c: {"add": [c.varint(), c.varint()], "remove": [c.varint(), c.varint()]}),
     22: ("attributes", _attributes),
+    23: ("discounts", lambda c: _rows(c, line="varint", amount_minor="varint")),
+    24: ("paid", lambda c: _rows(c, line="varint", amount_minor="varint")),
+    25: ("variants", lambda c: list(c.take(len(c.data)))),
+    26: ("entitlements", lambda c: [row["name"] for row in _rows(c, name="text")]),
+    27: ("notices", lambda c: {"count": c.varint(), "rows": _rows(c, kind="byte", index="varint", text="text")}),
 }
 
 

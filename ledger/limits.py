@@ -43,7 +43,8 @@ CLOCK_AHEAD_S_MAX = 300  # how far a till's clock may run ahead (sent_time, purc
 BUSINESS_DAY_MIN = 20000101  # days are counted as int32 from 1970; years 2000..2199 keep every sum small
 BUSINESS_DAY_MAX = 21991231
 REQUEST_BYTES_MAX = 131_072  # 1000 lines of the longest kind: 1000 * (32 + 32 + 20) plus the head
-ANSWER_BYTES_MAX = 65_536  # AWARDS_MAX awards of 14 bytes plus wallets; usual answers have ~150 bytes
+RESULT_BYTES_MAX = 28_672  # of a ReceiptResult: discounts and money paid with points of 1000 lines, 64 notices, 64 entitlements
+ANSWER_BYTES_MAX = 98_304  # AWARDS_MAX awards of 14 bytes plus wallets and a result; usual answers have ~150 bytes
 
 # --- what a member may have -------------------------------------------------------------------------------------
 WALLETS_MAX = 16  # points, tickets, stamps, partner purses: ten is the most seen in the field
@@ -117,6 +118,8 @@ DAY_UNITS_PER_MEMBER_PLANNED = 8  # units of two days each and one more: what a 
 DAYS_PER_MEMBER_MAX = 4096  # rolling windows of 400 days and receipts of 3660 days ago
 CAMPAIGNS_KEPT_MAX = 65_536  # budgets of all programmes ever; 1.5 MB
 CAMPAIGNS_PER_ENTRY_MAX = 1000  # as many as a programme has
+COUNTERS_PER_ENTRY_MAX = 4096  # caps that one receipt is counted in; 90 kB of its entry
+NOTICES_TOLD_MAX = 64  # of one receipt; a till with more has another catalogue, and the first ones tell it
 RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
 RESERVATIONS_MAX_LEAST = 4096  # room for them in a ledger of few members; between the two: one a member
 
@@ -166,7 +169,9 @@ INDEX_FANOUT = 4  # segments of one size are merged when there are so many: each
 INDEX_PAGE_ROWS = 512  # rows of 8 bytes: one page of the disk cache, with one checksum
 INDEX_OFFSET_STEP = 16  # every so many entries the place in the group is noted: a walk of 15 entries at most
 
-assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
+assert RESULT_BYTES_MAX >= LINES_MAX * 2 * 11 + NOTICES_TOLD_MAX * 44 + 64 * 34 + 256
+assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + RESULT_BYTES_MAX + 512
+assert COMMAND_ENTRY_BYTES_MAX >= COUNTERS_PER_ENTRY_MAX * 21 + LINES_MAX * 2 * 9 + CAMPAIGNS_PER_ENTRY_MAX * 20 + 500_000
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
 assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 130 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 131_072
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096

@@ -16,10 +16,12 @@ from ledger._layout cimport (
     LINE_WEIGHED, RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES,
     SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_POSTINGS, SECTION_RECEIPT, SECTION_REFUSAL, Slice,
 )
-from ledger._rules cimport Program, program_load
+from ledger._image cimport Program2
+from ledger._programme cimport programme_load
+from ledger._rules cimport Program
 from ledger._status cimport STATUS_COUNT, STATUS_ROWS
 from server._encode cimport Out, out_bytes, out_close, out_int, out_open, out_time, out_varint
-from server._wire cimport out_after, out_entry, out_reservation, out_wallet_name
+from server._wire cimport out_after, out_entry, out_reservation, out_result, out_wallet_name
 
 cdef enum:
     VERSIONS_MAX = 65536
@@ -223,6 +225,7 @@ cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, cons
     out_bytes(out, 178, asked.reason.data, asked.reason.size)
     out_int(out, 184, asked.values[CONTEXT_EXPIRY_DAY])
     out_receipt_end(out, view)
+    out_result(out, 218, view)
     out_close(out, body)
 
 
@@ -249,6 +252,7 @@ cdef class Encoder:
         if self.programs != NULL:
             for i in range(self.program_count):
                 free(<void*>self.programs[i].image)
+                free(<void*>self.programs[i].rules)
                 free(self.programs[i])
         free(self.programs)
         PyMem_Free(self.buffer)
@@ -260,6 +264,7 @@ cdef class Encoder:
     def add_program(self, bytes entry not None):
         cdef EntryView view
         cdef Program* program
+        cdef Program2* rules
         cdef uint8_t* copy
         cdef const Slice* image
         if len(entry) < ENTRY_HEADER_BYTES or not entry_view(entry, <uint32_t>len(entry), &view) or view.header.kind != KIND_PROGRAM:
@@ -268,16 +273,21 @@ cdef class Encoder:
         if image.data == NULL or image.size == 0 or self.program_count == VERSIONS_MAX:
             raise ValueError("the programme has no image")
         program = <Program*>calloc(1, sizeof(Program))
+        rules = <Program2*>calloc(1, sizeof(Program2))
         copy = <uint8_t*>malloc(image.size)
-        if program == NULL or copy == NULL:
+        if program == NULL or rules == NULL or copy == NULL:
             free(program)
+            free(rules)
             free(copy)
             raise MemoryError("no memory for a programme")
         memcpy(copy, image.data, image.size)
-        if program_load(program, copy, image.size) != 0:
+        if programme_load(program, rules, copy, image.size) != 0:
             free(program)
+            free(rules)
             free(copy)
             raise ValueError("the programme's image does not load")
+        if program.rules == NULL:
+            free(rules)
         self.programs[self.program_count] = program
         self.program_count += 1
         program.version = self.program_count

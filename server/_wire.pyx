@@ -13,21 +13,22 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._entry cimport (
-    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint,
+    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
     METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE,
-    PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_IDENTIFIERS, SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
+    PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS,
+    SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
 )
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, CATEGORY_BYTES_MAX, CATEGORY_PATH_BYTES_MAX, CHANNEL_BYTES_MAX, EMAIL_BYTES_MAX, FAVOURITES_MAX,
     IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
-    OPERATOR_BYTES_MAX, PROMO_CODES_PER_RECEIPT_MAX, PROMO_CODE_BYTES_MAX, QUOTE_TOKEN_BYTES, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX,
+    OPERATOR_BYTES_MAX, PROMO_CODES_PER_RECEIPT_MAX, PROMO_CODE_BYTES_MAX, QUOTE_TOKEN_BYTES, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX, RESULT_BYTES_MAX,
     REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, REQUEST_BYTES_MAX, SEGMENTS_MAX, SEGMENT_BYTES_MAX, SKU_BYTES_MAX, STORE_BYTES_MAX,
-    TENDERS_PER_RECEIPT_MAX, TENDER_BYTES_MAX, TILL_BYTES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+    NOTICES_TOLD_MAX, TENDERS_PER_RECEIPT_MAX, TENDER_BYTES_MAX, TILL_BYTES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._status cimport (
     ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CHANGES, FIELD_CHANGES_ADD, FIELD_CHANGES_REMOVE, FIELD_FAVOURITES, FIELD_LINE_REGULAR_AMOUNT_MINOR, FIELD_LINE_WEIGHED,
@@ -1295,6 +1296,90 @@ cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const E
     out_close(out, body)
 
 
+cdef int64_t out_line_amounts(Out* out, uint32_t tag, const Slice* section) noexcept nogil:
+    # LineAmounts; returns their sum.
+    cdef Cursor cursor
+    cdef uint64_t line
+    cdef int64_t amount
+    cdef int64_t sum = 0
+    cdef uint32_t count = 0
+    cdef uint8_t* body
+    cursor_open(&cursor, section)
+    while cursor_more(&cursor) and count < LINES_MAX:
+        line = get_varint(&cursor)
+        amount = <int64_t>get_varint(&cursor)
+        body = out_open(out, tag)
+        out_int(out, 8, <int64_t>(line & 0xFFFF))
+        out_int(out, 16, amount)
+        out_close(out, body)
+        sum += amount
+        count += 1
+    return sum
+
+
+cdef void out_standing(Out* out, uint32_t tag, const Slice* section) noexcept nogil:
+    cdef Cursor cursor
+    cdef Slice before, after
+    cdef int64_t until
+    cdef int32_t year, month, day
+    cdef uint8_t* body
+    cursor_open(&cursor, section)
+    get_signed(&cursor)
+    get_varint(&cursor)
+    get_byte(&cursor)
+    get_byte(&cursor)
+    until = <int64_t>get_varint(&cursor)
+    before = get_text(&cursor)
+    after = get_text(&cursor)
+    if cursor.broken or before.size == 0:
+        return
+    body = out_open(out, tag)
+    out_bytes(out, 10, before.data, before.size)
+    out_bytes(out, 18, after.data, after.size)
+    if 0 <= until < 84_006:     # 2200-01-01
+        civil_from_day(<int32_t>until, &year, &month, &day)
+        out_int(out, 24, year * 10_000 + month * 100 + day)
+    out_close(out, body)
+
+
+cdef void out_result(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
+    cdef Cursor cursor
+    cdef Slice text
+    cdef uint8_t kind
+    cdef uint64_t notices = 0
+    cdef uint64_t index
+    cdef uint32_t count = 0
+    cdef uint8_t* inner
+    cdef uint8_t* body
+    if view.sections[SECTION_RULES_STATE].data == NULL:
+        return
+    body = out_open(out, tag)
+    out_int(out, 16, out_line_amounts(out, 10, &view.sections[SECTION_DISCOUNTS]))
+    out_int(out, 32, out_line_amounts(out, 26, &view.sections[SECTION_PAID]))
+    out_standing(out, 42, &view.sections[SECTION_RULES_STATE])
+    cursor_open(&cursor, &view.sections[SECTION_ENTITLEMENTS])
+    while cursor_more(&cursor) and count < 64:
+        text = get_text(&cursor)
+        out_bytes(out, 50, text.data, text.size)
+        count += 1
+    cursor_open(&cursor, &view.sections[SECTION_NOTICES])
+    if cursor_more(&cursor):
+        notices = get_varint(&cursor)
+    count = 0
+    while cursor_more(&cursor) and count < NOTICES_TOLD_MAX:
+        kind = get_byte(&cursor)
+        index = get_varint(&cursor)
+        text = get_text(&cursor)
+        inner = out_open(out, 58)
+        out_int(out, 8, kind)
+        out_int(out, 16, <int64_t>(index & 0xFFFF))
+        out_bytes(out, 26, text.data, text.size if text.size <= SKU_BYTES_MAX else SKU_BYTES_MAX)
+        out_close(out, inner)
+        count += 1
+    out_int(out, 64, <int64_t>(notices & 0xFFFF))
+    out_close(out, body)
+
+
 cdef void out_refusal(Out* out, uint8_t tag, const Program* program, uint8_t method, const Outcome* outcome) noexcept nogil:
     # A google.rpc.Status inside a message. Without a row: INTERNAL without details, which means that the outcome is unknown.
     cdef uint8_t message[MESSAGE_ROOM]
@@ -1317,6 +1402,7 @@ cdef void out_operation(Out* out, const Program* program, const EntryView* view,
         out_entry(out, 10, view, outcome.sequence, room_end)
         out_after(out, 26, program, view)
         out_reservation(out, 34, program, view)
+        out_result(out, 42, view)
         return
     outcome_forget(&refusal)
     refusal.status = view.header.status
@@ -1340,8 +1426,9 @@ cdef void out_balance(Out* out, const Program* program, const Outcome* outcome) 
 cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil:
     cdef Out writer
     cdef EntryView view
-    # Awards may go up to here: behind it is room for one award and all wallets.
-    cdef const uint8_t* room_end = out + ANSWER_BYTES_MAX - WALLETS_MAX * 160 - 512
+    cdef uint8_t* body
+    # Awards may go up to here: behind it is room for one award, all wallets and the result.
+    cdef const uint8_t* room_end = out + ANSWER_BYTES_MAX - WALLETS_MAX * 160 - RESULT_BYTES_MAX - 512
     writer.at = out
     if method == METHOD_GET_BALANCE:
         out_balance(&writer, program, outcome)
@@ -1351,8 +1438,14 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
     if method == METHOD_GET_OPERATION:
         out_operation(&writer, program, &view, outcome, room_end)
         return <uint32_t>(writer.at - out)
+    if method == METHOD_SET_SEGMENTS:
+        body = out_open(&writer, 10)        # the one result of the one change
+        out_entry(&writer, 10, &view, outcome.sequence, room_end)
+        out_int(&writer, 24, outcome.replayed != 0)
+        out_close(&writer, body)
+        return <uint32_t>(writer.at - out)
     out_entry(&writer, 10, &view, outcome.sequence, room_end)
-    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK:
+    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK or method == METHOD_SET_ATTRIBUTES:
         out_int(&writer, 16, outcome.replayed != 0)
         if method == METHOD_ENROLL:
             out_int(&writer, 24, view.header.flags & FLAG_OPENED != 0)
@@ -1362,6 +1455,8 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
     out_after(&writer, 18, program, &view)
     out_int(&writer, 24, outcome.replayed != 0)
     out_reservation(&writer, 34, program, &view)
+    if method == METHOD_EARN or method == METHOD_COMMIT:
+        out_result(&writer, 34 if method == METHOD_EARN else 42, &view)
     return <uint32_t>(writer.at - out)
 
 

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
-    "_arith", "_atomic", "_clock", "_entry", "_evaluate", "_hash", "_identity", "_image", "_lmdb", "_lots", "_rules", "_table", "_thread",
-    "_layout")} | GENERATED
+    "_arith", "_atomic", "_clock", "_entry", "_evaluate", "_hash", "_identity", "_image", "_layout", "_lmdb", "_lots", "_programme",
+    "_rules", "_table", "_thread")} | GENERATED
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in (
     "catalogue", "check", "check_v1", "conditions", "currencies", "firing", "image2", "lower", "lower2", "lower_articles",
