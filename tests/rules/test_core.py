@@ -30,6 +30,7 @@ from tests.server.wire_model import ANSWERS
 START_US = 1_790_000_000_000_000
 DAY_US = 86_400_000_000
 EARN, COMMIT, ENROLL, BALANCE, OPERATION, SET_SEGMENTS, SET_ATTRIBUTES = 1, 6, 7, 8, 9, 17, 18
+ADJUST = 11
 KINDS = {"unknown_store": 1, "unknown_sku": 2, "unknown_category": 3, "unknown_promo_code": 4, "unknown_tender": 5, "unknown_channel": 6}
 REFUSALS = {"absurd_amount": {"FIELD_INVALID"}, "total_differs": {"FIELD_INVALID"}, "unknown_store": {"STORE_NOT_FOUND"},
             "points_overflow": {"POINTS_OVERFLOW"}}
@@ -69,6 +70,12 @@ class Shop:
         reason, answer = self.call(ENROLL, pb.EnrollMemberRequest(identifiers=[pb.MemberRef(card=f"card-{number}")]))
         assert (reason, answer.entry.member_id) == ("", number)
         self.members[number] = Member(number, reference.programme_day(self.programme, self.now))
+
+    def endow(self, number: int, points: int) -> None:
+        """Something to pay with, in every wallet."""
+        for wallet in self.programme.wallets:
+            ref = pb.MemberRef(card=f"card-{number}")
+            assert self.call(ADJUST, admin.AdjustPointsRequest(member=ref, wallet=wallet.name, points=points, **BY_HAND))[0] == ""
 
     def set(self, number: int, known: Member) -> None:
         """Segments, chosen categories and birthday, by calls."""
@@ -193,6 +200,7 @@ def test_generated_programmes_do_what_the_reference_says(case: Any) -> None:
     for number, known in enumerate(members, start=1):
         shop.enroll(number)
         shop.set(number, known)
+        shop.endow(number, 200 + max(known.available))
     for who, receipt, time_us in receipts:
         shop.now = max(shop.now, time_us)
         if time_us >= shop.now - programme.max_age_days * DAY_US:

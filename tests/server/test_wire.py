@@ -311,6 +311,42 @@ def entry_bytes(kind: int, time_us: int, member: int, program: int, sections: by
     return (44 - 4 + len(sections)).to_bytes(4, "little") + head + sections
 
 
+MONEY = st.integers(1, limits.AMOUNT_MINOR_MAX)
+NAMES = st.sampled_from(("silver", "żółty", "x" * 32))
+
+
+def text(value: str) -> bytes:
+    return bytes([len(value.encode())]) + value.encode()
+
+
+@st.composite
+def results(draw: Any, said: Any) -> bytes:
+    """Sections of what rules made of a receipt; `said` is filled with what they say."""
+    said.SetInParent()
+    before, after = draw(st.sampled_from([("", ""), ("base", ""), ("base", "silver"), ("x" * 32, "żółty")]))
+    until = draw(st.sampled_from([2**31 - 1, 20_819]))
+    sections = section(16, signed(20_717) + varint(3) + bytes([0, 1]) + varint(until) + text(before) + text(after))
+    if before:
+        said.standing.tier, said.standing.new_tier = before, after
+        said.standing.held_until_day = 20270101 if until == 20_819 else 0
+    for number, rows, total in ((23, said.discounts, "discount_minor"), (24, said.paid, "paid_minor")):
+        body = b""
+        for line, amount in draw(st.lists(st.tuples(st.integers(0, limits.LINES_MAX), MONEY), max_size=4)):
+            body += varint(line) + varint(amount)
+            rows.add(line=line, amount_minor=amount)
+            setattr(said, total, getattr(said, total) + amount)
+        sections += section(number, body)
+    entitlements = draw(st.lists(NAMES, max_size=3))
+    said.entitlements.extend(entitlements)
+    sections += section(26, b"".join(map(text, entitlements)))
+    notices = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 1000), st.one_of(st.just(""), NAMES)), max_size=4))
+    for kind, index, what in notices:
+        said.notices.add(kind=kind, index=index, text=what)
+    said.notice_count = draw(st.integers(len(notices), 2040)) if notices else 0
+    told = b"".join(bytes([kind]) + varint(index) + text(what) for kind, index, what in notices)
+    return sections + section(27, varint(said.notice_count) + told if notices else b"")
+
+
 @st.composite
 def entries(draw: Any, kind: int) -> tuple[bytes, Any]:
     """An entry's bytes and a GetOperationResponse with what it says."""
@@ -343,6 +379,8 @@ def entries(draw: Any, kind: int) -> tuple[bytes, Any]:
         said.reservation.reserved_points, said.reservation.captured_points = held, captured
         said.reservation.expire_time.FromMicroseconds(time_us + ttl)
     sections = section(1, b"\x01\x02") + section(2, postings) + section(5, awards) + section(6, after) + section(7, reservation)
+    if kind in (1, 6) and draw(st.booleans()):
+        sections += draw(results(said.result))
     return entry_bytes(kind, time_us, member, program, sections + section(99, b"from a later version")), said
 
 
@@ -363,6 +401,8 @@ def test_an_answer_has_the_bytes_that_google_protobuf_writes(method: int) -> Non
             if not with_reservation:
                 return
             expected.reservation.CopyFrom(said.reservation)
+        if said.HasField("result"):
+            expected.result.CopyFrom(said.result)
         assert _local.answer(method, WALLETS, entry, said.entry.sequence, replayed) == expected.SerializeToString(deterministic=True)
 
     check()
@@ -401,6 +441,34 @@ def test_link_and_unlink_answer_with_their_entry(linked: bool, replayed: bool) -
         expected.entry.sequence, expected.entry.kind, expected.entry.member_id, expected.entry.program_version = 300, kind, 9, 2
         expected.entry.create_time.FromMicroseconds(10**15 + 1)
         assert _local.answer(method, WALLETS, entry, 300, replayed) == expected.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_what_was_set_of_a_member_is_answered_with_its_entry(replayed: bool) -> None:
+    for method, kind in ((17, 13), (18, 14)):
+        entry = entry_bytes(kind, 10**15 + 1, 9, 2, section(1, b"\x01\x02") + section(21 if kind == 13 else 22, bytes(4)))
+        said: Any = pb.PostResult(replayed=replayed)
+        said.entry.sequence, said.entry.kind, said.entry.member_id, said.entry.program_version = 300, kind, 9, 2
+        said.entry.create_time.FromMicroseconds(10**15 + 1)
+        expected: Any = admin.SetSegmentsResponse(results=[said])
+        if method == 18:
+            expected = admin.SetAttributesResponse(entry=said.entry, replayed=replayed)
+        assert _local.answer(method, WALLETS, entry, 300, replayed) == expected.SerializeToString(deterministic=True)
+
+
+def test_the_longest_result_has_room_behind_the_longest_list_of_awards() -> None:
+    awards = b"".join(varint(i % 1001) + varint(1024) + varint(3) + signed(limits.POINTS_MAX) for i in range(limits.AWARDS_MAX))
+    lines = b"".join(varint(line) + varint(limits.AMOUNT_MINOR_MAX) for line in range(1, limits.LINES_MAX + 1))
+    notices = varint(2040) + b"".join(bytes([2]) + varint(1000) + text("x" * 32) for _ in range(limits.NOTICES_TOLD_MAX + 5))
+    sections = section(5, awards) + section(6, (varint(3) + signed(-(10**15)) * 3) * limits.WALLETS_MAX)
+    sections += section(16, signed(20_717) + varint(3) + bytes([0, 1]) + varint(20_819) + text("x" * 32) + text("y" * 32))
+    sections += section(23, lines) + section(24, lines) + section(26, text("z" * 32) * 64) + section(27, notices)
+    for method, kind in ((1, pb.EarnPointsResponse), (6, pb.CommitReceiptResponse)):
+        answer = _local.answer(method, WALLETS, entry_bytes(method, 10**15, 2**31, 5, sections), 2**40, True)
+        parsed: Any = kind.FromString(answer)
+        assert (len(parsed.entry.awards), len(parsed.wallets)) == (limits.AWARDS_MAX, limits.WALLETS_MAX)
+        assert (len(parsed.result.discounts), len(parsed.result.paid), len(parsed.result.notices)) == (1000, 1000, limits.NOTICES_TOLD_MAX)
+        assert parsed.result.ByteSize() <= limits.RESULT_BYTES_MAX and len(answer) <= limits.ANSWER_BYTES_MAX
 
 
 @pytest.mark.parametrize("opened", [False, True])
