@@ -644,9 +644,9 @@ cdef const Program* engine_program(const Engine* engine) noexcept nogil:
     return core_program(engine.core)
 
 
-cdef uint64_t engine_moment(const Engine* engine, int64_t* time_us) noexcept nogil:
-    time_us[0] = engine.clock.last_us if engine.clock.last_us > engine.core_stats.time_us else engine.core_stats.time_us
-    return engine.core_stats.sequence
+cdef Core* engine_reading(Engine* engine, int64_t* now_us) noexcept nogil:
+    now_us[0] = engine.clock.last_us
+    return engine.core
 
 
 cdef bint engine_inbox_take(Engine* engine, InboxCall* call) noexcept nogil:

@@ -52,6 +52,12 @@ def refusal(name: str, a: int = 0, b: int = 0, *, field: int = 0, value: str = "
     return row.grpc_code, status.SerializeToString(), message.encode()
 
 
+def too_large(method: int, request: bytes) -> Answer | None:
+    """The refusal of a request that is longer than its call may be."""
+    bytes_max = limits.BATCH_REQUEST_BYTES_MAX if method in BATCHES else limits.REQUEST_BYTES_MAX
+    return refusal("MESSAGE_TOO_LARGE", len(request), bytes_max) if len(request) > bytes_max else None
+
+
 async def give(answer: Answer, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
     """Answer a call: the response's bytes, or the status with its details."""
     code, payload, message = answer
@@ -90,9 +96,8 @@ class Inbox:
 
     async def call(self, method: int, request: bytes, deadline_us: int) -> Answer:
         """Run one call. deadline_us: monotonic, 0: none. A cancelled caller's answer is dropped."""
-        bytes_max = limits.BATCH_REQUEST_BYTES_MAX if method in BATCHES else limits.REQUEST_BYTES_MAX
-        if len(request) > bytes_max:
-            return refusal("MESSAGE_TOO_LARGE", len(request), bytes_max)
+        if (large := too_large(method, request)) is not None:
+            return large
         if not self._open:
             return refusal("NOT_READY")
         token = next(self._tokens)
