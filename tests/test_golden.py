@@ -74,7 +74,7 @@ def serve(new_server: NewServer, data: Path, folder: Path, expected: dict[str, A
 
 
 def test_there_are_golden_directories_of_every_shape() -> None:
-    assert {path.name for path in FOLDERS} >= {"v1-killed", "v1-stopped", "v1-restored", "v1-back-up"}
+    assert {path.name for path in FOLDERS} >= {"v1-killed", "v1-stopped", "v1-restored", "v1-back-up", "v1-runs", "v2-runs"}
     kinds = {kind for folder in FOLDERS for kind in json.loads((folder / "expected.json").read_text())["totals"]["kinds"]}
     assert kinds >= {str(kind) for kind in (*range(1, 10), 20, 21, 22)}
 
@@ -96,6 +96,7 @@ def test_a_golden_directory_opens_for_ever(folder: Path, tmp_path: Path, new_ser
                 read_entry(entry, where=f"entry {sequence}")
     server = serve(new_server, data, folder, expected)
     check_served(server, expected)
+    assert ("runs" in folder.name) == (server.metrics()["ledger_ids_lookups_total"] > 20), "those answers come out of runs"
     new = server.stub.EarnPoints(till.earn("card-0", at=expected["clock_us"]), timeout=20)
     assert new.entry.sequence > expected["totals"]["sequence"]
     server.terminate()
