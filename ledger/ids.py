@@ -69,8 +69,8 @@ def check(data: Path) -> Iterator[Checked]:
                         sequence, group_hash = run["head"]
                         group = opened.group_of(sequence)
                         if group is None or (group.last_sequence, group.hash) != (sequence, group_hash):
-                            fault = (f"run {run['number']} of the ids of earlier requests (ids/data.mdb) is of another history: the journal "
-                                     f"has another entry {sequence}. `daybook ids {data} --rebuild` makes all runs again from the journal")
+                            fault = (f"run {run['number']} of the ids of earlier requests (ids/data.mdb) is of another history: the "
+                                     f"journal has another entry {sequence}. `daybook ids {data} --rebuild` makes all runs again from it")
                     yield Checked(run, fault)
         finally:
             file.close()

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -184,6 +185,47 @@ def test_failed_flush_ends_the_service_and_a_restart_has_everything_acknowledged
         assert server.stub.GetBalance(till.balance_of(card), timeout=10).sequence == sequence
     again = server.stub.EarnPoints(request, timeout=10)  # the same id: done once, whatever became of the first try
     assert server.stub.EarnPoints(request, timeout=10).entry == again.entry
+
+
+def test_a_hot_thread_that_dies_ends_the_service_and_a_restart_has_everything_acknowledged(new_server: NewServer, shim: Shim) -> None:
+    """In the middle of calls on both ports, memory ahead of the disk: no half-alive service may stand there, and nothing is lost."""
+    server = new_server(environment=shim.environment()).start()
+    acknowledged: list[tuple[Any, Any]] = []  # (request, answer)
+    unknown: list[Any] = []
+
+    def write(number: int) -> None:
+        with grpc.insecure_channel(server.address("control" if number == 0 else "checkout"),
+                                   options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = server._stub(channel)
+            while True:
+                request = till.earn(f"card{number}")
+                try:
+                    acknowledged.append((request, stub.EarnPoints(request, timeout=60)))
+                except grpc.RpcError as error:
+                    assert till.status_of(error) is None, "without our ErrorInfo: the outcome is unknown"
+                    unknown.append(request)
+                    return
+
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, number) for number in range(4)]
+        until = time.monotonic() + 60
+        while len({request.member.card for request, _ in acknowledged.copy()}) < 4 or len(acknowledged) < 100:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        shim.fail_loop(errno.EINVAL)
+        assert server.wait() == 70
+        for one in writing:
+            one.result()
+    assert "daybook: the hot thread ended: OSError: [Errno 22]" in server.log() and "a restart recovers" in server.log()
+    shim.fail_loop(0)
+    server.start()
+    assert len(unknown) == 4
+    for request, answer in acknowledged:
+        again = server.stub.EarnPoints(request, timeout=60)
+        assert again.replayed and again.entry == answer.entry
+    for request in unknown:  # done once, whatever became of the first try
+        assert server.stub.EarnPoints(request, timeout=60).entry == server.stub.EarnPoints(request, timeout=60).entry
+    assert server.terminate() == 0
 
 
 def test_nearly_full_disk_refuses_writes_and_serves_reads(new_server: NewServer, shim: Shim) -> None:
