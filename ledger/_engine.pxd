@@ -8,12 +8,15 @@ from ledger._rules cimport Program
 
 cdef struct Engine              # its fields are in _engine.pyx alone
 
+cdef enum:
+    INBOX_GONE = 255            # as a method: no call, but that nobody waits any more for the one with this token
+
 cdef struct InboxCall:          # one call of the control port; data stays valid until the next engine_inbox_take
     uint64_t token              # the caller's, given back with the answer
     int64_t deadline_us         # monotonic us; 0: none
     const uint8_t* data
     uint32_t size               # bytes
-    uint8_t method              # Method
+    uint8_t method              # Method, or INBOX_GONE
 
 # All of these are called by the hot thread alone.
 cdef int64_t engine_begin_turn(Engine* engine) noexcept nogil

@@ -24,7 +24,7 @@ from posix.unistd cimport close
 
 from ledger._clock cimport monotonic_us
 from ledger._engine cimport (
-    Engine, EngineHandle, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
+    Engine, EngineHandle, INBOX_GONE, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
     engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
     engine_told,
 )
@@ -1249,6 +1249,24 @@ cdef bint control_begin_batch(Server* server, ControlAnswer* waiting, const Inbo
     return True
 
 
+cdef void control_gone(Server* server, uint64_t token) noexcept nogil:
+    """Nobody waits for this call any more. If it is a batch that has not all run, it ends here: what ran stays, nothing is answered."""
+    cdef OpenBatch* batch
+    cdef ControlAnswer* waiting
+    cdef uint32_t i
+    for i in range(BATCHES_MAX):
+        batch = &server.open_batches[i]
+        waiting = batch.control
+        if waiting != NULL and waiting.batch == batch and waiting.token == token and (batch.waiting or batch.batch.asked > 0):
+            server.counters.calls_cancelled += 1
+            batch_free(server, batch)
+            server.control_batches -= 1
+            waiting.batch = NULL
+            waiting.next = server.free_control
+            server.free_control = waiting
+            return
+
+
 cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     """Runs the calls of the control port, as many as of the sockets; returns how many."""
     cdef InboxCall taken
@@ -1258,6 +1276,9 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     while (count < CALLS_PER_TURN_MAX and server.free_control != NULL and server.free_large_count > 0 and engine_room(server.engine)
             and engine_inbox_take(server.engine, &taken)):
         count += 1
+        if taken.method == INBOX_GONE:
+            control_gone(server, taken.token)
+            continue
         answer.wait_sequence = 0
         waiting = server.free_control
         server.free_control = waiting.next

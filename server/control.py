@@ -92,10 +92,11 @@ class Inbox:
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._open = True
+        self._closed = False
         self._loop.add_reader(handle.outbox_fd, self._collect)
 
     async def call(self, method: int, request: bytes, deadline_us: int) -> Answer:
-        """Run one call. deadline_us: monotonic, 0: none. A cancelled caller's answer is dropped."""
+        """Run one call. deadline_us: monotonic, 0: none. A cancelled caller's answer is dropped; its batch stops between two commands."""
         if (large := too_large(method, request)) is not None:
             return large
         if not self._open:
@@ -107,6 +108,10 @@ class Inbox:
         self._waiting[token] = answer
         try:
             return await answer
+        except asyncio.CancelledError:
+            if method in BATCHES and token in self._waiting and not self._closed:
+                self._handle.give_up(token)
+            raise
         finally:
             self._waiting.pop(token, None)
 
@@ -124,6 +129,7 @@ class Inbox:
 
     def close(self) -> None:
         """No answer comes any more. What was handed over and not answered stays *unknown* to its caller, as D11 has it."""
+        self._closed = True
         self._loop.remove_reader(self._handle.outbox_fd)
         for answer in self._waiting.values():
             if not answer.done():

@@ -273,6 +273,30 @@ def test_a_cancelled_batch_stops_where_it_is(late: LatePort, peers: Callable[...
     assert entries(late) == late.commands_run()
 
 
+def test_a_batch_of_the_control_port_whose_caller_goes_stops_where_it_is(late: LatePort) -> None:
+    handle = late.ledger.handle
+    handle.turn(1, False)
+    handle.turn(limits.GROUP_ENTRIES_MAX - ROOM, False)
+    late.hot.start()
+    first, second = (enrolls(1000).SerializeToString() for _ in range(2))
+    assert handle.submit(1, 14, first, 0)
+    until(lambda: late.commands_run() >= ROOM)
+    assert handle.give_up(1) and handle.submit(2, 14, second, 0)
+    late.start()
+    answers: list[Any] = []
+    until(lambda: answers.extend(handle.collect()) or answers)
+    (token, code, payload, _), = answers
+    assert (token, code, len(pb.BatchPostResponse.FromString(payload).results)) == (2, 0, 1000)
+    assert late.stat("calls_cancelled") == 1
+    assert entries(late) == late.commands_run() == ROOM + 1000, "the room came when the inbox was looked at, so nothing more of it ran"
+    assert handle.give_up(2) and handle.give_up(7), "one that has ended, and one that never was"
+    for token in range(10, 10 + limits.BATCHES_MAX):    # all buffers are free again
+        assert handle.submit(token, 14, enrolls(10).SerializeToString(), 0)
+    until(lambda: answers.extend(handle.collect()) or len(answers) == 1 + limits.BATCHES_MAX)
+    assert all(code == 0 for _, code, _, _ in answers)
+    assert late.stat("calls_cancelled") == 1
+
+
 def test_too_many_batches_are_turned_away(late: LatePort, peers: Callable[..., Peer]) -> None:
     first, streams, second, others = stall(late, peers)
     for peer in (first, peers(late)):       # a ninth of one connection, a seventeenth of all

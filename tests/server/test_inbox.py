@@ -73,3 +73,41 @@ def test_a_full_inbox_refuses_and_loses_nothing_that_it_took(tmp_path: Path) -> 
     assert answered * large_earn(0).ByteSize() > limits.INBOX_BYTES // 2
     assert answered + len(refused) == CALLS
     assert set(refused) == {"TOO_MANY_CALLS"}
+
+
+def test_a_batch_whose_caller_has_gone_is_not_run(tmp_path: Path) -> None:
+    """It and the word that nobody waits for it are both in the inbox when the hot thread begins."""
+    async def drive() -> None:
+        ledger = open_ledger(tmp_path / "data", PROGRAM, members_max=1000, ids_max=10_000, tail_bytes=limits.TAIL_BYTES_MIN)
+        checkout = CheckoutServer(ledger.handle, "127.0.0.1", 0)
+        control = ControlServer(ledger.handle, Address("127.0.0.1", 0))
+        await control.start()
+        ledger.start()
+        hot = threading.Thread(target=checkout.run)
+
+        async def inbox_holds(count: int) -> None:
+            async with asyncio.timeout(CALL_S):
+                while ledger.handle.stats()["inbox_calls"] != count:
+                    await asyncio.sleep(0.002)
+
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{control.port}") as channel:
+            stub = rpc.LedgerServiceStub(channel)
+            batch = pb.BatchPostRequest(commands=[pb.PostCommand(earn=till.earn(f"card-{number}")) for number in range(100)])
+            gone = stub.BatchPost(batch)
+            await inbox_holds(1)
+            gone.cancel()
+            await inbox_holds(2)
+            sequence = ledger.handle.sequence
+            single = asyncio.ensure_future(stub.EarnPoints(till.earn("card-0"), timeout=CALL_S))
+            await inbox_holds(3)
+            hot.start()
+            assert (await single).entry.sequence == sequence + 1
+            assert len((await stub.BatchPost(batch, timeout=CALL_S)).results) == 100
+            assert ledger.handle.sequence == sequence + 101 and checkout.stats()["calls_cancelled"] == 1
+            await control.stop_taking(1)
+        ledger.handle.ask_stop(1)
+        await asyncio.get_running_loop().run_in_executor(None, hot.join)
+        await control.close()
+        assert ledger.stop() == 0
+
+    asyncio.run(drive())
