@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import os
 import struct
@@ -44,7 +45,9 @@ class Record(NamedTuple):
 def library() -> Path:
     """shim.c, compiled once per test run."""
     source = Path(__file__).with_name("shim.c")
-    out = Path(tempfile.mkdtemp(prefix="daybook-shim-")) / "shim.so"
+    folder = tempfile.TemporaryDirectory(prefix="daybook-shim-")
+    atexit.register(folder.cleanup)
+    out = Path(folder.name) / "shim.so"
     subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(out), str(source), "-ldl"], check=True)
     return out
 
