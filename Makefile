@@ -30,7 +30,7 @@ run: $(DONE)/project $(DONE)/demo  ## start the service and replay a grocery cha
 	$(PY) -m bench.demo $(if $(ONCE),--once)
 
 test: $(DONE)/system-test $(DONE)/project  ## all tests, at most 10 minutes on 2 cores
-	$(PY) -m pytest $(T) --durations=10 </dev/null
+	$(PY) -m pytest $(T) -n auto --maxprocesses 4 --dist loadfile --durations=10 </dev/null
 
 soak: $(DONE)/system-test $(DONE)/project  ## the long loops: hundreds of kills, every injected fault
 	$(PY) -m pytest $(T) -m soak --timeout=3600 </dev/null

@@ -130,6 +130,7 @@ BATCH_REQUEST_BYTES_MAX = 1_048_576  # 1000 receipts of 10 lines with room to sp
 BATCH_ANSWER_BYTES_MAX = 1_441_792  # 1000 balances of 16 wallets; below the 4 MB that gRPC clients take unasked
 BATCHES_MAX = 16  # batches open at once: 40 MB of buffers, touched only when used; two keep the hot thread busy
 BATCHES_PER_CONNECTION_MAX = 8  # so that no connection takes them all
+BATCH_COMMANDS_BESIDE = 64  # commands of batches at once while tills call: ~0.12 ms, which a customer may wait
 BATCH_STEP = 8  # commands of a batch that are decoded, and for which the runs are asked, together: as many as of single calls
 BATCH_RESULT_BYTES_MAX = 1_152  # of one PostResult: the longest refusal (1024) and what stands around it
 BATCH_BALANCE_BYTES_MAX = 1_408  # of one BalanceResult: 16 wallets of at most 84 bytes, and 40

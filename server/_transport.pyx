@@ -23,6 +23,7 @@ from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as posix_open
 from posix.unistd cimport close
 
 from ledger._clock cimport monotonic_us
+from ledger._arith cimport min_i64
 from ledger._engine cimport (
     Engine, EngineHandle, INBOX_GONE, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
     engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
@@ -30,7 +31,8 @@ from ledger._engine cimport (
 )
 from ledger._layout cimport Facts, METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
 from ledger._limits cimport (
-    ANSWER_BYTES_MAX, BATCHES_MAX, BATCHES_PER_CONNECTION_MAX, BATCH_ANSWER_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, CALLS_PER_TURN_MAX,
+    ANSWER_BYTES_MAX, BATCHES_MAX, BATCHES_PER_CONNECTION_MAX, BATCH_ANSWER_BYTES_MAX, BATCH_COMMANDS_BESIDE, BATCH_REQUEST_BYTES_MAX,
+    CALLS_PER_TURN_MAX,
     CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL, CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX,
     IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX, LARGE_BUFFERS_PER_CONNECTION_MAX, REQUEST_BYTES_MAX, RESETS_BURST_MAX,
     RESETS_PER_S_MAX, SLOW_CLIENT_TIMEOUT_S, STREAMS_MAX, STREAMS_PER_CONNECTION_MAX, STREAMS_SHARE_MIN,
@@ -125,6 +127,8 @@ cdef enum:
     LISTENERS_MAX = 8           # addresses of one name
     ALONE_SPIN_US = 100         # how long the loop looks for a lone caller's next request before it sleeps: waking costs ~50 us
     CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
+    TILLS_US = 10_000           # how long after a single call of the checkout port the batches hold back
+    BATCH_SHARE = 4             # and how far: they get one part in so many of the time, BATCH_COMMANDS_BESIDE at once
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
     NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
@@ -294,7 +298,7 @@ cdef struct Server:
     StreamList receiving        # by time of HEADERS
     StreamList ready            # first come, first served
     StreamList answered         # by time of the answer
-    OpenBatch* first_batch      # complete requests, not yet all run: the next to go a step stands first
+    OpenBatch* first_batch      # complete requests, not yet all run, the oldest first
     OpenBatch* last_batch
     uint32_t held_count
     uint32_t parked_count       # streams and calls of the control port that wait for the runs
@@ -305,6 +309,8 @@ cdef struct Server:
     int64_t now_us              # monotonic us, read at each socket and phase
     int64_t spin_until_us       # a lone caller was answered: until then the loop does not sleep; 0: it may
     int64_t crowd_until_us
+    int64_t tills_until_us      # until then the batches hold back
+    int64_t batches_from_us     # while they do: not before
     int64_t next_look_us
     int64_t look_us             # between two looks at the time-outs
     int64_t stop_us             # when the stop was noticed; 0: not yet
@@ -1138,6 +1144,8 @@ cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
 cdef void server_run_ready(Server* server) noexcept nogil:
     """Runs the calls that wait, first come first served, until the engine has no room or it is the sockets' turn again."""
     cdef uint32_t done = 0, place, count
+    if server.ready.first != NULL:
+        server.tills_until_us = server.now_us + TILLS_US
     while done < CALLS_PER_TURN_MAX and engine_room(server.engine):
         count = server_read_ready(server)
         for place in range(count):
@@ -1402,15 +1410,28 @@ cdef bint server_begin_batch(Server* server, OpenBatch* batch) noexcept nogil:
 
 
 cdef void server_run_batches(Server* server) noexcept nogil:
-    """Goes on with one open batch, and with the next when it ends, until the engine has no room or it is the sockets' turn again; the
-    next turn begins with the next batch. (Shorter shares would let all batches end at once, and then nobody has anything to do.)"""
+    """Goes on with the oldest open batch, and with the next when it ends, until the engine has no room or it is the sockets' turn
+    again. (In turns, all batches would end at about the same time, and then nobody would have anything to do.) Customers wait at the
+    tills and nobody waits for a batch: while tills call, batches take a part of the time and leave the rest, also if it is unused."""
+    cdef int64_t begun_us
+    if server.first_batch == NULL:
+        return
+    if server.now_us >= server.tills_until_us:
+        server_step_batches(server, CALLS_PER_TURN_MAX)
+        return
+    begun_us = monotonic_us()
+    if begun_us >= server.batches_from_us:
+        server_step_batches(server, BATCH_COMMANDS_BESIDE)
+        server.batches_from_us = begun_us + BATCH_SHARE * (monotonic_us() - begun_us)
+
+
+cdef void server_step_batches(Server* server, uint32_t count) noexcept nogil:
+    """Steps of open batches, about `count` commands."""
     cdef OpenBatch* batch
     cdef uint32_t done = 0, ran
     cdef bint late
-    if server.first_batch == NULL:
-        return
     server.counters.batch_turns += 1
-    while done < CALLS_PER_TURN_MAX and server.first_batch != NULL:
+    while done < count and server.first_batch != NULL:
         batch = server.first_batch
         if batch.deadline_us != 0:
             server.now_us = monotonic_us()
@@ -1432,9 +1453,6 @@ cdef void server_run_batches(Server* server) noexcept nogil:
             return
         if batch.batch.done == batch.batch.count:
             batch_finish(server, batch)
-        elif done >= CALLS_PER_TURN_MAX and batch.next != NULL:
-            batch_remove(server, batch)
-            batch_append(server, batch)
 
 
 cdef void batch_told(Server* server, uint64_t place, const Facts* facts) noexcept nogil:
@@ -1625,10 +1643,16 @@ cdef bint server_finished(Server* server) noexcept nogil:
 
 cdef int server_timeout_ms(Server* server) noexcept nogil:
     """How long epoll may wait: not at all with work at hand, else until the ticks or the time-outs are due."""
-    cdef int64_t sleep_us
+    cdef int64_t now_us, sleep_us, held_us = 0
     if server.dirty != NULL or server.doomed != NULL:
         return 0
-    if (server.ready.first != NULL or server.told_left or server.first_batch != NULL) and engine_room(server.engine):
+    if server.first_batch != NULL and engine_room(server.engine):
+        now_us = monotonic_us()
+        if now_us < server.tills_until_us:
+            held_us = min_i64(server.batches_from_us, server.tills_until_us) - now_us
+        if held_us <= 0:
+            return 0
+    if (server.ready.first != NULL or server.told_left) and engine_room(server.engine):
         return 0
     if server.spin_until_us != 0:
         if monotonic_us() < server.spin_until_us:
@@ -1639,6 +1663,8 @@ cdef int server_timeout_ms(Server* server) noexcept nogil:
         return 0
     if sleep_us > server.look_us:
         sleep_us = server.look_us
+    if 0 < held_us < sleep_us:
+        sleep_us = held_us
     return <int>((sleep_us + 999) / 1000)
 
 

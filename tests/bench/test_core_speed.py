@@ -21,22 +21,24 @@ from ledger import rules
 from server._local import LocalLedger, bench_answer, bench_decode
 
 PROGRAM = rules.compile_file(Path(__file__).resolve().parents[2] / "programs" / "base.yaml")
-NOW_US = time.time_ns() // 1000
-DAY = time.strftime("%Y%m%d", time.gmtime(NOW_US / 1e6))
 LOOP = 1000  # calls inside one C loop, where there is one
 MEMBERS = 2000
 ROUNDS = 10_000  # of what is timed call by call
 EARN, BALANCE = _load.METHODS["earn"], _load.METHODS["balance"]
 
 
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
 def requests(mix: str, count: int, seed: int = 1) -> list[bytes]:
-    chain = _load.Chain(members=MEMBERS, skew=0.9, seed=1, currency="USD", business_day=int(DAY))
+    chain = _load.Chain(members=MEMBERS, skew=0.9, seed=1, currency="USD", business_day=int(time.strftime("%Y%m%d", time.gmtime())))
     return [data for _, data in _load.sample_requests(chain, {mix: 1}, count, seed=seed)]
 
 
 @pytest.fixture
 def ledger() -> LocalLedger:
-    return LocalLedger(PROGRAM.image, PROGRAM.source, NOW_US, members_max=MEMBERS + 100, ids_max=100_000)
+    return LocalLedger(PROGRAM.image, PROGRAM.source, now_us(), members_max=MEMBERS + 100, ids_max=100_000)
 
 
 def fresh(mix: str) -> Iterator[bytes]:
@@ -46,7 +48,7 @@ def fresh(mix: str) -> Iterator[bytes]:
 
 
 def call(ledger: LocalLedger, method: int, request: bytes) -> None:
-    code, _, _ = ledger.call(method, request, NOW_US + 1)
+    code, _, _ = ledger.call(method, request, now_us())
     assert code == 0, ledger.outcome()
 
 
@@ -70,7 +72,7 @@ def test_decide_and_apply_earns(benchmark, ledger: LocalLedger) -> None:
     benchmark.extra_info["per"] = LOOP
 
     def earn() -> None:
-        done, _ = ledger.run_earns(members, 6, next(first), NOW_US, 1, "USD")
+        done, _ = ledger.run_earns(members, 6, next(first), now_us(), 1, "USD")
         assert done == LOOP
 
     benchmark(earn)
@@ -92,14 +94,14 @@ def test_a_balance_from_bytes_to_bytes(benchmark, ledger: LocalLedger) -> None:
 
 def fund(ledger: LocalLedger) -> None:
     """Every member gets 50,000 points, as `daybook load` prepares them."""
-    chain = _load.Chain(members=1, skew=0, seed=1, currency="USD", business_day=int(DAY))
+    chain = _load.Chain(members=1, skew=0, seed=1, currency="USD", business_day=int(time.strftime("%Y%m%d", time.gmtime())))
     for name, data in _load.sample_requests(chain, {"earn": 1}, 2 * MEMBERS, seed=3, prepare=True):
         call(ledger, _load.METHODS[name], data)
 
 
 def test_evaluate_the_base_programme(benchmark) -> None:
     program = LoadedProgram(PROGRAM.image)
-    awards = benchmark(program.evaluate, 2499, [499, 500, 300, 400, 500, 300], NOW_US)
+    awards = benchmark(program.evaluate, 2499, [499, 500, 300, 400, 500, 300], now_us())
     assert sum(points for _, _, _, _, points, _, _ in awards) == 24 * 5
 
 

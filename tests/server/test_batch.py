@@ -220,17 +220,38 @@ def test_single_calls_run_between_the_parts_of_a_batch(late: LatePort, peers: Ca
     assert max(alone) < max(in_batch), "all single calls were answered while the batch was still running"
     longest = max(sum(1 for _ in run) for mine, run in itertools.groupby(
         sequence in in_batch for sequence in range(min(in_batch), max(alone) + 1)) if mine)
-    assert longest <= limits.CALLS_PER_TURN_MAX
+    assert longest <= limits.BATCH_COMMANDS_BESIDE
     assert late.stat("batch_turns") >= 1000 // limits.CALLS_PER_TURN_MAX
 
 
-def test_open_batches_take_turns(late: LatePort, peers: Callable[..., Peer]) -> None:
+def test_a_batch_ends_though_tills_call_all_the_time(port: Port, peers: Callable[..., Peer]) -> None:
+    batching, single = peers(port), peers(port)
+    stream = post(batching, enrolls(1000))
+    ended = threading.Event()
+    took: list[int] = []
+
+    def wait() -> None:
+        took.extend(sequences(batching, stream))
+        ended.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    calls = 0
+    while not ended.is_set():
+        assert single.call(headers("EnrollMember"), message(enroll().SerializeToString())).code == 0
+        calls += 1
+        assert waiting.is_alive() or ended.is_set()
+    waiting.join()
+    assert len(took) == 1000
+
+
+def test_open_batches_run_one_after_another(late: LatePort, peers: Callable[..., Peer]) -> None:
     senders = [peers(late) for _ in range(4)]
     streams = [post(peer, enrolls(1000)) for peer in senders]
     late.start()
     late.hot.start()
     got = [sequences(peer, stream) for peer, stream in zip(senders, streams, strict=True)]
-    assert max(mine[0] for mine in got) < min(mine[-1] for mine in got), "every batch began before any one ended"
+    assert all(mine == list(range(mine[0], mine[0] + 1000)) for mine in got)
     assert sorted(itertools.chain(*got)) == list(range(2, 4002))
 
 
