@@ -255,6 +255,7 @@ cdef struct Engine:
     bint inbox_held             # a record was taken and not released
     uint64_t turns
     uint64_t ticks
+    uint64_t digests            # DIGEST entries written
     uint64_t refused_full
     uint64_t refused_behind
     uint64_t keys_full          # generations of both tables that were full in the last turn
@@ -599,6 +600,7 @@ cdef void write_digest(Engine* engine) noexcept nogil:
         size = core_write_digest(engine.core, engine.clock.last_us, group_next(engine))
         group_add(engine, 1, size)
         engine.digest_sequence = engine.core_stats.sequence
+        engine.digests += 1
 
 
 cdef inline void take_in_flush(Engine* engine) noexcept nogil:
@@ -1709,6 +1711,7 @@ cdef class EngineHandle:
             },
             "turns": engine.turns,
             "ticks": engine.ticks,
+            "digests": engine.digests,
             "finds_ring": engine.finds_ring,
             "finds_journal": engine.finds_journal,
         }

@@ -130,7 +130,7 @@ cdef enum:
     TILLS_US = 10_000           # how long after a single call of the checkout port the batches hold back
     BATCH_SHARE = 4             # and how far: they get one part in so many of the time, BATCH_COMMANDS_BESIDE at once
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
-    NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
+    NOTICE_MS = 1000            # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
     BUCKETS = 20                # len(TRANSPORT_BOUNDS_US) + 1
     CONTROL_TOKENS = 1_048_576  # tokens of parked calls: below it streams, from it on calls of the control port,
@@ -271,6 +271,7 @@ cdef struct Server:
     uint32_t streams_max
     int64_t idle_us
     int64_t slow_us
+    int64_t notice_us
     int64_t drain_us
     int epoll
     int spare_fd                # given up for a moment to refuse a connection when descriptors run out
@@ -1595,7 +1596,7 @@ cdef void connection_look(Server* server, Connection* connection, int64_t elapse
         if now - connection.opened_us > server.slow_us:
             server.counters.connections_timed_out += 1
             connection_doom(connection)
-    elif connection.leaving == 1 and now - connection.closing_us > NOTICE_US:
+    elif connection.leaving == 1 and now - connection.closing_us > server.notice_us:
         connection_leave(connection)
     elif connection.stream_count == 0 and now - connection.last_call_us > server.idle_us and not connection.over:
         server.counters.connections_timed_out += 1
@@ -1840,7 +1841,7 @@ cdef class CheckoutServer:
 
     def __init__(self, EngineHandle handle not None, host: str, port: int, *, idle_timeout_ms: int = IDLE_TIMEOUT_S * 1000,
                  slow_client_timeout_ms: int = SLOW_CLIENT_TIMEOUT_S * 1000, drain_grace_ms: int = DRAIN_GRACE_S * 1000,
-                 connections_max: int = CONNECTIONS_MAX, streams_max: int = STREAMS_MAX):
+                 notice_ms: int = NOTICE_MS, connections_max: int = CONNECTIONS_MAX, streams_max: int = STREAMS_MAX):
         cdef Server* server = self.server
         cdef epoll_event event
         if server.epoll >= 0:
@@ -1856,6 +1857,7 @@ cdef class CheckoutServer:
         server.idle_us = idle_timeout_ms * 1000
         server.slow_us = slow_client_timeout_ms * 1000
         server.drain_us = drain_grace_ms * 1000
+        server.notice_us = notice_ms * 1000
         server.look_us = max(10_000, min(1_000_000, server.slow_us // 4, server.idle_us // 4))
         sockets = _listen(host, port)
         for listener in sockets:

@@ -50,20 +50,20 @@ def check_verified(path: Path, expected: dict[str, Any]) -> None:
 def check_served(server: RunningServer, expected: dict[str, Any]) -> None:
     """Balances as they were, first answers to repeated requests, the same refusals."""
     for card, wallets in expected["balances"].items():
-        answer = server.stub.GetBalance(till.balance_of(card), timeout=20)
+        answer = server.stub.GetBalance(till.balance_of(card), timeout=60)
         assert {wallet.wallet: [wallet.posted_points, wallet.available_points, wallet.pending_points, wallet.reserved_points]
                 for wallet in answer.wallets} == wallets, card
     for one in [*expected["asked"], *expected["refused"]]:
         request = getattr(ledger_pb2, f"{one['method']}Request").FromString(bytes.fromhex(one["request"]))
         if "answer" in one:
-            answer = getattr(server.stub, one["method"])(request, timeout=20)
+            answer = getattr(server.stub, one["method"])(request, timeout=60)
             first = type(answer).FromString(bytes.fromhex(one["answer"]))
             assert answer.replayed
             first.replayed = True
             assert answer == first
         else:
             with pytest.raises(grpc.RpcError) as refused:
-                getattr(server.stub, one["method"])(request, timeout=20)
+                getattr(server.stub, one["method"])(request, timeout=60)
             assert till.reason_of(refused.value)[0] == one["reason"]
 
 
@@ -97,7 +97,7 @@ def test_a_golden_directory_opens_for_ever(folder: Path, tmp_path: Path, new_ser
     server = serve(new_server, data, folder, expected)
     check_served(server, expected)
     assert ("runs" in folder.name) == (server.metrics()["ledger_ids_lookups_total"] > 20), "those answers come out of runs"
-    new = server.stub.EarnPoints(till.earn("card-0", at=expected["clock_us"]), timeout=20)
+    new = server.stub.EarnPoints(till.earn("card-0", at=expected["clock_us"]), timeout=60)
     assert new.entry.sequence > expected["totals"]["sequence"]
     server.terminate()
     verify(server.data, expect=parse_head(expected["head"]))

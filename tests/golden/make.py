@@ -77,7 +77,7 @@ def ask(server: RunningServer, method: str, message: Any) -> dict[str, Any]:
     """One call, and what it gave, as it is kept."""
     kept = {"method": method, "request": plain(message)}
     try:
-        return {**kept, "answer": plain(getattr(server.stub, method)(message, timeout=20))}
+        return {**kept, "answer": plain(getattr(server.stub, method)(message, timeout=60))}
     except grpc.RpcError as error:
         reason = till.reason_of(error)
         assert reason is not None, error
@@ -86,7 +86,7 @@ def ask(server: RunningServer, method: str, message: Any) -> dict[str, Any]:
 
 def balances(server: RunningServer) -> dict[str, Any]:
     return {card: {wallet.wallet: [wallet.posted_points, wallet.available_points, wallet.pending_points, wallet.reserved_points]
-                   for wallet in server.stub.GetBalance(till.balance_of(card), timeout=20).wallets} for card in CARDS}
+                   for wallet in server.stub.GetBalance(till.balance_of(card), timeout=60).wallets} for card in CARDS}
 
 
 def live(server: RunningServer) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def live(server: RunningServer) -> list[dict[str, Any]]:
         if i == REQUESTS // 2:
             at += 4 * 86_400_000_000
             server.set_clock(at)
-            until = time.monotonic() + 20
+            until = time.monotonic() + 60
             while server.metrics()["ledger_expired_lots_entries_total"] == 0:  # the sweep comes round
                 assert time.monotonic() < until
                 time.sleep(0.01)

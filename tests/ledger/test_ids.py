@@ -40,7 +40,7 @@ def send(server: RunningServer, numbers: range) -> None:
         request.receipt.key.number = f"n{number}"
         waiting.append(request)
     while waiting:
-        calls = [(request, server.stub.EarnPoints.future(request, timeout=20)) for request in waiting[:IDS_MAX // 2]]
+        calls = [(request, server.stub.EarnPoints.future(request, timeout=60)) for request in waiting[:IDS_MAX // 2]]
         waiting = waiting[IDS_MAX // 2:]
         for request, call in calls:
             try:
@@ -371,7 +371,7 @@ def test_a_block_damaged_in_the_middle_is_met_by_the_one_who_needs_it(data: Path
         for number in range(0, 280, 4):
             ask = ledger_pb2.GetOperationRequest(request_id=f"request-{number:012d}")
             try:
-                server.stub.GetOperation(ask, timeout=20)
+                server.stub.GetOperation(ask, timeout=60)
                 outcomes["told"] += 1
             except grpc.RpcError as error:
                 assert till.reason_of(error) == ("IDS_UNREADABLE", {})

@@ -141,11 +141,11 @@ def test_the_results_stand_in_the_order_of_the_commands(port: Port, peers: Calla
 ])
 def test_a_batch_that_is_none_is_refused_whole(port: Port, peers: Callable[..., Peer], body: bytes, reason: str) -> None:
     good = enrolls(1).SerializeToString()
-    before = port.ledger.handle.sequence
+    before = port.written()
     reply = peers(port).call(headers("BatchPost"), message(good + body if body else b""))
     assert reply.code == errors.INVALID_ARGUMENT
     assert reason_of(reply.details)[0] == reason
-    assert port.ledger.handle.sequence == before
+    assert port.written() == before
 
 
 def test_the_longest_batch_is_taken_and_a_longer_one_is_refused(port: Port, peers: Callable[..., Peer]) -> None:
@@ -177,9 +177,10 @@ def test_balances_are_read_together(port: Port, peers: Callable[..., Peer]) -> N
     batch = pb.BatchGetBalancesRequest(members=[pb.MemberRef(member_id=entry.member_id) for entry in posted])
     batch.members.add(card="nobody's")
     batch.members.add()
+    digests = port.ledger.handle.stats()["digests"]
     reply = peer.call(headers("BatchGetBalances"), message(batch.SerializeToString()))
     answer = pb.BatchGetBalancesResponse.FromString(reply.body)
-    assert answer.sequence == posted[-1].sequence
+    assert 0 <= answer.sequence - posted[-1].sequence <= port.ledger.handle.stats()["digests"] - digests + 1  # the one of this minute
     for result, entry in zip(answer.results[:20], posted, strict=True):
         assert (result.balance.member_id, result.balance.sequence) == (entry.member_id, entry.sequence)
         assert result.balance.wallets[0].posted_points == 0

@@ -158,8 +158,10 @@ def test_a_new_late_receipt_is_taken_exactly_once(slow: Slow) -> None:
 def test_a_call_whose_deadline_passes_while_it_waits_is_not_decided(slow: Slow) -> None:
     forget(slow)
     late = enroll("late", till.now_us() - DAY)
+    call = slow.stub.EnrollMember.future(late, timeout=2)
+    until(lambda: slow.parked == 1)
     with pytest.raises(grpc.RpcError) as refused:
-        slow.stub.EnrollMember(late, timeout=0.1)
+        call.result()
     assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     sequence = slow.handle.sequence
     slow.ask_runs()
