@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ledger import limits
-from ledger._follower import die_with
+from ledger._follower import die_with, step_back
 from ledger.follower import Follower, FollowerBroken
 from ledger.journal import JournalError
 from server import reading
@@ -70,6 +70,7 @@ def follow(config: FollowConfig, *, started: Callable[[Following], None], say: S
             die_with(config.child_of)
         except OSError:
             return 0  # it has gone already
+    step_back()
     for address, flag in ((config.control, "--control"), (config.http, "--http")):
         check_free(address, flag)
     try:
