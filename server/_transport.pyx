@@ -25,7 +25,7 @@ from posix.unistd cimport close
 from ledger._clock cimport monotonic_us
 from ledger._arith cimport min_i64
 from ledger._engine cimport (
-    Engine, EngineHandle, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
+    Engine, EngineHandle, INBOX_GONE, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
     engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
     engine_told,
 )
@@ -130,7 +130,7 @@ cdef enum:
     TILLS_US = 10_000           # how long after a single call of the checkout port the batches hold back
     BATCH_SHARE = 6             # and how far: they get one part in so many of the time, BATCH_COMMANDS_BESIDE at once
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
-    NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
+    NOTICE_MS = 1000            # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
     BUCKETS = 20                # len(TRANSPORT_BOUNDS_US) + 1
     CONTROL_TOKENS = 1_048_576  # tokens of parked calls: below it streams, from it on calls of the control port,
@@ -274,6 +274,7 @@ cdef struct Server:
     uint32_t streams_max
     int64_t idle_us
     int64_t slow_us
+    int64_t notice_us
     int64_t drain_us
     int epoll
     int spare_fd                # given up for a moment to refuse a connection when descriptors run out
@@ -427,11 +428,12 @@ cdef void ready_remove(Server* server, Connection* connection, Stream* stream) n
     cdef Stream* next = connection.queued.first
     list_remove(&server.ready, stream)
     connection.ready_count -= 1
-    if next != NULL and (connection.ready_count == 0 or server.ready.count < CALLS_AHEAD):
+    while next != NULL and (connection.ready_count == 0 or server.ready.count < CALLS_AHEAD):
         list_remove(&connection.queued, next)
         next.state = STREAM_READY
         connection.ready_count += 1
         list_append(&server.ready, next)
+        next = connection.queued.first
 
 
 cdef inline bint is_batch(uint8_t method) noexcept nogil:
@@ -1179,13 +1181,11 @@ cdef void server_run_ready(Server* server) noexcept nogil:
     cdef uint32_t done = 0, place, count
     if server.ready.first != NULL:
         server.tills_until_us = server.now_us + TILLS_US
-    while done < CALLS_PER_TURN_MAX and engine_room(server.engine):
+    while done < CALLS_PER_TURN_MAX and server.ready.first != NULL and engine_room(server.engine):
         count = server_read_ready(server)
         for place in range(count):
             if not server_run_call(server, place):
                 return
-        if count < CALLS_AHEAD:
-            return
         done += count
 
 
@@ -1290,6 +1290,24 @@ cdef bint control_begin_batch(Server* server, ControlAnswer* waiting, const Inbo
     return True
 
 
+cdef void control_gone(Server* server, uint64_t token) noexcept nogil:
+    """Nobody waits for this call any more. If it is a batch that has not all run, it ends here: what ran stays, nothing is answered."""
+    cdef OpenBatch* batch
+    cdef ControlAnswer* waiting
+    cdef uint32_t i
+    for i in range(BATCHES_MAX):
+        batch = &server.open_batches[i]
+        waiting = batch.control
+        if waiting != NULL and waiting.batch == batch and waiting.token == token and (batch.waiting or batch.batch.asked > 0):
+            server.counters.calls_cancelled += 1
+            batch_free(server, batch)
+            server.control_batches -= 1
+            waiting.batch = NULL
+            waiting.next = server.free_control
+            server.free_control = waiting
+            return
+
+
 cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     """Runs the calls of the control port, as many as of the sockets; returns how many."""
     cdef InboxCall taken
@@ -1299,6 +1317,9 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     while (count < CALLS_PER_TURN_MAX and server.free_control != NULL and server.free_large_count > 0 and engine_room(server.engine)
             and engine_inbox_take(server.engine, &taken)):
         count += 1
+        if taken.method == INBOX_GONE:
+            control_gone(server, taken.token)
+            continue
         answer.wait_sequence = 0
         waiting = server.free_control
         server.free_control = waiting.next
@@ -1607,7 +1628,7 @@ cdef void connection_look(Server* server, Connection* connection, int64_t elapse
         if now - connection.opened_us > server.slow_us:
             server.counters.connections_timed_out += 1
             connection_doom(connection)
-    elif connection.leaving == 1 and now - connection.closing_us > NOTICE_US:
+    elif connection.leaving == 1 and now - connection.closing_us > server.notice_us:
         connection_leave(connection)
     elif connection.stream_count == 0 and now - connection.last_call_us > server.idle_us and not connection.over:
         server.counters.connections_timed_out += 1
@@ -1852,7 +1873,7 @@ cdef class CheckoutServer:
 
     def __init__(self, EngineHandle handle not None, host: str, port: int, *, idle_timeout_ms: int = IDLE_TIMEOUT_S * 1000,
                  slow_client_timeout_ms: int = SLOW_CLIENT_TIMEOUT_S * 1000, drain_grace_ms: int = DRAIN_GRACE_S * 1000,
-                 connections_max: int = CONNECTIONS_MAX, streams_max: int = STREAMS_MAX):
+                 notice_ms: int = NOTICE_MS, connections_max: int = CONNECTIONS_MAX, streams_max: int = STREAMS_MAX):
         cdef Server* server = self.server
         cdef epoll_event event
         if server.epoll >= 0:
@@ -1868,6 +1889,7 @@ cdef class CheckoutServer:
         server.idle_us = idle_timeout_ms * 1000
         server.slow_us = slow_client_timeout_ms * 1000
         server.drain_us = drain_grace_ms * 1000
+        server.notice_us = notice_ms * 1000
         server.look_us = max(10_000, min(1_000_000, server.slow_us // 4, server.idle_us // 4))
         sockets = _listen(host, port)
         for listener in sockets:

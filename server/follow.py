@@ -25,7 +25,7 @@ from ledger.journal import JournalError
 from server import reading
 from server._reader import Reader
 from server.config import METHODS, SERVICE, Address, RefusedToStart
-from server.control import RECEIVE_BYTES_MAX, Answer, give, listen
+from server.control import RECEIVE_BYTES_MAX, Answer, give, listen, too_large
 from server.metrics import FollowerCollector, MetricsServer
 from server.ports import cannot_listen, check_free, write_ports
 from server.reading import JournalService
@@ -168,8 +168,10 @@ class ReadPort:
 
     def _call(self, method: int) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Any]:
         async def run(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            past = await self.journal.balance(request) if method == METHODS["GetBalance"] else None
-            return await give(past or self._read(method, request), context)
+            answer = too_large(method, request)
+            if answer is None and method == METHODS["GetBalance"]:
+                answer = await self.journal.balance(request)  # of the past
+            return await give(answer or self._read(method, request), context)
 
         return run
 

@@ -89,7 +89,7 @@ def test_the_follower_lists_and_counts(follower: dict[str, int], data: Path) -> 
         next(stub.WatchEntries(journal_pb2.WatchEntriesRequest(from_sequence=1)))
 
         def samples() -> dict[str, float]:
-            page = urllib.request.urlopen(f"http://127.0.0.1:{follower['http']}/metrics", timeout=10).read().decode()
+            page = urllib.request.urlopen(f"http://127.0.0.1:{follower['http']}/metrics", timeout=60).read().decode()
             return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in page.splitlines() if line[0] != "#"}
 
         wait_for(lambda: samples()["ledger_feed_entries_total"] >= 91, "the sent entries on the metrics page")

@@ -69,7 +69,7 @@ ARROWS: dict[str, set[str]] = {
     "server._encode": LEAVES,
     "server._wire": LEAVES | {"server._encode"},
     "server._entries": LEAVES | {"server._encode", "server._wire"},
-    "server._call": LEAVES | {"ledger._engine", "server._wire"},
+    "server._call": LEAVES | {"ledger._core", "ledger._engine", "server._wire"},
     "server._http2": LEAVES | {"server._frames", "server._grpc", "server._hpack", "server._nghttp2"},
     "server._transport": LEAVES | {"ledger._engine", "server._call", "server._frames", "server._grpc", "server._http2"},
     "server._local": LEAVES | {"ledger._core", "ledger._ids", "ledger._snapshot", "server._call", "server._wire"},

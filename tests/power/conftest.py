@@ -52,7 +52,7 @@ class Laboratory:
         out = self._processes[name].stdout
         assert out is not None
         line = out.readline()
-        assert line, f"{name} ended with {self._processes[name].wait(30)}:\n{(self.folder / f'{name}.stderr').read_text()[-4000:]}"
+        assert line, f"{name} ended with {self._processes[name].wait(60)}:\n{(self.folder / f'{name}.stderr').read_text()[-4000:]}"
         return line
 
     def run(self, *, seed: int = 1, groups: int = 10, mode: str = "alone") -> int:
@@ -100,7 +100,7 @@ class Laboratory:
         for process in self._processes.values():
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(30)
+            process.wait(60)
 
 
 @pytest.fixture(scope="session")

@@ -175,7 +175,7 @@ class Told:
     def _ask(self, stub: Any, method: str, request: Any) -> bool:
         """False: to be asked again."""
         try:
-            self.answers.append((method, request, getattr(stub, method)(request, timeout=20)))
+            self.answers.append((method, request, getattr(stub, method)(request, timeout=60)))
         except grpc.RpcError as error:
             reason = till.reason_of(error)
             assert reason is not None, "the outcome is unknown"  # anything else is a definite no, such as too few points
@@ -218,9 +218,9 @@ def check_served(laboratory: Laboratory, recording: Recording, told: Told, chose
     try:
         for method, request, answer in told.answers:
             if answer.entry.sequence <= demand:
-                again = getattr(server.stub, method)(request, timeout=20)
+                again = getattr(server.stub, method)(request, timeout=60)
                 assert again.replayed and again.entry == answer.entry
-        assert server.stub.EarnPoints(till.earn("new"), timeout=20).entry.sequence > demand
+        assert server.stub.EarnPoints(till.earn("new"), timeout=60).entry.sequence > demand
         assert server.terminate() == 0
     finally:
         server.kill()
