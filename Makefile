@@ -73,7 +73,7 @@ $(PY): | $(DONE)/system
 
 # Build tools and dependencies first, so that the project itself builds without isolation (and without a second copy of them).
 $(DONE)/packages: pyproject.toml | $(PY)
-	$(PY) deploy/requirements.py build test > $(VENV)/requirements.txt
+	$(PY) deploy/requirements.py build test bench > $(VENV)/requirements.txt
 	$(PY) -m pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
 	@mkdir -p $(DONE) && touch $@
 

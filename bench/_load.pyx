@@ -3,7 +3,7 @@
 Three ways to work: *mix* (closed loop, or open loop with Poisson arrivals timed from their schedule), *prepare* (open the members)
 and *replay* (given requests, one in flight per lane, the lane's order kept). A call is *refused* when the service answered with a
 definite business refusal (a state code with google.rpc.Status details), an *error* when anything else went wrong.
-Not for HTTP/2 (bench/_http2_client.pxd), not for talking to people or reading percentiles (bench/load.py, bench/measure.py). Used by bench/load.py, bench/run.py, bench/demo.py.
+Not for HTTP/2 (bench/_http2_client.pxd), not for talking to people or reading percentiles (bench/load.py, bench/measure.py). Used by bench/load.py, the benches, bench/demo.py.
 """
 
 import os
@@ -26,8 +26,8 @@ from bench._http2_client cimport (
     results_begin,
 )
 from bench._requests cimport (
-    Alias, Article, CODE_BYTES, Hold, ID_BYTES, Made, Maker, PREFIX_BYTES, REQUEST_ROOM, SentWrite, Tables, hold_remember, make_preparation,
-    make_batch, make_request, put_digits, random_next, write_remember,
+    Alias, Article, CODE_BYTES, Hold, ID_BYTES, Made, Maker, PREFIX_BYTES, Preparation, REQUEST_ROOM, SentWrite, Tables, hold_remember,
+    make_batch, make_preparation, make_request, put_digits, random_below, random_next, set_day, write_remember,
 )
 from ledger._layout cimport METHOD_BATCH_POST, METHOD_COUNT, METHOD_GET_BALANCE, METHOD_RESERVE
 from server._frames cimport FRAME_HEAD_BYTES, frame_write_goaway
@@ -203,10 +203,15 @@ cdef struct Load:
     int64_t spin_ns             # open loop: the last stretch before an arrival is not slept
     int64_t grace_ns            # how long answers are waited for after the end; later ones count as unanswered
     double weight_below[METHOD_COUNT]   # cumulated mix
-    uint32_t batch              # earns in a call of the mix; 0: the calls are single
-    uint64_t todo               # prepare, replay: calls to make
+    uint32_t batch              # commands in a call; 0: the calls are single
+    uint64_t todo               # calls to make; 0: until the time is over
+    int64_t ahead_ns            # what the requests say is so far ahead of this machine's clock
+    int64_t times_from_s        # or it is of this stretch of time
+    uint32_t times_span_s       # 0: it is not
     uint32_t prepare_first
-    uint8_t prepare_earn
+    uint32_t prepare_count      # members
+    uint64_t enrolling          # so many calls open accounts, the others give points
+    Preparation preparation
     # replay
     uint8_t* replay_bytes
     const int64_t* replay_offset
@@ -329,8 +334,9 @@ cdef void patch_reservation(uint8_t* at, int64_t reservation_id) noexcept nogil:
 
 cdef bint next_request(Load* load, Slot* slot) noexcept nogil:
     # Fills the slot with the next call and makes its request; False: there is none now.
-    cdef int64_t wall
-    cdef uint32_t index, per_pass
+    cdef int64_t wall, seconds, nanos
+    cdef uint64_t nth
+    cdef uint32_t index, left
     if load.source == SOURCE_REPLAY:
         if load.ready_count == 0:
             return False
@@ -343,26 +349,34 @@ cdef bint next_request(Load* load, Slot* slot) noexcept nogil:
             patch_reservation(load.replay_bytes + load.replay_offset[index] + load.replay_patch[index],
                               load.lane_reservation[load.replay_lane[index]])
         return True
+    if load.todo and load.made >= load.todo:
+        return False
     if load.now_ns >= load.wall_ns:
         load.wall_offset_ns = wall_ns() - load.now_ns
         load.wall_ns = load.now_ns + WALL_NS
-    wall = load.now_ns + load.wall_offset_ns
+    wall = load.now_ns + load.wall_offset_ns + load.ahead_ns
+    seconds, nanos = wall / SECOND_NS, wall % SECOND_NS
+    if load.times_span_s:
+        # Who prepares goes through the time in order, as a journal does; a mix is many tills, each somewhere in it.
+        seconds = load.times_from_s + (<int64_t>(load.made * load.times_span_s / load.todo) if load.source == SOURCE_PREPARE
+                                       else random_below(&load.maker.random, load.times_span_s))
+        set_day(load.maker, seconds)
+    load.request = slot.batch if load.batch else load.request_room
     if load.source == SOURCE_PREPARE:
-        if load.made >= load.todo:
-            return False
-        per_pass = <uint32_t>(load.todo / 2) if load.prepare_earn else <uint32_t>load.todo
-        make_preparation(load.maker, load.prepare_first + <uint32_t>(load.made % per_pass), load.made >= per_pass, wall / SECOND_NS,
-                         wall % SECOND_NS, load.request_room, &slot.made)
+        load.preparation.earn = load.made >= load.enrolling
+        nth = load.made - load.enrolling if load.preparation.earn else load.made
+        if load.batch:
+            left = load.prepare_count - <uint32_t>nth * load.batch
+            make_batch(load.maker, left if left < load.batch else load.batch, &load.preparation,
+                       load.prepare_first + <uint32_t>nth * load.batch * load.preparation.stride, seconds, nanos, slot.batch, &slot.made)
+        else:
+            make_preparation(load.maker, load.prepare_first + <uint32_t>nth * load.preparation.stride, &load.preparation, seconds, nanos,
+                             load.request_room, &slot.made)
     elif load.batch:
-        make_batch(load.maker, load.batch, wall / SECOND_NS, wall % SECOND_NS, slot.batch, &slot.made)
-        load.made += 1
-        load.request = slot.batch
-        load.request_size = slot.made.size
-        return True
+        make_batch(load.maker, load.batch, NULL, 0, seconds, nanos, slot.batch, &slot.made)
     else:
-        make_request(load.maker, draw_method(load), wall / SECOND_NS, wall % SECOND_NS, load.request_room, &slot.made)
+        make_request(load.maker, draw_method(load), seconds, nanos, load.request_room, &slot.made)
     load.made += 1
-    load.request = load.request_room
     load.request_size = slot.made.size
     return True
 
@@ -481,7 +495,7 @@ cdef void finish(Load* load, Connection* connection, uint32_t index, int code) n
         ready_push(load, slot.replay_index)
         return
     if code == 0 and load.batch and stream.counting and (
-            stream.results.broken or stream.results.skip or stream.results.state or stream.results.entries + stream.results.errors != load.batch):
+            stream.results.broken or stream.results.skip or stream.results.state or stream.results.entries + stream.results.errors != slot.made.commands):
         code = CODE_MALFORMED
     stamp = slot.scheduled_ns if load.rate > 0 else load.now_ns
     if stamp >= load.measure_ns and (load.end_ns == 0 or stamp < load.end_ns):
@@ -769,7 +783,7 @@ cdef void tend(Load* load) noexcept nogil:
 
 
 cdef bint is_over(Load* load) noexcept nogil:
-    if load.source != SOURCE_MIX and load.done == load.todo:
+    if load.todo and load.done == load.todo:
         return True
     if load.end_ns and load.now_ns >= load.end_ns:
         load.ending = load.rate == 0 or load.queue_head == load.queue_tail or load.now_ns >= load.end_ns + load.grace_ns
@@ -1116,13 +1130,34 @@ cdef class Client:
         with nogil:
             run(self.load)
 
+    cdef plan_batches(self, uint32_t batch):
+        cdef Load* load = self.load
+        load.batch = batch
+        for number in range(<int>load.connection_count if batch else 0):
+            for slot in range(load.slots_per_connection):
+                load.connections[number].slots[slot].batch = <uint8_t*>malloc(PREFIX_BYTES + <size_t>batch * REQUEST_ROOM)
+                if load.connections[number].slots[slot].batch == NULL:
+                    raise MemoryError()
+
+    cdef plan_times(self, times, double ahead_s):
+        self.load.ahead_ns = <int64_t>(ahead_s * 1e9)
+        if times is not None:
+            begin, end = times
+            if not 0 < begin < end:
+                raise ValueError(f"times must be a stretch (from, to) of seconds since 1970; was {times}")
+            self.load.times_from_s = begin
+            self.load.times_span_s = end - begin
+
     def mix(self, weights: dict[str, float], *, seconds: float, warmup_s: float, rate: float = 0.0, spin_us: int = 100,
-            grace_s: float = 10.0, uint32_t batch = 0):
+            grace_s: float = 10.0, uint32_t batch = 0, uint64_t calls = 0, times: tuple[int, int] | None = None, double ahead_s = 0.0):
         """Make calls by `weights` (names of METHODS) for warmup_s + seconds; what ends in the warm-up is not counted.
 
         rate > 0: open loop, Poisson arrivals of so many calls/s, each timed from its scheduled arrival. rate 0: closed loop.
         grace_s: how long answers are waited for at the end; later ones count as UNANSWERED.
         batch: each call is a BatchPost of so many earns, and the weights do not count; 0: single calls.
+        calls: make so many and end, however long it takes (`seconds` does not count then); 0: until the time is over.
+        times: (from, to): the requests are of random moments of this time (seconds since 1970, whole), as of tills that were offline.
+        ahead_s: the service's clock is so far ahead of this machine's.
         Errors: ValueError for an unknown name or weights that are all zero.
         """
         cdef Load* load = self.load
@@ -1139,12 +1174,9 @@ cdef class Client:
         for number in range(max(METHODS[name] for name, weight in weights.items() if weight > 0), METHOD_COUNT):
             load.weight_below[number] = 2.0     # whatever rounding left of 1
         load.source = SOURCE_MIX
-        load.batch = batch
-        for number in range(<int>load.connection_count if batch else 0):
-            for slot in range(load.slots_per_connection):
-                load.connections[number].slots[slot].batch = <uint8_t*>malloc(PREFIX_BYTES + <size_t>batch * REQUEST_ROOM)
-                if load.connections[number].slots[slot].batch == NULL:
-                    raise MemoryError()
+        load.todo = calls
+        self.plan_batches(batch)
+        self.plan_times(times, ahead_s)
         load.rate = rate
         load.spin_ns = spin_us * 1000
         load.grace_ns = <int64_t>(grace_s * 1e9)
@@ -1153,17 +1185,33 @@ cdef class Client:
             if load.queue == NULL:
                 raise MemoryError()
         load.measure_ns = now_ns() + <int64_t>(warmup_s * 1e9)
-        load.end_ns = load.measure_ns + <int64_t>(seconds * 1e9)
+        load.end_ns = 0 if calls else load.measure_ns + <int64_t>(seconds * 1e9)
         load.next_arrival_ns = now_ns()
         self.run_once()
 
-    def prepare(self, first: int, count: int, *, earn: bool):
-        """Open the accounts of members first..first+count-1; with `earn`, then give each of them points."""
+    def prepare(self, first: int, count: int, *, earn: bool, enroll: bool = True, identifiers: int = 1, stride: int = 1,
+                uint32_t batch = 0, times: tuple[int, int] | None = None, double ahead_s = 0.0):
+        """Open the accounts of `count` members from `first` on, every `stride`th; with `earn`, then give each of them points.
+
+        identifiers: 1: a card; 2: and a phone. batch: as in `mix`. times: (from, to): the requests go in order through this time, and their
+        receipts say so. ahead_s: as in `mix`.
+        """
+        cdef Load* load = self.load
         assert self.chain is not None, "a preparation needs a Chain"
-        self.load.source = SOURCE_PREPARE
-        self.load.prepare_first = first
-        self.load.prepare_earn = earn
-        self.load.todo = count * 2 if earn else count
+        assert enroll or earn, "there is nothing to do"
+        if not 1 <= identifiers <= 2:
+            raise ValueError(f"identifiers must be 1 or 2; was {identifiers}")
+        each = -(-count // batch) if batch else count
+        load.source = SOURCE_PREPARE
+        load.prepare_first = first
+        load.prepare_count = count
+        load.enrolling = each if enroll else 0
+        load.preparation.phone = identifiers == 2
+        load.preparation.timed = times is not None
+        load.preparation.stride = stride
+        load.todo = each * (enroll + earn)
+        self.plan_batches(batch)
+        self.plan_times(times, ahead_s)
         if count:
             self.run_once()
 
@@ -1219,6 +1267,10 @@ cdef class Client:
     def stop(self):
         """Ask the run to end: no new calls, open ones get their answers; a second call does not wait for them."""
         self.load.stop_asked += 1
+
+    def set_day(self, business_day: int):
+        """From now on the receipts are of this business day (yyyymmdd), as after a till's day is closed; also while it runs."""
+        self.load.maker.business_day = business_day
 
     def progress(self) -> dict:
         """Where the run is: calls `completed` since the start, `in_flight`, `queued` (open loop), `connected` connections, `finished`."""
@@ -1306,6 +1358,8 @@ cdef class Client:
 
 cdef maker_open(Maker* maker, Chain chain, seed):
     maker.tables = &chain.tables
+    maker.business_day = chain.tables.business_day
+    maker.day = -1
     maker.random = (seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) & 0xFFFFFFFFFFFFFFFF
     # Contents follow the seed, but ids never repeat: the same run against the same ledger is new writes, not repeats.
     maker.run = int.from_bytes(os.urandom(8), "little")
@@ -1320,10 +1374,12 @@ def sample_requests(chain: Chain, weights: dict[str, float], count: int, *, seed
     """
     cdef Maker* maker = <Maker*>calloc(1, sizeof(Maker))
     cdef Made made
+    cdef Preparation how
     cdef uint8_t out[REQUEST_ROOM]
     cdef int64_t wall
     if maker == NULL:
         raise MemoryError()
+    memset(&how, 0, sizeof(how))
     names = {number: name for name, number in METHODS.items()}
     result = []
     try:
@@ -1336,7 +1392,8 @@ def sample_requests(chain: Chain, weights: dict[str, float], count: int, *, seed
         for i in range(count):
             wall = wall_ns()
             if prepare:
-                make_preparation(maker, i // 2, i % 2 == 1, wall / SECOND_NS, wall % SECOND_NS, out, &made)
+                how.earn = i % 2
+                make_preparation(maker, i // 2, &how, wall / SECOND_NS, wall % SECOND_NS, out, &made)
             else:
                 make_request(maker, chosen[i], wall / SECOND_NS, wall % SECOND_NS, out, &made)
             result.append((names[made.method], bytes(out[PREFIX_BYTES:made.size])))
@@ -1352,6 +1409,18 @@ def patched(reservation_id: int) -> bytes:
     cdef uint8_t out[10]
     patch_reservation(out, reservation_id)
     return bytes(out[:10])
+
+
+def business_day_of(seconds: int) -> int:
+    """The business day that receipts of that time have, yyyymmdd. For tests."""
+    cdef Maker* maker = <Maker*>calloc(1, sizeof(Maker))
+    if maker == NULL:
+        raise MemoryError()
+    maker.day = -1
+    set_day(maker, seconds)
+    day = maker.business_day
+    free(maker)
+    return day
 
 
 def bucket_of(value_ns: int) -> int:

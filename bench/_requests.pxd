@@ -3,7 +3,7 @@
 # cimported by bench/_load.pyx. The bytes are checked against google.protobuf in tests/bench/test_load.py.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 from ledger._layout cimport (
     METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE, METHOD_GET_OPERATION,
     METHOD_RELEASE, METHOD_RESERVE,
@@ -22,11 +22,13 @@ cdef extern from *:
 cdef enum:
     REQUEST_ROOM = 768              # bytes of the largest request made here (6 lines, ~320), with slack
     PREFIX_BYTES = 5                # gRPC: flag byte and length
+    FRAME_ROOM = 6                  # around a command of a batch: two tags, two lengths of at most two bytes (16383)
     LINES_PER_RECEIPT = 6
     POINTS_ASKED_MAX = 5            # burns and holds stay small, so that members do not run dry
     PREPARE_AMOUNT_MINOR = 1000000  # the preparing earn: 10,000.00
     CODE_BYTES = 24                 # of one pre-encoded article: sku field 15, category field 6
     CARD_DIGITS = 13
+    PHONE_BYTES = 12                # '+48' and nine digits
     HELD_COUNT = 4096               # reservations remembered
     SENT_COUNT = 1024               # answered request ids remembered
     ID_BYTES = 32
@@ -48,7 +50,7 @@ cdef struct Tables:                 # what the chain looks like; read only while
     Alias stores
     Article* article
     uint32_t tills_per_store
-    int32_t business_day            # yyyymmdd
+    int32_t business_day            # yyyymmdd, of runs whose times are now
     uint8_t currency[3]
 
 cdef struct Hold:
@@ -66,6 +68,8 @@ cdef struct Maker:                  # the state of one generator
     uint64_t counter                # of requests made
     uint64_t run                    # first half of every request id
     uint32_t run_number             # milliseconds of the day of the start: first part of every receipt number
+    int32_t business_day            # yyyymmdd, of the receipts made from now on
+    int64_t day                     # since 1970, which business_day was worked out from
     uint32_t held_count             # reservations at hand, newest last
     uint32_t held_first             # ring
     uint32_t sent_count             # answered writes at hand
@@ -77,7 +81,15 @@ cdef struct Made:                   # what the answer's reader needs to know of 
     SentWrite write                 # for writes
     uint32_t member
     uint32_t size                   # bytes, with the prefix
+    uint32_t commands               # of a batch
     uint8_t method                  # may differ from the asked one; see make_request
+
+
+cdef struct Preparation:            # how members are prepared
+    uint8_t earn                    # points for an account, instead of opening it
+    uint8_t phone                   # a second identifier
+    uint8_t timed                   # the receipt says when it was, as it is not now
+    uint32_t stride                 # from one member to the next
 
 
 cdef inline uint64_t random_next(uint64_t* state) noexcept nogil:
@@ -175,6 +187,16 @@ cdef inline uint8_t* put_member(uint8_t* at, uint8_t tag, uint32_t member) noexc
     return put_digits(at + 4, <uint64_t>2900000000000 + member, CARD_DIGITS)
 
 
+cdef inline uint8_t* put_phone(uint8_t* at, uint8_t tag, uint32_t member) noexcept nogil:
+    # MemberRef by phone: a number in a country, one a card.
+    at[0] = tag
+    at[1] = PHONE_BYTES + 2
+    at[2] = 0x1A
+    at[3] = PHONE_BYTES
+    memcpy(at + 4, <const char*>b"+48", 3)
+    return put_digits(at + 7, <uint64_t>600000000 + member, PHONE_BYTES - 3)
+
+
 cdef inline uint8_t* put_new_member(uint8_t* at, uint8_t tag, const Maker* maker) noexcept nogil:
     # MemberRef by a card that nobody has yet.
     at[0] = tag
@@ -196,7 +218,7 @@ cdef inline uint8_t* put_receipt_key(uint8_t* at, uint8_t tag, Maker* maker) noe
     at[0] = 0x12
     at[1] = 2
     at = put_digits(at + 2, 1 + random_below(&maker.random, maker.tables.tills_per_store), 2)
-    at = put_number(at, 0x18, <uint64_t>maker.tables.business_day)
+    at = put_number(at, 0x18, <uint64_t>maker.business_day)
     at[0] = 0x22
     at[1] = 18
     put_digits(at + 2, maker.run_number, 8)
@@ -243,6 +265,24 @@ cdef inline uint8_t* put_receipt(uint8_t* at, uint8_t tag, Maker* maker, int64_t
     start[1] = <uint8_t>(size | 128)
     start[2] = <uint8_t>(size >> 7)
     return at
+
+
+cdef inline void set_day(Maker* maker, int64_t now_s) noexcept nogil:
+    # The business day of receipts of that time, in UTC (Hinnant's civil_from_days).
+    cdef int64_t day = now_s / 86400
+    cdef uint64_t since, era, year, month
+    if day == maker.day:
+        return
+    maker.day = day
+    since = <uint64_t>(day + 719468)
+    era = since / 146097
+    since %= 146097
+    year = (since - since / 1460 + since / 36524 - since / 146096) / 365
+    since -= 365 * year + year / 4 - year / 100
+    month = (5 * since + 2) / 153
+    since -= (153 * month + 2) / 5
+    month = month + 3 if month < 10 else month - 9
+    maker.business_day = <int32_t>((era * 400 + year + (month <= 2)) * 10000 + month * 100 + since + 1)
 
 
 cdef inline void put_prefix(uint8_t* out, uint32_t size) noexcept nogil:
@@ -321,45 +361,64 @@ cdef inline void make_request(Maker* maker, uint8_t method, int64_t now_s, int64
     put_prefix(out, made.size - PREFIX_BYTES)
 
 
-cdef inline void make_batch(Maker* maker, uint32_t count, int64_t now_s, int64_t now_ns, uint8_t* out, Made* made) noexcept nogil:
-    # Makes a BatchPost of `count` earns with its gRPC prefix; out: PREFIX_BYTES + count * REQUEST_ROOM bytes.
-    cdef uint8_t* at = out + PREFIX_BYTES
-    cdef uint32_t i, size
-    for i in range(count):
-        # The earn's own prefix ends where its message begins, behind two tags with lengths of two bytes: an earn has 128..16380 bytes.
-        make_request(maker, METHOD_EARN, now_s, now_ns, at + 6 - PREFIX_BYTES, made)
-        size = made.size - PREFIX_BYTES
-        at[0] = 0x0A
-        at[1] = <uint8_t>(size + 3) | 128
-        at[2] = <uint8_t>((size + 3) >> 7)
-        at[3] = 0x0A
-        at[4] = <uint8_t>size | 128
-        at[5] = <uint8_t>(size >> 7)
-        at += 6 + size
-    made.method = METHOD_BATCH_POST
-    made.size = <uint32_t>(at - out)
-    put_prefix(out, made.size - PREFIX_BYTES)
-
-
-cdef inline void make_preparation(Maker* maker, uint32_t member, bint earn, int64_t now_s, int64_t now_ns,
+cdef inline void make_preparation(Maker* maker, uint32_t member, const Preparation* how, int64_t now_s, int64_t now_ns,
                                   uint8_t* out, Made* made) noexcept nogil:
     # Opens the account of a card, or gives it points by a receipt without lines.
     cdef uint8_t* at = out + PREFIX_BYTES
     cdef uint8_t* receipt
     maker.counter += 1
-    made.method = METHOD_EARN if earn else METHOD_ENROLL
+    made.method = METHOD_EARN if how.earn else METHOD_ENROLL
     made.member = member
     at = put_identity(at, maker, now_s, now_ns, made)
     at = put_member(at, 0x1A, member)
-    if earn:
+    if how.earn:
         receipt = at
         at = put_receipt_key(at + 2, 0x0A, maker)
+        if how.timed:
+            at = put_time(at, 0x12, now_s, 0)
         at[0] = 0x1A
         at[1] = 3
         memcpy(at + 2, maker.tables.currency, 3)
         at = put_number(at + 5, 0x20, PREPARE_AMOUNT_MINOR)
         receipt[0] = 0x22
         receipt[1] = <uint8_t>(at - receipt - 2)
+    elif how.phone:
+        at = put_phone(at, 0x1A, member)
+    made.size = <uint32_t>(at - out)
+    put_prefix(out, made.size - PREFIX_BYTES)
+
+
+cdef inline uint8_t* put_command(uint8_t* at, const Made* made) noexcept nogil:
+    # Frames a request as a command of a batch. It was made with its prefix at `at` + 1, so that its message stands at `at` + 6, where the
+    # longest frame (two tags, two lengths of two bytes) ends; a shorter message moves up.
+    cdef uint8_t head[4]
+    cdef uint32_t size = made.size - PREFIX_BYTES, head_size
+    cdef uint8_t* message = at + FRAME_ROOM
+    head[0] = 0x3A if made.method == METHOD_ENROLL else 0x0A
+    head_size = <uint32_t>(put_varint(head + 1, size) - head)
+    at[0] = 0x0A
+    at = put_varint(at + 1, size + head_size)
+    memcpy(at, head, head_size)
+    at += head_size
+    if at != message:
+        memmove(at, message, size)
+    return at + size
+
+
+cdef inline void make_batch(Maker* maker, uint32_t count, const Preparation* how, uint32_t member, int64_t now_s, int64_t now_ns,
+                            uint8_t* out, Made* made) noexcept nogil:
+    # Makes a BatchPost of `count` commands with its gRPC prefix; out: PREFIX_BYTES + count * REQUEST_ROOM bytes.
+    # how: NULL: earns as of make_request; else it prepares `member` and those that follow.
+    cdef uint8_t* at = out + PREFIX_BYTES
+    cdef uint32_t i
+    for i in range(count):
+        if how == NULL:
+            make_request(maker, METHOD_EARN, now_s, now_ns, at + FRAME_ROOM - PREFIX_BYTES, made)
+        else:
+            make_preparation(maker, member + i * how.stride, how, now_s, now_ns, at + FRAME_ROOM - PREFIX_BYTES, made)
+        at = put_command(at, made)
+    made.method = METHOD_BATCH_POST
+    made.commands = count
     made.size = <uint32_t>(at - out)
     put_prefix(out, made.size - PREFIX_BYTES)
 

@@ -1,7 +1,7 @@
 """`daybook load`: puts a ledger under the load of a chain's tills and says how it did.
 
 Checks the arguments, prepares the members, shows a live line, prints the table and writes the JSON. Not for making or timing
-calls (bench/_load.pyx). `load` is mounted by server/cli.py; `measure` and `prepare` are used by bench/run.py.
+calls (bench/_load.pyx). `load` is mounted by server/cli.py; `measure`, `prepare` and `drive` are used by the benches.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, 
 from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, monotonic_us, realtime_us
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
-    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
+    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
     core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
@@ -51,12 +51,12 @@ from ledger._layout cimport (
 from ledger._limits cimport (
     COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
     GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
-    LOOKUPS_MAX, OUTBOX_BYTES, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
+    LOOKUPS_MAX, OUTBOX_BYTES, PREPARE_STEP_BYTES, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
 from ledger._rules cimport Program
 from ledger._snapshot cimport Snapshot
 from ledger._status cimport STATUS_IDS_BEHIND, STATUS_JOURNAL_FULL
-from ledger._table cimport KeyTable
+from ledger._table cimport KeySlot, KeyTable, generation_at, keys_wanted, populate_memory
 from ledger._tail cimport (
     GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, epoch_follows, group_check, group_entry, group_hash, group_span,
     hasher_close, hasher_open, tail_go_direct, tail_read, tail_write,
@@ -258,6 +258,7 @@ cdef struct Engine:
     uint64_t digests            # DIGEST entries written
     uint64_t refused_full
     uint64_t refused_behind
+    uint64_t[KEYS_COUNT] tables_prepared    # generations of each table that have their memory
     uint64_t keys_full          # generations of both tables that were full in the last turn
     uint64_t parked_put         # published by hot
     uint64_t told_taken
@@ -872,6 +873,23 @@ cdef bint ids_step(void* owner) noexcept nogil:
     return True
 
 
+cdef void prepare_tables(Engine* engine) noexcept nogil:
+    # Memory for the generations that fill next, so that the hot thread never waits for it. Places that were filled once keep theirs.
+    cdef const KeyTable* table
+    cdef uint64_t at, size, step
+    cdef uint32_t kind
+    for kind in range(KEYS_COUNT):
+        table = core_keys(engine.core, kind)
+        size = table.capacity * sizeof(KeySlot)
+        while engine.tables_prepared[kind] < keys_wanted(table):
+            at = 0
+            while at < size and load_u32(&engine.ending) == 0:
+                step = size - at if size - at < PREPARE_STEP_BYTES else PREPARE_STEP_BYTES
+                populate_memory(<uint8_t*>generation_at(table, engine.tables_prepared[kind]).slots + at, step)
+                at += step
+            engine.tables_prepared[kind] += 1
+
+
 cdef void ids_loop(Engine* engine) noexcept nogil:
     cdef IdsHead head
     cdef int64_t begin
@@ -880,6 +898,7 @@ cdef void ids_loop(Engine* engine) noexcept nogil:
     engine_block_signals()
     thread_step_back(DRAIN_NICE)
     while load_u32(&engine.ending) == 0:
+        prepare_tables(engine)
         wait_ms = SPACE_CHECK_MS
         # The last free space is the journal's.
         if ids_pending(&engine.ids, engine.core) and load_u32(&engine.gate) == GATE_OPEN:

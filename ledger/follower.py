@@ -50,7 +50,7 @@ class Follower:
 
     def __init__(self, data: Path, *, members_max: int | None = None, ids_max: int | None = None,
                  snapshot_entries: int = limits.SNAPSHOT_ENTRIES, snapshot_interval_s: int = limits.SNAPSHOT_INTERVAL_S,
-                 lock_wait_s: int = 0, say: Say = lambda text: None) -> None:
+                 snapshot_pause_s: int = limits.SNAPSHOT_PAUSE_S, lock_wait_s: int = 0, say: Say = lambda text: None) -> None:
         """members_max, ids_max: None: as the newest snapshot has them, else the defaults. lock_wait_s: for a former follower that ends."""
         self.data = Path(data).absolute()
         self.lock = threading.Lock()
@@ -58,6 +58,7 @@ class Follower:
         self._say = say
         self._snapshot_entries = snapshot_entries
         self._snapshot_interval_us = snapshot_interval_s * 1_000_000
+        self._snapshot_pause_us = snapshot_pause_s * 1_000_000
         self._seen_us = 0  # time of the last drain that was applied whole
         self._lock_fd = take_lock(self.data, lock_wait_s)
         try:
@@ -162,7 +163,7 @@ class Follower:
         new = self.core.last_sequence - self._snapshot_sequence
         age_us = _watch_us() - self._snapshot_us
         if new > 0 and (age_us >= self._snapshot_interval_us
-                        or (new >= self._snapshot_entries and age_us >= limits.SNAPSHOT_PAUSE_S * 1_000_000)):
+                        or (new >= self._snapshot_entries and age_us >= self._snapshot_pause_us)):
             self._write_apart()
 
     def write_snapshot(self) -> Path | None:

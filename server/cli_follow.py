@@ -26,6 +26,7 @@ def follow(
                                                               "control yet: only for a network that is trusted.")] = False,
     snapshot_entries: Annotated[int, typer.Option(min=1, help="Write a snapshot after so many entries (and after ten minutes with "
                                                               "any, and at the stop).")] = limits.SNAPSHOT_ENTRIES,
+    snapshot_pause: Annotated[int, typer.Option(hidden=True, min=0)] = limits.SNAPSHOT_PAUSE_S,
     child_of: Annotated[int | None, typer.Option(hidden=True)] = None,
     clock_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     ports_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -43,7 +44,8 @@ def follow(
     try:
         check_sizes(members_max, ids_max)
         ports = parse_address(control, "--control", insecure=insecure), parse_address(http, "--http", insecure=insecure)
-        config = FollowConfig(data, *ports, members_max, ids_max, snapshot_entries, clock_file, ports_file, child_of)
+        config = FollowConfig(data, *ports, members_max, ids_max, snapshot_entries, snapshot_pause, clock_file,
+                              ports_file, child_of)
 
         def started(what: Following) -> None:
             seconds = time.perf_counter() - begun

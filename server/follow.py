@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ledger import limits
-from ledger._follower import die_with
+from ledger._follower import die_with, step_back
 from ledger.follower import Follower, FollowerBroken
 from ledger.journal import JournalError
 from server import reading
@@ -47,6 +47,7 @@ class FollowConfig:
     members_max: int | None  # None: as the newest snapshot has it, else the default
     ids_max: int | None
     snapshot_entries: int
+    snapshot_pause_s: int
     clock_file: Path | None
     ports_file: Path | None
     child_of: int | None  # the service's process id: the follower ends with it
@@ -69,11 +70,13 @@ def follow(config: FollowConfig, *, started: Callable[[Following], None], say: S
             die_with(config.child_of)
         except OSError:
             return 0  # it has gone already
+    step_back()
     for address, flag in ((config.control, "--control"), (config.http, "--http")):
         check_free(address, flag)
     try:
         follower = Follower(config.data, members_max=config.members_max, ids_max=config.ids_max,
-                            snapshot_entries=config.snapshot_entries, lock_wait_s=0 if config.child_of is None else LOCK_WAIT_S, say=say)
+                            snapshot_entries=config.snapshot_entries, snapshot_pause_s=config.snapshot_pause_s,
+                            lock_wait_s=0 if config.child_of is None else LOCK_WAIT_S, say=say)
     except (FollowerBroken, JournalError, MemoryError) as error:
         raise RefusedToStart(str(error)) from None
     with follower:

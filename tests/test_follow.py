@@ -172,10 +172,9 @@ def test_reads_on_the_follower_follow_the_services_clock(new_server: Callable[..
         wait_for(lambda: stub.GetBalance(till.balance_of("card-1")).read_time == till.timestamp(start + 1_000_000), "the clock's step")
 
 
-def test_snapshots_are_written_while_entries_come_in(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_are_written_while_entries_come_in(server: RunningServer) -> None:
     """Apart, by a child process: the follower goes on meanwhile, and each snapshot is of one moment."""
-    monkeypatch.setattr(limits, "SNAPSHOT_PAUSE_S", 0)
-    with Follower(server.data, members_max=1000, ids_max=1000, snapshot_entries=10) as follower:
+    with Follower(server.data, members_max=1000, ids_max=1000, snapshot_entries=10, snapshot_pause_s=0) as follower:
         for turn in range(4):
             for i in range(20):
                 last = server.stub.EarnPoints(till.earn(f"card-{i}", 1000 + turn)).entry.sequence
@@ -197,10 +196,9 @@ def test_snapshots_are_written_while_entries_come_in(server: RunningServer, monk
 
 
 def test_a_snapshot_being_written_ends_with_its_follower(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SNAPSHOT_PAUSE_S", 0)
     monkeypatch.setattr(limits, "SNAPSHOT_BYTES_PER_S", 1)  # it would take minutes
     server.stub.EarnPoints(till.earn("card-1"))
-    with Follower(server.data, members_max=1000, ids_max=1000, snapshot_entries=1) as follower:
+    with Follower(server.data, members_max=1000, ids_max=1000, snapshot_entries=1, snapshot_pause_s=0) as follower:
         wait_for(lambda: follower.step() or follower.sequence > 1, "the entries in LMDB")
         follower.tend()
         child = follower._writing.child

@@ -27,6 +27,7 @@ REQUESTS = {
     "GetBalance": (pb.GetBalanceRequest, pb.GetBalanceResponse),
     "GetOperation": (pb.GetOperationRequest, pb.GetOperationResponse),
     "EnrollMember": (pb.EnrollMemberRequest, pb.EnrollMemberResponse),
+    "BatchPost": (pb.BatchPostRequest, pb.BatchPostResponse),
 }
 NAMES = {
     "earn": "EarnPoints", "burn": "BurnPoints", "reserve": "ReservePoints", "capture": "CaptureReservation",
@@ -112,7 +113,10 @@ class StandIn:
                 if isinstance(answer, (int, float)):
                     await asyncio.sleep(answer)
                 result = response()
-                if name not in ("GetBalance", "GetOperation"):
+                if name == "BatchPost":
+                    for number, _ in enumerate(request.commands):
+                        result.results.add().entry.sequence = len(self.seen) + 1 + number
+                elif name not in ("GetBalance", "GetOperation"):
                     result.entry.sequence = len(self.seen) + 1
                     result.entry.create_time.FromNanoseconds(time.time_ns())
                 if name == "ReservePoints":

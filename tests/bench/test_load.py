@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import ANY
 
 import grpc
 import numpy as np
@@ -248,6 +250,64 @@ def test_preparation_opens_every_member_once_and_then_gives_points():
     earned = [request.member.card for name, request in service.seen if name == "EarnPoints"]
     assert sorted(enrolled) == sorted(earned) == [card_number(member) for member in range(10, 310)]
     assert client.result()["calls"]["earn"]["codes"] == {}
+
+
+def test_preparation_in_batches_goes_through_members_and_time_in_order():
+    """Whole batches and a rest of one, members by strides, two identifiers; then receipts of the time that was asked for."""
+    times = (1_700_000_000, 1_700_300_000)
+    for size in (1, 7, 300):
+        with StandIn() as service:
+            for how in ({"enroll": True, "earn": False, "identifiers": 2}, {"enroll": False, "earn": True}):
+                client = _load.Client(LOCALHOST, service.port, connections=1, in_flight=1, chain=make_chain(), seed=1)
+                client.prepare(10, 15, stride=3, batch=size, times=times, **how)
+                assert measure.figures(client.result())["entries"] == {"count": 15, "per_second": ANY, "refused": 0}
+        batches = [request for name, request in service.seen if name == "BatchPost"]
+        assert sorted({len(batch.commands) for batch in batches}) == {1: [1], 7: [1, 7], 300: [15]}[size]
+        enrolled = [command.enroll for batch in batches for command in batch.commands if command.WhichOneof("command") == "enroll"]
+        earned = [command.earn for batch in batches for command in batch.commands if command.WhichOneof("command") == "earn"]
+        members = list(range(10, 55, 3))
+        assert [[(each.card, each.phone) for each in request.identifiers] for request in enrolled] == [
+            [(card_number(member), ""), ("", f"+48{600_000_000 + member}")] for member in members]
+        assert [request.member.card for request in earned] == [card_number(member) for member in members]
+        assert len({request.request_id for request in enrolled + earned}) == 30
+        sent = [request.sent_time.seconds for request in earned]
+        assert sent == sorted(sent) and times[0] == sent[0] <= sent[-1] < times[1] and len(set(sent)) == -(-15 // size)
+        for request in earned:
+            assert request.receipt.purchase_time.seconds == request.sent_time.seconds
+            assert request.receipt.key.business_day == int(time.strftime("%Y%m%d", time.gmtime(request.sent_time.seconds)))
+            assert request.receipt.total_minor == 1_000_000
+
+
+@pytest.mark.parametrize("batch", [0, 40])
+def test_late_receipts_are_as_many_as_asked_for_and_of_the_time_asked_for(batch: int):
+    times = (1_700_000_000, 1_700_300_000)
+    with StandIn() as service:
+        client = _load.Client(LOCALHOST, service.port, connections=2, in_flight=4, chain=make_chain(), seed=1)
+        client.mix({"earn": 1.0}, seconds=0, warmup_s=0, batch=batch, calls=120, times=times)
+    requests = [request for _, request in service.seen] if not batch else [
+        command.earn for _, request in service.seen for command in request.commands]
+    assert len(service.seen) == 120 and len(requests) == 120 * max(1, batch)
+    assert client.result()["completed"] == 120 and client.result()["unsent"] == 0
+    seen = [request.sent_time.seconds for request in requests]
+    assert times[0] <= min(seen) < times[0] + 30_000 and times[1] - 30_000 < max(seen) < times[1]
+    for request in requests:
+        assert request.receipt.purchase_time.seconds == request.sent_time.seconds
+        assert request.receipt.key.business_day == int(time.strftime("%Y%m%d", time.gmtime(request.sent_time.seconds)))
+
+
+def test_requests_live_in_the_time_of_a_service_whose_clock_is_ahead():
+    with StandIn() as service:
+        client = _load.Client(LOCALHOST, service.port, connections=1, in_flight=1, chain=make_chain(), seed=1)
+        client.mix({"earn": 1.0}, seconds=0, warmup_s=0, calls=5, ahead_s=86_400)
+        now = time.time()
+    assert all(86_340 < request.sent_time.seconds - now < 86_460 for _, request in service.seen) and len(service.seen) == 5
+
+
+def test_business_days_are_those_of_the_calendar():
+    for day in range(0, 80_000, 13):
+        for second in (0, 86_399):
+            at = datetime.datetime(1970, 1, 1) + datetime.timedelta(days=day, seconds=second)
+            assert _load.business_day_of(day * 86_400 + second) == at.year * 10_000 + at.month * 100 + at.day
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tests.server.checkout import PROGRAM, Port, until
 from tests.server.peer import WAIT_S, Peer, headers, message
 
 NOW_S = till.now_us() // 1_000_000
+CALLS_AHEAD = 8  # of server/_call.pxd: so many calls are read ahead
 _numbers = itertools.count(1)
 
 
@@ -223,6 +224,29 @@ def test_single_calls_run_between_the_parts_of_a_batch(late: LatePort, peers: Ca
         sequence in in_batch for sequence in range(min(in_batch), max(alone) + 1)) if mine)
     assert longest <= limits.BATCH_COMMANDS_BESIDE
     assert late.stat("batch_turns") >= 1000 // limits.CALLS_PER_TURN_MAX
+
+
+def test_a_connection_with_many_calls_keeps_nobody_waiting(late: LatePort, peers: Callable[..., Peer]) -> None:
+    """A thousand calls of one connection and ten of another are in the sockets, in this order, when the hot thread begins."""
+    crowd, till_ = peers(late), peers(late)
+    fields = headers("EnrollMember")
+    many, few = [], []
+    for peer, calls, count in ((crowd, many, 1000), (till_, few, 10)):
+        data = b""
+        for _ in range(count):
+            calls.append(peer.new_stream())
+            data += peer.headers_frame(calls[-1], fields).serialize()
+            data += peer.data_frame(calls[-1], message(enroll().SerializeToString())).serialize()
+        peer.send_raw(data)
+    late.start()
+    late.hot.start()
+    sequences_few, sequences_many = (
+        [pb.EnrollMemberResponse.FromString(peer.finish(call).body).entry.sequence for call in calls]
+        for peer, calls in ((till_, few), (crowd, many)))
+    assert sequences_few == sorted(sequences_few) and sequences_many == sorted(sequences_many), "a connection's calls keep their order"
+    before = sum(1 for sequence in sequences_many if sequence < sequences_few[-1])
+    assert before <= CALLS_AHEAD * (len(few) + 1), "the ten waited for a few of the thousand, not for all"
+    assert sorted(sequences_few + sequences_many) == list(range(2, 1012))
 
 
 def test_a_batch_ends_though_tills_call_all_the_time(port: Port, peers: Callable[..., Peer]) -> None:
