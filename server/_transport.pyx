@@ -37,7 +37,6 @@ from ledger._limits cimport (
     IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX, LARGE_BUFFERS_PER_CONNECTION_MAX, REQUEST_BYTES_MAX, RESETS_BURST_MAX,
     RESETS_PER_S_MAX, SLOW_CLIENT_TIMEOUT_S, STREAMS_MAX, STREAMS_PER_CONNECTION_MAX, STREAMS_SHARE_MIN,
 )
-from ledger._thread cimport thread_short_turns
 from ledger._status cimport (
     STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_FRAMING_INVALID, STATUS_MESSAGE_COMPRESSED, STATUS_MESSAGE_TOO_LARGE,
     STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_TOO_MANY_CALLS,
@@ -1926,7 +1925,6 @@ cdef class CheckoutServer:
             raise RuntimeError("the checkout server runs once")
         self.started = True
         with nogil:
-            thread_short_turns()
             server_loop(server)
             server_hang_up(server)
         if server.failed != 0:
