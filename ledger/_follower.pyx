@@ -23,7 +23,6 @@ cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
-    #include <sched.h>
     #include <signal.h>
     #include <sys/prctl.h>
     #include <sys/resource.h>
@@ -38,10 +37,7 @@ cdef extern from *:
     /* Whoever reads, copies or writes snapshots goes behind the service, on the processor and on the disk. Wishes: a kernel that refuses
        costs time, nothing else. */
     static void follower_step_back(int nice) {
-        struct sched_param none;
-        none.sched_priority = 0;
         setpriority(PRIO_PROCESS, 0, nice);
-        sched_setscheduler(0, SCHED_IDLE, &none);   /* gives way at once; merely nice, it would finish its turn of 3 ms first */
         syscall(SYS_ioprio_set, 1, 0, 3 << 13);     /* this thread and those that it starts, class idle */
     }
     /* fork without the handlers of other libraries: the child runs nothing of theirs. */
@@ -74,7 +70,7 @@ cdef extern from *:
 
 
 cdef enum:
-    READER_NICE = 10
+    READER_NICE = 10            # a tenth of a processor is left even where the service takes all
     SNAPSHOT_NICE = 19
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from ledger._probe import fact_hash_, siphash_
 
 from ledger import errors, limits
-from ledger.rules import reference
-from ledger.rules.model import Program
+from ledger.rules import reference_v1 as reference
+from ledger.rules.model_v1 import Program
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 

@@ -26,7 +26,9 @@ GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
     "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lmdb", "_lots", "_rules", "_table", "_thread", "_layout")} | GENERATED
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
-RULES = {f"ledger.rules.{name}" for name in ("check", "currencies", "lower", "model", "reference", "syntax", "zones")}
+RULES = {f"ledger.rules.{name}" for name in (
+    "catalogue", "check", "check_v1", "conditions", "currencies", "firing", "lower", "model_v1", "reference", "reference_v1", "schema",
+    "shape", "syntax", "tree", "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
 ARROWS: dict[str, set[str]] = {
@@ -114,11 +116,11 @@ OTHERS = {
     "grpc_status": {"server/control.py"},
     "google": {"server/cli_admin.py", "server/control.py", "server/reading.py"},
     "prometheus_client": {"server/metrics.py"},
-    "ruamel": {"ledger/rules/syntax.py", "ledger/rules/check.py"},
+    "ruamel": {f"ledger/rules/{name}.py" for name in ("check", "check_v1", "conditions", "shape", "syntax")},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/export.py", "ledger/index.py", "ledger/rules/lower.py", "server/_local.pyi"},
-    "pyarrow": {"ledger/export.py"},
+    "pyarrow": {"ledger/export.py", "ledger/rules/catalogue.py"},
     "typer": COMMANDS,
     "rich": COMMANDS,
 }

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from ledger import limits
 from ledger.rules import zones
-from ledger.rules.check import check_source
+from ledger.rules.check_v1 import check_source
 from ledger.rules.lower import image_hash, lower_program
-from ledger.rules.model import LifeUnit, PerStep, Program
+from ledger.rules.model_v1 import LifeUnit, PerStep, Program
 from ledger.rules.syntax import ProgramError
 
 __all__ = ["CompiledProgram", "Program", "ProgramError", "compile_file", "compile_source", "describe"]

@@ -1,6 +1,6 @@
 """A checked programme to its image: flat little-endian bytes that the core evaluates in place.
 
-Not for checking (`check.py`). The records are those of `ledger/_rules.pxd`; the bytes are explained in
+Not for checking (`check_v1.py`). The records are those of `ledger/_rules.pxd`; the bytes are explained in
 docs/journal-format.md, section "Image". The same programme and zone data give the same bytes.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ledger import limits
 from ledger.rules import zones
-from ledger.rules.model import Program
+from ledger.rules.model_v1 import Program
 
 MAGIC = 0x454C5552  # "RULE"
 VERSION = 1

@@ -1,6 +1,6 @@
 """YAML text to values that still know where they stood, and the errors that say so.
 
-Not for what a programme means (`check.py`). Numbers are read from the text itself, digit by digit: nothing passes
+Not for what a programme means (`check.py`, `check_v1.py`). Numbers are read from the text itself, digit by digit: nothing passes
 through binary fractions. Several problems are collected and reported together.
 """
 
@@ -15,6 +15,8 @@ from typing import TypeVar
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from ledger import limits
 
 T = TypeVar("T")
 
@@ -72,6 +74,36 @@ def parse(source: bytes, file: str) -> MappingNode:
             raise ProgramError(f"{file}:1:1: the file is empty, must be a mapping that begins with `programme: NAME`")
         problems.add(top, f"the file must be a mapping of keys to values, was {shown(top)}")
         problems.raise_if_any()
+    return top
+
+
+DEPTH_MAX = 16
+TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")}  # what plain values get
+
+
+def parse_strict(source: bytes, file: str) -> MappingNode:
+    """As `parse`, and: no anchors, no aliases, no tags of one's own, at most DEPTH_MAX levels. ProgramError."""
+    if len(source) > limits.SOURCE_BYTES_MAX:
+        raise ProgramError(f"{file}:1:1: the file must have at most {limits.SOURCE_BYTES_MAX} bytes, has {len(source)}")
+    top = parse(source, file)
+    problems = Problems(file)
+    seen: set[int] = set()
+    waiting: list[tuple[Node, int]] = [(top, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        if node.anchor is not None or id(node) in seen:
+            problems.add(node, "anchors and aliases (&, *) must not be used: write the values out")
+            continue
+        seen.add(id(node))
+        if node.tag and str(node.tag) not in TAGS:
+            problems.add(node, f"tags ({node.tag}) must not be used")
+        if depth > DEPTH_MAX:
+            problems.add(node, f"must nest at most {DEPTH_MAX} deep")
+        elif isinstance(node, MappingNode):
+            waiting += [(part, depth + 1) for pair in node.value for part in pair]
+        elif isinstance(node, SequenceNode):
+            waiting += [(part, depth + 1) for part in node.value]
+    problems.raise_if_any()
     return top
 
 

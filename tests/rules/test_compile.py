@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledger.rules import ProgramError, compile_file, compile_source, describe
-from ledger.rules.model import LifeUnit, PerStep
+from ledger.rules.model_v1 import LifeUnit, PerStep
 from ledger.rules_compiled import ImageError, read_image, write_image
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from ledger._probe import LoadedProgram
 
 from ledger import limits
-from ledger.rules import compile_file, lower, reference, zones
-from ledger.rules.model import LifeUnit, PerStep, Program, Wallet
+from ledger.rules import compile_file, lower, zones
+from ledger.rules import reference_v1 as reference
+from ledger.rules.model_v1 import LifeUnit, PerStep, Program, Wallet
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "base-v1.image"

@@ -1,7 +1,7 @@
-"""A checked programme: what a YAML file means once everything in it has been found right.
+"""A checked programme of image version 1: what a YAML file means once everything in it has been found right.
 
-Not for text and line numbers (`syntax.py`) nor for bytes (`lower.py`). Made by `check.py`; read by `lower.py`,
-`reference.py` and whoever describes a programme to people.
+Not for text and line numbers (`syntax.py`) nor for bytes (`lower.py`). Made by `check_v1.py`; read by `lower.py`,
+`reference_v1.py` and whoever describes a programme to people. Goes when images of version 2 are in the service (`tree.py` is their model).
 """
 
 from __future__ import annotations
