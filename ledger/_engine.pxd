@@ -8,12 +8,15 @@ from ledger._rules cimport Program
 
 cdef struct Engine              # its fields are in _engine.pyx alone
 
+cdef enum:
+    INBOX_GONE = 255            # as a method: no call, but that nobody waits any more for the one with this token
+
 cdef struct InboxCall:          # one call of the control port; data stays valid until the next engine_inbox_take
     uint64_t token              # the caller's, given back with the answer
     int64_t deadline_us         # monotonic us; 0: none
     const uint8_t* data
     uint32_t size               # bytes
-    uint8_t method              # Method
+    uint8_t method              # Method, or INBOX_GONE
 
 # All of these are called by the hot thread alone.
 cdef int64_t engine_begin_turn(Engine* engine) noexcept nogil
@@ -51,8 +54,8 @@ cdef bint engine_inbox_take(Engine* engine, InboxCall* call) noexcept nogil
 cdef bint engine_outbox_put(Engine* engine, uint64_t token, int grpc_code, const uint8_t* data, uint32_t size,
                             const uint8_t* details, uint32_t details_size, const uint8_t* message, uint32_t message_size) noexcept nogil
     # An answer for the control port. False when the outbox is full: keep it and try in the next turn.
-cdef uint64_t engine_moment(const Engine* engine, int64_t* time_us) noexcept nogil
-    # The sequence of the last entry applied, and the server time at which a read reads now.
+cdef Core* engine_reading(Engine* engine, int64_t* now_us) noexcept nogil
+    # The state, for reads alone (they need no gates), and the time of this turn.
 cdef const Program* engine_program(const Engine* engine) noexcept nogil
 
 cdef class EngineHandle:        # Python's hold on an Engine; see ledger/_engine.pyi

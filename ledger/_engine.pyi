@@ -47,6 +47,8 @@ class EngineHandle:
     def close(self) -> None: ...
     def submit(self, token: int, method: int, request: bytes, deadline_us: int) -> bool:
         """Put a call into the inbox. deadline_us: monotonic (time.monotonic_ns() // 1000), 0: none. False: full, refuse it."""
+    def give_up(self, token: int) -> bool:
+        """Say that nobody waits for a call any more: a batch stops between two commands, another call ends as always. False: inbox full."""
     def collect(self) -> list[tuple[int, int, bytes, bytes]]:
         """Answers ready: (token, grpc_code, payload, message). payload: the response (grpc_code 0) or a google.rpc.Status."""
     def stats(self) -> dict[str, Any]:

@@ -32,17 +32,17 @@ from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, 
 from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, monotonic_us, realtime_us
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
-    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
+    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
     core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._hash cimport Hash128
 from ledger._ids cimport (
-    IDS_OK, IDS_STOPPED, Ids, ids_ask, ids_begin, ids_close, ids_full, ids_open, ids_pending, ids_tell, ids_text, ids_used_bytes,
+    IDS_OK, IDS_STOPPED, Ids, IdsHead, ids_ask, ids_begin, ids_close, ids_full, ids_open, ids_pending, ids_tell, ids_text, ids_used_bytes,
     ids_write_due,
 )
 from ledger._journal cimport (
     Drained, JOURNAL_CRASHED, JOURNAL_END, JOURNAL_FOREIGN, JOURNAL_OK, JOURNAL_SHORT, JOURNAL_TOO_LARGE, Journal, journal_begin, journal_close,
-    journal_commit, journal_drained, journal_error, journal_find, journal_full, journal_open, journal_put, journal_release, journal_scan,
+    journal_commit, journal_drained, journal_error, journal_find, journal_full, journal_has, journal_open, journal_put, journal_release, journal_scan,
     journal_scan_end, journal_sync, journal_used_bytes,
 )
 from ledger._layout cimport (
@@ -51,12 +51,12 @@ from ledger._layout cimport (
 from ledger._limits cimport (
     COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
     GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
-    LOOKUPS_MAX, OUTBOX_BYTES, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
+    LOOKUPS_MAX, OUTBOX_BYTES, PREPARE_STEP_BYTES, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
 from ledger._rules cimport Program
 from ledger._snapshot cimport Snapshot
 from ledger._status cimport STATUS_IDS_BEHIND, STATUS_JOURNAL_FULL
-from ledger._table cimport KeyTable
+from ledger._table cimport KeySlot, KeyTable, generation_at, keys_wanted, populate_memory
 from ledger._tail cimport (
     GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, epoch_follows, group_check, group_entry, group_hash, group_span,
     hasher_close, hasher_open, tail_go_direct, tail_read, tail_write,
@@ -255,8 +255,10 @@ cdef struct Engine:
     bint inbox_held             # a record was taken and not released
     uint64_t turns
     uint64_t ticks
+    uint64_t digests            # DIGEST entries written
     uint64_t refused_full
     uint64_t refused_behind
+    uint64_t[KEYS_COUNT] tables_prepared    # generations of each table that have their memory
     uint64_t keys_full          # generations of both tables that were full in the last turn
     uint64_t parked_put         # published by hot
     uint64_t told_taken
@@ -483,6 +485,18 @@ cdef void flush_group(Engine* engine) noexcept nogil:
         engine_event_raise(engine.drain_fd)
 
 
+cdef void durable_head(const Engine* engine, IdsHead* head) noexcept nogil:
+    # The last durable group. From any thread.
+    cdef uint32_t version
+    while True:
+        version = load_u32(&engine.head_version)
+        head.sequence = load_u64(&engine.durable_sequence)
+        memcpy(head.hash, engine.head_hash, 32)
+        fence()
+        if version % 2 == 0 and version == load_u32(&engine.head_version):
+            return
+
+
 # --- the hot thread's steps -------------------------------------------------------------------------------------
 
 cdef inline bint ticks_may_run(Engine* engine) noexcept nogil:
@@ -587,6 +601,7 @@ cdef void write_digest(Engine* engine) noexcept nogil:
         size = core_write_digest(engine.core, engine.clock.last_us, group_next(engine))
         group_add(engine, 1, size)
         engine.digest_sequence = engine.core_stats.sequence
+        engine.digests += 1
 
 
 cdef inline void take_in_flush(Engine* engine) noexcept nogil:
@@ -644,9 +659,9 @@ cdef const Program* engine_program(const Engine* engine) noexcept nogil:
     return core_program(engine.core)
 
 
-cdef uint64_t engine_moment(const Engine* engine, int64_t* time_us) noexcept nogil:
-    time_us[0] = engine.clock.last_us if engine.clock.last_us > engine.core_stats.time_us else engine.core_stats.time_us
-    return engine.core_stats.sequence
+cdef Core* engine_reading(Engine* engine, int64_t* now_us) noexcept nogil:
+    now_us[0] = engine.clock.last_us
+    return engine.core
 
 
 cdef bint engine_inbox_take(Engine* engine, InboxCall* call) noexcept nogil:
@@ -858,20 +873,40 @@ cdef bint ids_step(void* owner) noexcept nogil:
     return True
 
 
+cdef void prepare_tables(Engine* engine) noexcept nogil:
+    # Memory for the generations that fill next, so that the hot thread never waits for it. Places that were filled once keep theirs.
+    cdef const KeyTable* table
+    cdef uint64_t at, size, step
+    cdef uint32_t kind
+    for kind in range(KEYS_COUNT):
+        table = core_keys(engine.core, kind)
+        size = table.capacity * sizeof(KeySlot)
+        while engine.tables_prepared[kind] < keys_wanted(table):
+            at = 0
+            while at < size and load_u32(&engine.ending) == 0:
+                step = size - at if size - at < PREPARE_STEP_BYTES else PREPARE_STEP_BYTES
+                populate_memory(<uint8_t*>generation_at(table, engine.tables_prepared[kind]).slots + at, step)
+                at += step
+            engine.tables_prepared[kind] += 1
+
+
 cdef void ids_loop(Engine* engine) noexcept nogil:
+    cdef IdsHead head
     cdef int64_t begin
     cdef uint64_t runs
     cdef int wait_ms, code
     engine_block_signals()
     thread_step_back(DRAIN_NICE)
     while load_u32(&engine.ending) == 0:
+        prepare_tables(engine)
         wait_ms = SPACE_CHECK_MS
         # The last free space is the journal's.
         if ids_pending(&engine.ids, engine.core) and load_u32(&engine.gate) == GATE_OPEN:
             wait_ms = IDS_POLL_MS
             begin = monotonic_us()
             runs = engine.ids.run_count
-            code = ids_write_due(&engine.ids, engine.core, load_u64(&engine.durable_sequence), ids_step, engine)
+            durable_head(engine, &head)
+            code = ids_write_due(&engine.ids, engine.core, &head, head.sequence, ids_step, engine)
             if engine.ids.run_count != runs:
                 histogram_add(&engine.run_us, <uint64_t>(monotonic_us() - begin))
             if ids_full(code) or (code == EIO and engine_free_bytes(engine.journal_path) < FREE_BYTES_MIN):
@@ -924,13 +959,16 @@ cdef bint no_pause(void* owner) noexcept nogil:
     return True
 
 
-cdef int make_room(Engine* engine, Fault* fault) noexcept nogil:
-    # Writes the runs that are due, so that memory may drop what they hold. What they name must be on disk itself.
+cdef int make_room(Engine* engine, const GroupHeader* header, Fault* fault) noexcept nogil:
+    # In the middle of this group: writes the runs that are due, so that memory may drop what they hold. What they name must be on disk itself.
+    cdef IdsHead head
+    head.sequence = header.first_sequence + header.count - 1
+    memcpy(head.hash, header.hash, 32)
     while not core_keys_room(engine.core):
         if fault.where == 2 and fdatasync(engine.tail_fd) != 0:
             fault.ids = EIO
             return -1
-        fault.ids = ids_write_due(&engine.ids, engine.core, engine.core_stats.sequence, no_pause, NULL)
+        fault.ids = ids_write_due(&engine.ids, engine.core, &head, engine.core_stats.sequence, no_pause, NULL)
         if fault.ids != IDS_OK:
             return -1
         ids_tell(&engine.ids, engine.core)
@@ -958,7 +996,7 @@ cdef int replay_group(Engine* engine, const uint8_t* group, uint64_t room, Fault
     engine.epoch = header.epoch
     for i in range(header.count):
         size = (<const EntryHeader*>at).size
-        if engine.has_ids and not core_keys_room(engine.core) and make_room(engine, fault) != 0:
+        if engine.has_ids and not core_keys_room(engine.core) and make_room(engine, header, fault) != 0:
             fault.sequence = header.first_sequence + i
             return -1
         fault.apply = core_apply(engine.core, at, size)
@@ -1004,6 +1042,43 @@ cdef uint32_t last_epoch(Engine* engine, uint64_t sequence) noexcept nogil:
                 epoch = (<const GroupHeader*>group).epoch
             journal_release(&engine.journal)
     return epoch
+
+
+cdef bint tail_has(const Engine* engine, const IdsHead* head) noexcept nogil:
+    # Whether a group read from the tail ends with this sequence and has this hash.
+    cdef const GroupRef* ref
+    cdef uint64_t number
+    for number in range(engine.sealed_groups):
+        ref = &engine.refs[number & engine.refs_mask]
+        if ref.first_sequence + ref.count - 1 == head.sequence:
+            return memcmp((<const GroupHeader*>at_offset(<Engine*>engine, ref.offset)).hash, head.hash, 32) == 0
+    return False
+
+
+cdef int check_runs(Engine* engine, uint64_t drained, bint tail, uint64_t* foreign) noexcept nogil:
+    # Whether the runs are of this journal's history: those that name a group in LMDB, or with `tail` those that name one behind it.
+    # JOURNAL_OK, or what is wrong with the journal. foreign: the number of the first run that is not; 0: none.
+    cdef uint64_t i
+    cdef const IdsHead* head
+    cdef int code
+    foreign[0] = 0
+    for i in range(engine.ids.run_count):
+        head = &engine.ids.refs[i].head
+        if head.sequence == 0 or (head.sequence > drained) != tail:
+            continue
+        code = (JOURNAL_OK if tail_has(engine, head) else JOURNAL_END) if tail else journal_has(&engine.journal, head.sequence, head.hash)
+        if code == JOURNAL_END:
+            foreign[0] = i + 1
+            return JOURNAL_OK
+        if code != JOURNAL_OK:
+            return code
+    return JOURNAL_OK
+
+
+cdef object foreign_text(const Engine* engine, uint64_t run):
+    return (f"the ids of earlier requests (ids/data.mdb) are of another history: run {run} was written behind an entry "
+            f"{engine.ids.refs[run - 1].head.sequence} that this journal does not have (it was restored, or the ids are of another time). "
+            "`daybook ids DIR --rebuild` makes all runs again from the journal")
 
 
 cdef inline bint group_follows(Engine* engine, uint64_t position) noexcept nogil:
@@ -1304,7 +1379,7 @@ cdef class EngineHandle:
         cdef uint64_t next_sequence = engine.core_stats.sequence + 1
         cdef uint64_t filled = 0
         cdef uint64_t buffer_size = DRAIN_BYTES + GROUP_BYTES_MAX + 65536
-        cdef uint64_t last_sequence, last_position, noted
+        cdef uint64_t last_sequence, last_position, noted, foreign
         cdef uint8_t* buffer
         cdef int code
         memset(&fault, 0, sizeof(Fault))
@@ -1315,6 +1390,13 @@ cdef class EngineHandle:
         code = journal_drained(&engine.journal, &drained)
         if code != 0:
             raise StartRefused(journal_text(code))
+        if engine.has_ids:          # before anything is added to them
+            with nogil:
+                code = check_runs(engine, drained.sequence, False, &foreign)
+            if code != JOURNAL_OK:
+                raise StartRefused(journal_text(code))
+            if foreign != 0:
+                raise StartRefused(foreign_text(engine, foreign))
         buffer = <uint8_t*>malloc(buffer_size)
         if buffer == NULL:
             raise MemoryError("no memory to read the journal")
@@ -1370,6 +1452,10 @@ cdef class EngineHandle:
             if engine.has_ids and engine.ids.covered[kind] > engine.core_stats.sequence:
                 raise StartRefused(f"the {what} on disk (ids/data.mdb) reach to entry {engine.ids.covered[kind]}, but the journal ends with "
                                    f"{engine.core_stats.sequence}: they are of another time. `daybook ids DIR --rebuild` makes them again")
+        if engine.has_ids:
+            check_runs(engine, drained.sequence, True, &foreign)
+            if foreign != 0:
+                raise StartRefused(foreign_text(engine, foreign))
         if engine.sealed_groups and fdatasync(engine.tail_fd) != 0:
             # The groups may have been read from memory that never reached the disk.
             raise StartRefused("the tail cannot be flushed: see to its disk")
@@ -1380,7 +1466,7 @@ cdef class EngineHandle:
             raise StartRefused(f"the journal (journal/data.mdb) cannot be flushed: {journal_error(code).decode()}. See to its disk")
         tail_go_direct(engine.tail_fd)
         if engine.has_ids:
-            ids_write_due(&engine.ids, engine.core, 0, no_pause, NULL)  # writes nothing: counts what lies in runs already
+            ids_write_due(&engine.ids, engine.core, NULL, 0, no_pause, NULL)  # writes nothing: counts what lies in runs already
             engine.keys_full = core_keys(engine.core, KEYS_REQUEST).full + core_keys(engine.core, KEYS_RECEIPT).full
         engine.durable_groups = engine.handed_groups = engine.sealed_groups
         engine.durable_sequence = engine.core_stats.sequence
@@ -1517,6 +1603,10 @@ cdef class EngineHandle:
         raise_hot(engine)
         return True
 
+    def give_up(self, uint64_t token):
+        """Say that nobody waits for this call any more. False: the inbox is full, nothing was said."""
+        return self.submit(token, INBOX_GONE, b"", 0)
+
     def collect(self):
         """The answers that are ready: [(token, grpc_code, payload, message)]."""
         cdef Engine* engine = self.engine
@@ -1559,17 +1649,9 @@ cdef class EngineHandle:
 
     @property
     def head(self):
-        cdef Engine* engine = self.engine
-        cdef uint8_t[32] hash
-        cdef uint64_t sequence
-        cdef uint32_t version
-        while True:
-            version = load_u32(&engine.head_version)
-            sequence = load_u64(&engine.durable_sequence)
-            memcpy(hash, engine.head_hash, 32)
-            fence()
-            if version % 2 == 0 and version == load_u32(&engine.head_version):
-                return sequence, (<const uint8_t*>hash)[:32].hex()
+        cdef IdsHead head
+        durable_head(self.engine, &head)
+        return head.sequence, (<const uint8_t*>head.hash)[:32].hex()
 
     def digest(self):
         """The state digest in hex. Only while no hot thread runs: it is not published."""
@@ -1648,6 +1730,7 @@ cdef class EngineHandle:
             },
             "turns": engine.turns,
             "ticks": engine.ticks,
+            "digests": engine.digests,
             "finds_ring": engine.finds_ring,
             "finds_journal": engine.finds_journal,
         }

@@ -4,6 +4,7 @@ from ledger._feed import GroupFeed
 from ledger._snapshot import Snapshot
 
 def die_with(parent: int) -> None: ...
+def step_back() -> None: ...
 
 class FollowerCore(GroupFeed):
     sizes: tuple[int, int, int]

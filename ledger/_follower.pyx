@@ -34,10 +34,11 @@ cdef extern from *:
         if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return errno;
         return getppid() == parent ? 0 : ESRCH;
     }
-    /* Whoever writes a snapshot goes last, on the processor and on the disk. Wishes: a kernel that refuses costs time, nothing else. */
-    static void follower_step_back(void) {
-        setpriority(PRIO_PROCESS, 0, 19);
-        syscall(SYS_ioprio_set, 1, 0, 3 << 13);     /* this process, class idle */
+    /* Whoever reads, copies or writes snapshots goes behind the service, on the processor and on the disk. Wishes: a kernel that refuses
+       costs time, nothing else. */
+    static void follower_step_back(int nice) {
+        setpriority(PRIO_PROCESS, 0, nice);
+        syscall(SYS_ioprio_set, 1, 0, 3 << 13);     /* this thread and those that it starts, class idle */
     }
     /* fork without the handlers of other libraries: the child runs nothing of theirs. */
     static pid_t follower_fork(void) { return (pid_t)syscall(SYS_fork); }
@@ -58,7 +59,7 @@ cdef extern from *:
     }
     """
     int follower_die_with(int parent) noexcept nogil
-    void follower_step_back() noexcept nogil
+    void follower_step_back(int nice) noexcept nogil
     int follower_fork() noexcept nogil
     void follower_exit(int code) noexcept nogil
     int follower_wait(int child, int block, int* code) noexcept nogil
@@ -68,11 +69,21 @@ cdef extern from *:
     int errno
 
 
+cdef enum:
+    READER_NICE = 10            # a tenth of a processor is left even where the service takes all
+    SNAPSHOT_NICE = 19
+
+
 def die_with(int parent):
     """From now on this process ends with its parent, whatever ends that. Errors: OSError (the parent is gone already)."""
     cdef int code = follower_die_with(parent)
     if code != 0:
         raise OSError(code, os.strerror(code))
+
+
+def step_back():
+    """From now on this process gives way to the service's threads on processor and disk. Before other threads begin."""
+    follower_step_back(READER_NICE)
 
 
 cdef class FollowerCore(GroupFeed):
@@ -156,7 +167,7 @@ cdef class FollowerCore(GroupFeed):
                 follower_signals()
                 if follower_die_with(parent) != 0:
                     follower_exit(1)
-                follower_step_back()
+                follower_step_back(SNAPSHOT_NICE)
                 code = snapshot_write(&writer, self.directory, self.hash)
                 follower_exit(code if code < 256 else 255)
         if child < 0:

@@ -21,6 +21,10 @@ cdef enum:                      # IdsResult: beside LMDB's own codes and errno
 # Called between the steps of a long run. False: stop.
 ctypedef bint (*IdsStep)(void* owner) noexcept nogil
 
+cdef struct IdsHead:            # the journal as it was: of which history a run is
+    uint64_t sequence           # the last entry of a group; 0: not known
+    uint8_t hash[32]            # of that group, and so of everything before it
+
 cdef struct RunRef:             # what a look-up must know of a run
     int64_t order_min           # sent_time (us) or business day (yyyymmdd)
     int64_t order_max
@@ -28,6 +32,7 @@ cdef struct RunRef:             # what a look-up must know of a run
     uint64_t last_sequence
     uint64_t keys
     uint32_t kind               # KeyKind
+    IdsHead head                # a group at or behind last_sequence; not known: a run of version 1, or of no journal
 
 cdef struct Ids:
     MDB_env* env
@@ -60,8 +65,9 @@ cdef void ids_begin(Ids* ids, Core* core) noexcept nogil
     # Before anything is applied to the core: which keys it need not remember because runs hold them.
 cdef void ids_tell(Ids* ids, Core* core) noexcept nogil
     # core_set_covered with what is on disk by now.
-cdef int ids_write_due(Ids* ids, Core* core, uint64_t until, IdsStep step, void* owner) noexcept nogil
+cdef int ids_write_due(Ids* ids, Core* core, const IdsHead* head, uint64_t until, IdsStep step, void* owner) noexcept nogil
     # Writes each full generation whose last sequence is at most `until` as a run, in order. Each is on disk and published, or never was.
+    # head: a group that is on disk and ends at or behind `until`; NULL: there is no journal.
     # By the one writer: the ids thread, or the starting thread before there is one.
 cdef bint ids_pending(Ids* ids, Core* core) noexcept nogil
     # Whether a generation is full and not written yet.

@@ -13,6 +13,8 @@ c) A table's slots lie nearly sorted already, because the place of a slot rises 
 d) Each block has its own check, so a look-up never believes a damaged one. A start reads the descriptions and the ends of the runs,
    not their middles: O(runs).
 e) Everything here can be made again from the journal (`daybook ids DIR --rebuild`). LMDB may crash on damaged pages: guarded.
+f) A run names a group of the journal at or behind its last entry, with its hash. Whoever opens the runs of a journal looks whether it
+   has these groups (ledger/_engine.pyx, ledger/ids.py): the runs of another history of the same directory are never believed.
 """
 
 from libc.errno cimport EDQUOT, EIO, ENOSPC
@@ -49,7 +51,8 @@ cdef extern from *:
     uint64_t big64 "ids_big64"(uint64_t value) noexcept nogil
 
 cdef enum:
-    RUN_VERSION = 1
+    RUN_VERSION = 2
+    RUN_VERSION_1_BYTES = 88    # a description before it knew the journal's head
     BLOCK_SLOTS = 145
     BLOCK_HEAD_BYTES = 20
     BLOCK_BYTES = 4080          # what fits a page of LMDB: BLOCK_HEAD_BYTES + BLOCK_SLOTS * 28
@@ -68,6 +71,7 @@ cdef packed struct RunRecord:   # a value of `runs`; its key is the run's number
     uint64_t blocks
     uint8_t directory[16]
     uint64_t hash               # of the checks of its blocks
+    IdsHead head                # from version 2 on
     uint64_t check              # of the bytes before
 
 cdef packed struct BlockHead:
@@ -81,7 +85,7 @@ cdef packed struct BlockKey:    # a key of `slots`, all big endian
     uint64_t lo                 # of the block's first slot
     uint64_t hi
 
-if sizeof(RunRecord) != 88 or sizeof(BlockHead) != BLOCK_HEAD_BYTES or sizeof(BlockKey) != 20 or sizeof(KeySlot) != 28:
+if sizeof(RunRecord) != 128 or sizeof(BlockHead) != BLOCK_HEAD_BYTES or sizeof(BlockKey) != 20 or sizeof(KeySlot) != 28:
     raise ImportError("the records of runs do not have the sizes that docs/journal-format.md gives")
 
 cdef struct Opening:            # what ids_open hands through the guard
@@ -153,6 +157,21 @@ cdef int check_end(Ids* ids, MDB_cursor* blocks, uint32_t run, uint64_t first, u
     return IDS_OK
 
 
+cdef bint record_read(const MDB_val* value, RunRecord* record) noexcept nogil:
+    # A run's description, of any version; False: it is none.
+    cdef uint64_t check
+    memset(record, 0, sizeof(RunRecord))
+    if value.mv_size == sizeof(RunRecord):
+        memcpy(record, value.mv_data, sizeof(RunRecord))
+        check = check_of(<const uint8_t*>record, sizeof(RunRecord) - 8)
+        return record.version == RUN_VERSION and record.check == check
+    if value.mv_size != RUN_VERSION_1_BYTES:
+        return False
+    memcpy(record, value.mv_data, RUN_VERSION_1_BYTES - 8)
+    memcpy(&check, <const uint8_t*>value.mv_data + RUN_VERSION_1_BYTES - 8, 8)
+    return record.version == 1 and check == check_of(<const uint8_t*>record, RUN_VERSION_1_BYTES - 8)
+
+
 cdef int check_run(Ids* ids, MDB_cursor* blocks, const MDB_val* key, const MDB_val* value) noexcept nogil:
     # The next run: its description, and both ends of its blocks.
     cdef uint32_t number = <uint32_t>ids.run_count + 1
@@ -163,10 +182,7 @@ cdef int check_run(Ids* ids, MDB_cursor* blocks, const MDB_val* key, const MDB_v
     expected = big32(number)
     if key.mv_size != 4 or memcmp(key.mv_data, &expected, 4) != 0:
         return IDS_GAP
-    if value.mv_size != sizeof(RunRecord):
-        return IDS_DAMAGED
-    memcpy(&record, value.mv_data, sizeof(RunRecord))
-    if record.check != check_of(<const uint8_t*>&record, sizeof(RunRecord) - 8) or record.version != RUN_VERSION or record.kind >= KEYS_COUNT:
+    if not record_read(value, &record) or record.kind >= KEYS_COUNT:
         return IDS_DAMAGED
     if memcmp(record.directory, ids.directory, 16) != 0:
         return IDS_FOREIGN
@@ -194,6 +210,7 @@ cdef void ref_fill(RunRef* ref, const RunRecord* record) noexcept nogil:
     ref.last_sequence = record.last_sequence
     ref.keys = record.count
     ref.kind = record.kind
+    ref.head = record.head
 
 
 cdef int ids_open_body(void* argument) noexcept nogil:
@@ -487,7 +504,7 @@ cdef int write_slots(Ids* ids, RunRecord* record, uint32_t run, const KeyTable* 
     return put_blocks(ids, record, run, &taken, count, True, step, owner)
 
 
-cdef int ids_write(Ids* ids, const KeyTable* table, uint64_t number, uint32_t kind, IdsStep step, void* owner) noexcept nogil:
+cdef int ids_write(Ids* ids, const KeyTable* table, uint64_t number, uint32_t kind, const IdsHead* head, IdsStep step, void* owner) noexcept nogil:
     cdef const Generation* generation = generation_at(table, number)
     cdef uint32_t run
     cdef RunRecord record
@@ -495,6 +512,7 @@ cdef int ids_write(Ids* ids, const KeyTable* table, uint64_t number, uint32_t ki
     cdef uint32_t at
     cdef int code
     VERIFY(generation.first_sequence <= ids.covered[kind] + 1 and generation.last_sequence > ids.covered[kind])
+    VERIFY(head == NULL or head.sequence >= generation.last_sequence)
     if ids.remains:
         code = sweep(ids, step, owner)
         if code != MDB_SUCCESS:
@@ -510,6 +528,8 @@ cdef int ids_write(Ids* ids, const KeyTable* table, uint64_t number, uint32_t ki
     record.order_min = generation.order_min
     record.order_max = generation.order_max
     memcpy(record.directory, ids.directory, 16)
+    if head != NULL:
+        record.head = head[0]
     code = mdb_txn_begin(ids.env, NULL, 0, &ids.txn)
     if code == MDB_SUCCESS:
         code = write_slots(ids, &record, run, table, generation, step, owner)
@@ -533,7 +553,7 @@ cdef int ids_write(Ids* ids, const KeyTable* table, uint64_t number, uint32_t ki
     return IDS_OK
 
 
-cdef int ids_write_due(Ids* ids, Core* core, uint64_t until, IdsStep step, void* owner) noexcept nogil:
+cdef int ids_write_due(Ids* ids, Core* core, const IdsHead* head, uint64_t until, IdsStep step, void* owner) noexcept nogil:
     cdef const KeyTable* table
     cdef uint64_t last
     cdef uint32_t kind
@@ -547,7 +567,7 @@ cdef int ids_write_due(Ids* ids, Core* core, uint64_t until, IdsStep step, void*
             if ids.written[kind] >= load_u64(&table.dropped) and last > ids.covered[kind]:
                 if last > until:
                     break
-                code = ids_write(ids, table, ids.written[kind], kind, step, owner)
+                code = ids_write(ids, table, ids.written[kind], kind, head, step, owner)
                 if code != IDS_OK:
                     return code
             ids.written[kind] += 1
@@ -754,7 +774,8 @@ cdef class IdsFile:
         ids_close(&self.ids)
 
     def runs(self):
-        """Every run: dicts with number, kind ("request ids" or "receipt keys"), first_sequence, last_sequence, order_min, order_max, keys."""
+        """Every run: dicts with number, kind ("request ids" or "receipt keys"), first_sequence, last_sequence, order_min, order_max, keys, and
+        head: (sequence, hash) of the group of the journal that it names, None in version 1."""
         cdef uint64_t i
         cdef RunRef* ref
         found = []
@@ -762,7 +783,8 @@ cdef class IdsFile:
             ref = &self.ids.refs[i]
             found.append({
                 "number": i + 1, "kind": KIND_NAMES[ref.kind], "first_sequence": ref.first_sequence, "last_sequence": ref.last_sequence,
-                "order_min": ref.order_min, "order_max": ref.order_max, "keys": ref.keys})
+                "order_min": ref.order_min, "order_max": ref.order_max, "keys": ref.keys,
+                "head": (ref.head.sequence, (<const uint8_t*>ref.head.hash)[:32]) if ref.head.sequence else None})
         return found
 
     @property
@@ -814,8 +836,8 @@ cdef int check_whole(void* argument) noexcept nogil:
         key.mv_size = 4
         key.mv_data = &number
         code = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE)
-        if code == MDB_SUCCESS and value.mv_size == sizeof(RunRecord):
-            memcpy(&record, value.mv_data, sizeof(RunRecord))
+        if code == MDB_SUCCESS and not record_read(&value, &record):
+            code = IDS_DAMAGED
         mdb_cursor_close(cursor)
         code = mdb_cursor_open(txn, ids.slots, &cursor)
     if code != MDB_SUCCESS:
@@ -856,6 +878,7 @@ cdef class IdsBuilder:
     """
     cdef IdsFile file
     cdef Core* core
+    cdef IdsHead head           # of the last group fed
     cdef readonly uint64_t sequence
 
     def __cinit__(self, IdsFile file not None, uint64_t ids_max):
@@ -883,10 +906,12 @@ cdef class IdsBuilder:
         cdef int code = 0
         if len(record) < GROUP_HEADER_BYTES or header.first_sequence != self.sequence + 1:
             raise ValueError(f"the group that begins with entry {self.sequence + 1} is missing")
+        self.head.sequence = header.first_sequence + header.count - 1
+        memcpy(self.head.hash, header.hash, 32)
         with nogil:
             for i in range(header.count):
                 while not core_keys_room(self.core):
-                    code = ids_write_due(&self.file.ids, self.core, UINT64_MAX, no_pause, NULL)
+                    code = ids_write_due(&self.file.ids, self.core, &self.head, UINT64_MAX, no_pause, NULL)
                     ids_tell(&self.file.ids, self.core)
                     if code != 0:
                         break
@@ -909,6 +934,6 @@ cdef class IdsBuilder:
         """Write what is full. The rest stays in the service's memory at its next start."""
         cdef int code
         with nogil:
-            code = ids_write_due(&self.file.ids, self.core, UINT64_MAX, no_pause, NULL)
+            code = ids_write_due(&self.file.ids, self.core, &self.head, UINT64_MAX, no_pause, NULL)
         if code != 0:
             raise IdsRefused(ids_text(&self.file.ids, code))

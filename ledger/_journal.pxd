@@ -37,6 +37,8 @@ cdef int journal_scan(Journal* journal, uint64_t* next_sequence, uint8_t* buffer
     # Copies records from key >= next_sequence on into buffer, each behind its key and its size (8 bytes each) and padded to 8 bytes,
     # and moves next_sequence behind the last key copied. JOURNAL_OK, JOURNAL_END when none was left, or what is wrong. Survives damaged pages.
 cdef void journal_scan_end(Journal* journal) noexcept nogil
+cdef int journal_has(Journal* journal, uint64_t sequence, const uint8_t* hash) noexcept nogil
+    # JOURNAL_OK: a group ends with this sequence and has this hash; JOURNAL_END: none has; else what is wrong. Survives damaged pages.
 cdef int journal_sync(Journal* journal) noexcept nogil
     # What was read is on disk when this returns 0: a process that was killed in a commit may have left it in memory alone.
 

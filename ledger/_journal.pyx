@@ -15,7 +15,7 @@ d) LMDB 0.9 has no checksums and may crash on damaged pages. The scan at start t
 from libc.errno cimport EDQUOT, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
-from ledger._layout cimport GROUP_HEADER_BYTES
+from ledger._layout cimport GROUP_HEADER_BYTES, GroupHeader
 from ledger._limits cimport GROUP_BYTES_MAX, JOURNAL_MAP_BYTES
 
 from ledger._lmdb cimport (
@@ -35,6 +35,11 @@ cdef struct Scan:               # what journal_scan hands through the guard
     uint8_t* buffer
     uint64_t buffer_size
     uint64_t filled
+
+cdef struct Looking:            # what journal_has hands through the guard
+    Journal* journal
+    uint64_t sequence
+    const uint8_t* hash
 
 cdef struct Opening:            # what journal_open hands through the guard
     Journal* journal
@@ -210,6 +215,33 @@ cdef void journal_scan_end(Journal* journal) noexcept nogil:
     if journal.scan_txn != NULL:
         mdb_txn_abort(journal.scan_txn)
         journal.scan_txn = NULL
+
+
+cdef int journal_has_body(void* argument) noexcept nogil:
+    cdef Looking* looking = <Looking*>argument
+    cdef uint64_t size = 0
+    cdef int code = JOURNAL_END
+    cdef const GroupHeader* header = <const GroupHeader*>journal_find(looking.journal, looking.sequence, &size)
+    if header == NULL:
+        return JOURNAL_END
+    if (size >= GROUP_HEADER_BYTES and header.first_sequence + header.count - 1 == looking.sequence
+            and memcmp(header.hash, looking.hash, 32) == 0):
+        code = JOURNAL_OK
+    journal_release(looking.journal)
+    return code
+
+
+cdef int journal_has(Journal* journal, uint64_t sequence, const uint8_t* hash) noexcept nogil:
+    cdef Looking looking
+    cdef int code
+    looking.journal = journal
+    looking.sequence = sequence
+    looking.hash = hash
+    code = lmdb_guarded(journal_has_body, &looking)
+    if code < 0 and code > -64:
+        memset(journal, 0, sizeof(Journal))     # as above
+        return JOURNAL_CRASHED
+    return code
 
 
 cdef int journal_sync(Journal* journal) noexcept nogil:

@@ -11,7 +11,7 @@
 
 from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from ledger._atomic cimport store_u64
+from ledger._atomic cimport load_u64, store_u64
 from ledger._hash cimport Hash128
 from ledger._limits cimport ID_GENERATIONS
 
@@ -38,6 +38,15 @@ cdef extern from *:
         madvise(memory + skip, size, MADV_HUGEPAGE);
         return memory + skip;
     }
+    /* Has the kernel find memory for the pages now, in whose turn it is to wait for it: the first touch of a large page costs ~0.3 ms,
+       on virtual machines up to 1 ms. What stands in them stays. Where the kernel cannot (before 5.14), they are found at first touch. */
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    static inline void ledger_populate(void *memory, uint64_t size) {
+        uintptr_t first = (uintptr_t)memory & ~(uintptr_t)4095, end = ((uintptr_t)memory + size + 4095) & ~(uintptr_t)4095;
+        madvise((void *)first, end - first, MADV_POPULATE_WRITE);
+    }
     static inline void ledger_unreserve(void *memory, uint64_t size) { if (memory) munmap(memory, size); }
     /* Starts a read without waiting for it: nothing depends on the word. A prefetch instruction will not do, because the processor
        drops it where the page's translation is not at hand, which in large tables is nearly always. */
@@ -47,6 +56,7 @@ cdef extern from *:
     uint64_t range_of "ledger_range"(uint64_t hash, uint64_t capacity) noexcept nogil
     void* reserve_memory "ledger_reserve"(uint64_t size) noexcept nogil
     void unreserve_memory "ledger_unreserve"(void* memory, uint64_t size) noexcept nogil
+    void populate_memory "ledger_populate"(void* memory, uint64_t size) noexcept nogil
     const int64_t ORDER_NONE "LEDGER_ORDER_NONE"
     void touch "ledger_touch"(const void* address) noexcept nogil
 
@@ -316,6 +326,13 @@ cdef inline void keys_turn(KeyTable* table, uint64_t sequence) noexcept nogil:
     next.dirty = 1
     store_u64(&table.full, table.full + 1)
     keys_drop(table)
+
+
+cdef inline uint64_t keys_wanted(const KeyTable* table) noexcept nogil:
+    # How many generations, from number 0, should have their memory: the filling one, and the next when it is half full. From any thread.
+    cdef uint64_t full = load_u64(&table.full)
+    cdef uint64_t wanted = full + 1 + (load_u64(&generation_at(table, full).count) >= table.count_max // 2)
+    return wanted if wanted < ID_GENERATIONS else ID_GENERATIONS
 
 
 cdef inline void keys_clear_with(KeyTable* table, const Generation* filling) noexcept nogil:

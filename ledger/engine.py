@@ -60,7 +60,7 @@ gate                 0 open, 1 closed: little free space, 2 closed: the drain me
 clock_stepped        1: realtime made a forward step that is not believed (clock_ahead_us); ticks stand still
 clock_gap            1: the clock was more than 7 days ahead of the journal at start and is not believed; ticks stand still
 clock_behind_us      how far realtime is behind server time
-turns, ticks         of the hot loop; entries written by ticks
+turns, ticks, digests    of the hot loop; entries written by ticks; DIGEST entries written since the start
 ids                  runs of dropped keys: runs, keys, bytes, failures (no space, tried again), refused_behind; lookups, how many wait now,
                      unreadable, lookup_us and run_us (histograms)
 finds_ring, finds_journal    entries read again for repeats: from memory, from LMDB

@@ -50,15 +50,28 @@ def make(data: Path, directory: bytes) -> None:
 
 
 def check(data: Path) -> Iterator[Checked]:
-    """Every run of a directory that no service runs on, read whole. Errors: IdsRefused, InUse, journal.JournalError."""
+    """Every run of a directory that no service runs on, read whole, and whether the journal has the group that it names.
+
+    Errors: IdsRefused, InUse, journal.JournalError.
+    """
     from ledger import journal
 
     directory = journal.read_format(data)
     with _locked(data):
         file = IdsFile(str(data / "ids"), directory)
         try:
-            for run in file.runs():
-                yield Checked(run, file.check(run["number"]))
+            with journal.Journal(data) as opened:
+                drained = opened.drained().sequence
+                for run in file.runs():
+                    fault = file.check(run["number"])
+                    # What is beyond LMDB is in the tail alone: the next start looks there.
+                    if fault is None and run["head"] is not None and run["head"][0] <= drained:
+                        sequence, group_hash = run["head"]
+                        group = opened.group_of(sequence)
+                        if group is None or (group.last_sequence, group.hash) != (sequence, group_hash):
+                            fault = (f"run {run['number']} of the ids of earlier requests (ids/data.mdb) is of another history: the "
+                                     f"journal has another entry {sequence}. `daybook ids {data} --rebuild` makes all runs again from it")
+                    yield Checked(run, fault)
         finally:
             file.close()
 

@@ -79,6 +79,7 @@ def restore(path: Path, to: Path, key_file: Path, *, tail: Path | None = None, t
         sync_directory(to / "journal")
         sync_directory(to)
         (to / "FORMAT.restored").rename(to / "FORMAT")
+        sync_directory(to)  # before the mark goes: with neither of them the directory would be nobody's
         (to / MARK).unlink()
         sync_directory(to)
     finally:

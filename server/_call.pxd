@@ -1,7 +1,8 @@
 # One call from request bytes to answer bytes: the life of a call between the transport and the core; and of a batch, step by step.
-# cimported by server/_transport.pyx (sockets and inbox) and server/_local.pyx (tests, core bench).
+# cimported by server/_transport.pyx (sockets and inbox), server/_reader.pyx (the follower) and server/_local.pyx (tests, core bench).
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ledger._core cimport Core
 from ledger._engine cimport Engine
 from ledger._layout cimport Command, Facts, Lookup, METHOD_COUNT, Outcome, Slice
 from ledger._limits cimport BATCH_STEP
@@ -44,7 +45,9 @@ cdef struct Batch:              # a BatchPost or BatchGetBalances under way
     Facts facts[BATCH_STEP]     # what the runs said to them
     uint64_t token              # for engine_park: this, and more by the place of a command below BATCH_STEP
     uint64_t wait_sequence      # the answer may leave when engine_durable() >= this
-    Slice wallet                # of BatchGetBalances
+    Slice wallet                # of BatchGetBalances, and this too:
+    Core* core                  # what is read
+    int64_t now_us              # and when
 
 cdef void call_read(Caller* caller, uint32_t place, uint8_t method, const uint8_t* request, uint32_t size) noexcept nogil
     # Decodes into a place (0..CALLS_AHEAD - 1). The request's bytes must stay until call_run.
@@ -71,5 +74,7 @@ cdef uint32_t batch_step(Caller* caller, Engine* engine, Batch* batch, bint late
     # Runs the next BATCH_STEP commands of a BatchPost, or reads all members of a BatchGetBalances. Returns how many; 0: the engine has no
     # room now, or, with an `answer` that is not OK, the whole batch is refused. late: the deadline has passed, so they are refused instead.
     # The batch is complete when done == count. With `asked` set it is parked: go on when batch_tell has made that 0 again.
+cdef uint32_t batch_balances(Caller* caller, Batch* batch, Answer* answer) noexcept nogil
+    # Reads all members of a BatchGetBalances, without an engine: core and now_us are set. As batch_step; a programme must be in force.
 cdef void batch_tell(Batch* batch, uint64_t place, const Facts* facts) noexcept nogil
     # What engine_told gave for the token batch.token + place.

@@ -1,13 +1,14 @@
 # One call from request bytes to answer bytes: decode, execute, encode (docs/ARCHITECTURE.md).
 # Not for sockets, deadlines and sizes (server/_transport.pyx) nor for meaning (ledger/_core.pyx).
-# Called by server/_transport.pyx for its sockets and the inbox; call_encode also by server/_local.pyx.
+# Called by server/_transport.pyx for its sockets and the inbox; call_encode also by server/_local.pyx; what only reads by server/_reader.pyx.
 #
 # A batch is calls behind each other whose answers stand in one. It goes step by step, so that the transport can look after others in
 # between; what it has come to stands in Batch. Its commands never see that they are in a batch.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
-from ledger._engine cimport engine_execute, engine_foresee, engine_moment, engine_park, engine_prepare, engine_program, engine_room
+from ledger._core cimport CoreStats, core_execute, core_prepare, core_program, core_stats
+from ledger._engine cimport engine_execute, engine_foresee, engine_park, engine_prepare, engine_program, engine_reading, engine_room
 from ledger._layout cimport Facts, LOOKED_UP, Lookup, METHOD_BATCH_POST, METHOD_GET_BALANCE
 from ledger._limits cimport BATCH_STEP
 from ledger._status cimport STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_OK, STATUS_WALLET_NOT_FOUND
@@ -27,14 +28,18 @@ cdef void call_read(Caller* caller, uint32_t place, uint8_t method, const uint8_
     caller.decoded[place] = wire_decode(method, request, size, &caller.commands[place], &caller.outcomes[place])
 
 
-cdef void call_prepare(Caller* caller, Engine* engine, uint32_t count) noexcept nogil:
-    cdef Command* commands[CALLS_AHEAD]
+cdef inline uint32_t good_commands(Caller* caller, uint32_t count, Command** commands) noexcept nogil:
     cdef uint32_t place, good = 0
     for place in range(count):
         if caller.decoded[place]:
             commands[good] = &caller.commands[place]
             good += 1
-    engine_prepare(engine, commands, good)
+    return good
+
+
+cdef void call_prepare(Caller* caller, Engine* engine, uint32_t count) noexcept nogil:
+    cdef Command* commands[CALLS_AHEAD]
+    engine_prepare(engine, commands, good_commands(caller, count, commands))
 
 
 cdef bint call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil:
@@ -193,12 +198,14 @@ cdef uint32_t post_step(Caller* caller, Engine* engine, Batch* batch) noexcept n
     return count
 
 
-cdef uint32_t balances_run(Caller* caller, Engine* engine, Batch* batch, Answer* answer) noexcept nogil:
+cdef uint32_t batch_balances(Caller* caller, Batch* batch, Answer* answer) noexcept nogil:
     """Reads all members at once: nothing is written in between, so they are read at one sequence."""
+    cdef Command* commands[CALLS_AHEAD]
     cdef uint32_t place, count
     cdef Outcome* outcome
-    cdef int64_t read_time_us
-    cdef uint64_t sequence = engine_moment(engine, &read_time_us)
+    cdef int64_t now_us = batch.now_us
+    cdef const CoreStats* stats = core_stats(batch.core)
+    answer.status = STATUS_OK
     while batch.done < batch.count:
         count = batch.count - batch.done
         if count > CALLS_AHEAD:
@@ -206,20 +213,20 @@ cdef uint32_t balances_run(Caller* caller, Engine* engine, Batch* batch, Answer*
         for place in range(count):
             caller.decoded[place] = wire_decode_member(wire_batch_next(batch.request, batch.size, &batch.offset), batch.wallet,
                                                        &caller.commands[place], &caller.outcomes[place])
-        call_prepare(caller, engine, count)
+        core_prepare(batch.core, commands, good_commands(caller, count, commands))
         for place in range(count):
             outcome = &caller.outcomes[place]
             if caller.decoded[place]:
-                engine_execute(engine, &caller.commands[place], outcome)
+                core_execute(batch.core, &caller.commands[place], now_us, NULL, outcome)
             if outcome.status == STATUS_WALLET_NOT_FOUND:   # so it is for all of them
-                call_encode(engine_program(engine), METHOD_GET_BALANCE, outcome, answer)
+                call_encode(core_program(batch.core), METHOD_GET_BALANCE, outcome, answer)
                 return 0
-            batch.answer_size += wire_balance_result(engine_program(engine), outcome, batch.answer + batch.answer_size)
+            batch.answer_size += wire_balance_result(core_program(batch.core), outcome, batch.answer + batch.answer_size)
             batch_count(caller, METHOD_GET_BALANCE, outcome)
             batch.done += 1
     # What it says of the whole ledger must be on disk too.
-    batch.wait_sequence = sequence
-    batch.answer_size += wire_balances_end(sequence, read_time_us, batch.answer + batch.answer_size)
+    batch.wait_sequence = stats.sequence
+    batch.answer_size += wire_balances_end(stats.sequence, now_us if now_us > stats.time_us else stats.time_us, batch.answer + batch.answer_size)
     return batch.count
 
 
@@ -231,4 +238,5 @@ cdef uint32_t batch_step(Caller* caller, Engine* engine, Batch* batch, bint late
         return 0
     if batch.method == METHOD_BATCH_POST:
         return post_step(caller, engine, batch)
-    return balances_run(caller, engine, batch, answer)
+    batch.core = engine_reading(engine, &batch.now_us)
+    return batch_balances(caller, batch, answer)

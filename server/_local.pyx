@@ -402,7 +402,7 @@ cdef class LocalLedger:
         cdef int code
         if self.ids == NULL:
             return 0
-        code = ids_write_due(self.ids, self.core, core_stats(self.core).sequence, no_pause, NULL)
+        code = ids_write_due(self.ids, self.core, NULL, core_stats(self.core).sequence, no_pause, NULL)
         if code != IDS_OK:
             raise ValueError(ids_text(self.ids, code))
         return self.ids.run_count

@@ -44,8 +44,9 @@ class CheckoutServer:
     port: int
     """The port that is listened on (chosen by the kernel where 0 was asked)."""
     def __init__(self, handle: EngineHandle, host: str, port: int, *, idle_timeout_ms: int = ..., slow_client_timeout_ms: int = ...,
-                 drain_grace_ms: int = ..., connections_max: int = ..., streams_max: int = ...) -> None:
-        """Binds and listens. The keywords are ledger/limits.py; only tests set them, lower.
+                 drain_grace_ms: int = ..., notice_ms: int = ..., connections_max: int = ..., streams_max: int = ...) -> None:
+        """Binds and listens. The keywords are ledger/limits.py (notice_ms: how long a stop waits for a peer to have seen its
+        notice); only tests set them.
 
         Errors: OSError that names the address; ValueError; MemoryError."""
     def run(self) -> None:

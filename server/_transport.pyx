@@ -25,7 +25,7 @@ from posix.unistd cimport close
 from ledger._clock cimport monotonic_us
 from ledger._arith cimport min_i64
 from ledger._engine cimport (
-    Engine, EngineHandle, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
+    Engine, EngineHandle, INBOX_GONE, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
     engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
     engine_told,
 )
@@ -130,7 +130,7 @@ cdef enum:
     TILLS_US = 10_000           # how long after a single call of the checkout port the batches hold back
     BATCH_SHARE = 6             # and how far: they get one part in so many of the time, BATCH_COMMANDS_BESIDE at once
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
-    NOTICE_US = 1_000_000       # how long a drain waits for the peer to have seen its notice
+    NOTICE_MS = 1000            # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
     BUCKETS = 20                # len(TRANSPORT_BOUNDS_US) + 1
     CONTROL_TOKENS = 1_048_576  # tokens of parked calls: below it streams, from it on calls of the control port,
@@ -149,6 +149,7 @@ cdef enum StreamState:
     STREAM_READY = 2            # complete, in server.ready; a batch: in server.batches
     STREAM_HELD = 3             # decided, in server.held until durable
     STREAM_ANSWERED = 4         # may leave, in server.answered
+    STREAM_QUEUED = 6           # complete, in its connection's `queued`: others of it are in server.ready
     STREAM_PARKED = 5           # not decided: waits for what the runs of dropped ids say; its request is still in the buffer
 
 cdef struct Stream:             # one call
@@ -222,6 +223,8 @@ cdef struct Connection:
     int64_t last_call_us        # of its newest call, or opened_us
     int64_t blocked_us          # since when the socket takes nothing more; 0: it does
     int64_t closing_us          # when it lingers or got its notice
+    StreamList queued           # complete calls behind those of it that stand in server.ready
+    uint32_t ready_count        # of it, in server.ready
     uint32_t carry_size
     uint32_t stream_count
     uint32_t large_count
@@ -271,6 +274,7 @@ cdef struct Server:
     uint32_t streams_max
     int64_t idle_us
     int64_t slow_us
+    int64_t notice_us
     int64_t drain_us
     int epoll
     int spare_fd                # given up for a moment to refuse a connection when descriptors run out
@@ -296,7 +300,7 @@ cdef struct Server:
     uint32_t control_batches    # batches of the control port that have not all run
 
     StreamList receiving        # by time of HEADERS
-    StreamList ready            # first come, first served
+    StreamList ready            # calls that wait, of every connection that has some; see ready_append
     StreamList answered         # by time of the answer
     OpenBatch* first_batch      # complete requests, not yet all run, the oldest first
     OpenBatch* last_batch
@@ -403,6 +407,33 @@ cdef void stream_give_up_large(Server* server, Stream* stream) noexcept nogil:
     stream.large = NULL
     if stream.connection != NULL:
         stream.connection.large_count -= 1
+
+
+cdef void ready_append(Server* server, Stream* stream) noexcept nogil:
+    """A call is complete. Connections take turns: one that sends a thousand calls at once does not keep the others waiting for them all.
+    So server.ready, first come first served, has one call of each connection, and more only up to CALLS_AHEAD in all, which are read
+    ahead. The others queue at their connection. Its calls keep their order."""
+    cdef Connection* connection = stream.connection
+    if connection.ready_count == 0 or (connection.queued.first == NULL and server.ready.count < CALLS_AHEAD):
+        stream.state = STREAM_READY
+        connection.ready_count += 1
+        list_append(&server.ready, stream)
+    else:
+        stream.state = STREAM_QUEUED
+        list_append(&connection.queued, stream)
+
+
+cdef void ready_remove(Server* server, Connection* connection, Stream* stream) noexcept nogil:
+    """It is taken or given up; the next one of its connection comes behind all others."""
+    cdef Stream* next = connection.queued.first
+    list_remove(&server.ready, stream)
+    connection.ready_count -= 1
+    while next != NULL and (connection.ready_count == 0 or server.ready.count < CALLS_AHEAD):
+        list_remove(&connection.queued, next)
+        next.state = STREAM_READY
+        connection.ready_count += 1
+        list_append(&server.ready, next)
+        next = connection.queued.first
 
 
 cdef inline bint is_batch(uint8_t method) noexcept nogil:
@@ -536,6 +567,7 @@ cdef void stream_free(Server* server, Stream* stream) noexcept nogil:
 
 cdef void stream_closed(Server* server, Stream* stream, bint well) noexcept nogil:
     """The call is over on the wire. What was not decided is never decided; what was decided stays so, and is dropped quietly."""
+    cdef Connection* connection = stream.connection
     stream_leave(server, stream)
     if stream.state == STREAM_HELD:     # server.held still points to it: freed at its release
         server.counters.answers_dropped += 1
@@ -548,7 +580,10 @@ cdef void stream_closed(Server* server, Stream* stream, bint well) noexcept nogi
         server.counters.calls_cancelled += 1
     elif stream.state == STREAM_READY:
         if not is_batch(stream.method):
-            list_remove(&server.ready, stream)
+            ready_remove(server, connection, stream)
+        server.counters.calls_cancelled += 1
+    elif stream.state == STREAM_QUEUED:
+        list_remove(&connection.queued, stream)
         server.counters.calls_cancelled += 1
     else:
         list_remove(&server.answered, stream)
@@ -735,11 +770,11 @@ cdef void stream_complete(Server* server, Stream* stream) noexcept nogil:
     if stream.method == METHOD_HEALTH_CHECK:
         stream_health(server, stream)
         return
-    stream.state = STREAM_READY
     if stream.batch != NULL:
+        stream.state = STREAM_READY
         batch_append(server, stream.batch)
     else:
-        list_append(&server.ready, stream)
+        ready_append(server, stream)
 
 
 cdef void stream_prefix(Server* server, Stream* stream) noexcept nogil:
@@ -1125,12 +1160,12 @@ cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
     if stream.deadline_us != 0:
         server.now_us = monotonic_us()
         if server.now_us >= stream.deadline_us:
-            list_remove(&server.ready, stream)
+            ready_remove(server, stream.connection, stream)
             stream_refuse(server, stream, STATUS_DEADLINE_PASSED, 0, 0)
             return True
     if not engine_room(server.engine):
         return False
-    list_remove(&server.ready, stream)
+    ready_remove(server, stream.connection, stream)
     answer.wait_sequence = 0
     if call_run(server.caller, server.engine, place, answer):
         stream_decided(server, stream, answer)
@@ -1142,17 +1177,15 @@ cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
 
 
 cdef void server_run_ready(Server* server) noexcept nogil:
-    """Runs the calls that wait, first come first served, until the engine has no room or it is the sockets' turn again."""
+    """Runs the calls that wait, the connections in turn, until the engine has no room or it is the sockets' turn again."""
     cdef uint32_t done = 0, place, count
     if server.ready.first != NULL:
         server.tills_until_us = server.now_us + TILLS_US
-    while done < CALLS_PER_TURN_MAX and engine_room(server.engine):
+    while done < CALLS_PER_TURN_MAX and server.ready.first != NULL and engine_room(server.engine):
         count = server_read_ready(server)
         for place in range(count):
             if not server_run_call(server, place):
                 return
-        if count < CALLS_AHEAD:
-            return
         done += count
 
 
@@ -1257,6 +1290,24 @@ cdef bint control_begin_batch(Server* server, ControlAnswer* waiting, const Inbo
     return True
 
 
+cdef void control_gone(Server* server, uint64_t token) noexcept nogil:
+    """Nobody waits for this call any more. If it is a batch that has not all run, it ends here: what ran stays, nothing is answered."""
+    cdef OpenBatch* batch
+    cdef ControlAnswer* waiting
+    cdef uint32_t i
+    for i in range(BATCHES_MAX):
+        batch = &server.open_batches[i]
+        waiting = batch.control
+        if waiting != NULL and waiting.batch == batch and waiting.token == token and (batch.waiting or batch.batch.asked > 0):
+            server.counters.calls_cancelled += 1
+            batch_free(server, batch)
+            server.control_batches -= 1
+            waiting.batch = NULL
+            waiting.next = server.free_control
+            server.free_control = waiting
+            return
+
+
 cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     """Runs the calls of the control port, as many as of the sockets; returns how many."""
     cdef InboxCall taken
@@ -1266,6 +1317,9 @@ cdef uint32_t server_run_inbox(Server* server) noexcept nogil:
     while (count < CALLS_PER_TURN_MAX and server.free_control != NULL and server.free_large_count > 0 and engine_room(server.engine)
             and engine_inbox_take(server.engine, &taken)):
         count += 1
+        if taken.method == INBOX_GONE:
+            control_gone(server, taken.token)
+            continue
         answer.wait_sequence = 0
         waiting = server.free_control
         server.free_control = waiting.next
@@ -1574,7 +1628,7 @@ cdef void connection_look(Server* server, Connection* connection, int64_t elapse
         if now - connection.opened_us > server.slow_us:
             server.counters.connections_timed_out += 1
             connection_doom(connection)
-    elif connection.leaving == 1 and now - connection.closing_us > NOTICE_US:
+    elif connection.leaving == 1 and now - connection.closing_us > server.notice_us:
         connection_leave(connection)
     elif connection.stream_count == 0 and now - connection.last_call_us > server.idle_us and not connection.over:
         server.counters.connections_timed_out += 1
@@ -1819,7 +1873,7 @@ cdef class CheckoutServer:
 
     def __init__(self, EngineHandle handle not None, host: str, port: int, *, idle_timeout_ms: int = IDLE_TIMEOUT_S * 1000,
                  slow_client_timeout_ms: int = SLOW_CLIENT_TIMEOUT_S * 1000, drain_grace_ms: int = DRAIN_GRACE_S * 1000,
-                 connections_max: int = CONNECTIONS_MAX, streams_max: int = STREAMS_MAX):
+                 notice_ms: int = NOTICE_MS, connections_max: int = CONNECTIONS_MAX, streams_max: int = STREAMS_MAX):
         cdef Server* server = self.server
         cdef epoll_event event
         if server.epoll >= 0:
@@ -1835,6 +1889,7 @@ cdef class CheckoutServer:
         server.idle_us = idle_timeout_ms * 1000
         server.slow_us = slow_client_timeout_ms * 1000
         server.drain_us = drain_grace_ms * 1000
+        server.notice_us = notice_ms * 1000
         server.look_us = max(10_000, min(1_000_000, server.slow_us // 4, server.idle_us // 4))
         sockets = _listen(host, port)
         for listener in sockets:

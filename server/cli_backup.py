@@ -5,7 +5,6 @@ Mounted by server/cli.py.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +15,6 @@ from rich.table import Table
 
 from ledger import limits
 from server.console import EXIT_FAILED, Bar, fail, mib, out
-
-NICE = 10  # the copy gives way to the service's threads
 
 
 def backup(
@@ -32,11 +29,12 @@ def backup(
     Every hash and the chain are checked on the way. A run that is cut short leaves a sound back-up of less; run it again.
     **The identity key is not copied**: keep `DIR/identity.key` apart, without it no card is found again.
     """
+    from ledger._follower import step_back
     from ledger._verifier import guard
     from ledger.backup import back_up, utc_text
     from ledger.journal import Damage, JournalError
 
-    os.nice(NICE)
+    step_back()
     bar, begun = Bar(), time.perf_counter()
     try:
         guard(str(data / "journal" / "data.mdb"), "daybook: backup")

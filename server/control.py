@@ -52,6 +52,12 @@ def refusal(name: str, a: int = 0, b: int = 0, *, field: int = 0, value: str = "
     return row.grpc_code, status.SerializeToString(), message.encode()
 
 
+def too_large(method: int, request: bytes) -> Answer | None:
+    """The refusal of a request that is longer than its call may be."""
+    bytes_max = limits.BATCH_REQUEST_BYTES_MAX if method in BATCHES else limits.REQUEST_BYTES_MAX
+    return refusal("MESSAGE_TOO_LARGE", len(request), bytes_max) if len(request) > bytes_max else None
+
+
 async def give(answer: Answer, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
     """Answer a call: the response's bytes, or the status with its details."""
     code, payload, message = answer
@@ -86,13 +92,13 @@ class Inbox:
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._open = True
+        self._closed = False
         self._loop.add_reader(handle.outbox_fd, self._collect)
 
     async def call(self, method: int, request: bytes, deadline_us: int) -> Answer:
-        """Run one call. deadline_us: monotonic, 0: none. A cancelled caller's answer is dropped."""
-        bytes_max = limits.BATCH_REQUEST_BYTES_MAX if method in BATCHES else limits.REQUEST_BYTES_MAX
-        if len(request) > bytes_max:
-            return refusal("MESSAGE_TOO_LARGE", len(request), bytes_max)
+        """Run one call. deadline_us: monotonic, 0: none. A cancelled caller's answer is dropped; its batch stops between two commands."""
+        if (large := too_large(method, request)) is not None:
+            return large
         if not self._open:
             return refusal("NOT_READY")
         token = next(self._tokens)
@@ -102,6 +108,10 @@ class Inbox:
         self._waiting[token] = answer
         try:
             return await answer
+        except asyncio.CancelledError:
+            if method in BATCHES and token in self._waiting and not self._closed:
+                self._handle.give_up(token)
+            raise
         finally:
             self._waiting.pop(token, None)
 
@@ -119,6 +129,7 @@ class Inbox:
 
     def close(self) -> None:
         """No answer comes any more. What was handed over and not answered stays *unknown* to its caller, as D11 has it."""
+        self._closed = True
         self._loop.remove_reader(self._handle.outbox_fd)
         for answer in self._waiting.values():
             if not answer.done():

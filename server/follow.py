@@ -19,13 +19,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ledger import limits
-from ledger._follower import die_with
+from ledger._follower import die_with, step_back
 from ledger.follower import Follower, FollowerBroken
 from ledger.journal import JournalError
 from server import reading
 from server._reader import Reader
 from server.config import METHODS, SERVICE, Address, RefusedToStart
-from server.control import RECEIVE_BYTES_MAX, Answer, give, listen
+from server.control import RECEIVE_BYTES_MAX, Answer, give, listen, too_large
 from server.metrics import FollowerCollector, MetricsServer
 from server.ports import cannot_listen, check_free, write_ports
 from server.reading import JournalService
@@ -70,6 +70,7 @@ def follow(config: FollowConfig, *, started: Callable[[Following], None], say: S
             die_with(config.child_of)
         except OSError:
             return 0  # it has gone already
+    step_back()
     for address, flag in ((config.control, "--control"), (config.http, "--http")):
         check_free(address, flag)
     try:
@@ -167,8 +168,10 @@ class ReadPort:
 
     def _call(self, method: int) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Any]:
         async def run(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            past = await self.journal.balance(request) if method == METHODS["GetBalance"] else None
-            return await give(past or self._read(method, request), context)
+            answer = too_large(method, request)
+            if answer is None and method == METHODS["GetBalance"]:
+                answer = await self.journal.balance(request)  # of the past
+            return await give(answer or self._read(method, request), context)
 
         return run
 

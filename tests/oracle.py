@@ -157,12 +157,16 @@ class Keys:
             found |= generation.facts.get(key, {})
         return found
 
+    def in_snapshot(self, sequence: int) -> int:
+        """The oldest generation that a follower, which keeps no runs, had in memory at this entry."""
+        return max(0, sum(generation.first <= sequence for generation in self.generations) - 3)
+
     def write_runs(self) -> None:
         self.written = len(self.generations) - 1
 
-    def restart(self) -> None:
-        """What a start knows before it reads the journal: the newest two runs come into memory again."""
-        self.dropped = max(0, self.written - 2) if self.runs else 0
+    def restart(self, oldest: int = 0) -> None:
+        """What a start knows before it reads the journal: the newest two runs come into memory again, but no generation before `oldest`."""
+        self.dropped = max(oldest, self.written - 2) if self.runs else 0
         self.generations = [*self.generations[:self.dropped], Generation(self.generations[self.dropped].first)]
 
     @property
@@ -682,13 +686,17 @@ class Oracle:
         self.ids.write_runs()
         self.receipts.write_runs()
 
-    def restart(self) -> None:
-        """The journal is applied again: which keys are in memory afterwards."""
+    def has_gap(self, sequence: int) -> bool:
+        """Whether keys are missing between the runs and the first ones of a snapshot of this moment."""
+        return any(keys.runs and keys.in_snapshot(sequence) > keys.written for keys in (self.ids, self.receipts))
+
+    def restart(self, snapshot: int = 0) -> None:
+        """The journal is applied again, behind a snapshot of this entry: which keys are in memory afterwards."""
         for keys in (self.ids, self.receipts):
-            keys.restart()
+            keys.restart(keys.in_snapshot(snapshot))
         begins = [keys.generations[-1].first for keys in (self.ids, self.receipts)]
         for sequence in range(1, self.sequence + 1):
-            if not (self.ids.room() and self.receipts.room()):
+            if sequence > snapshot and not (self.ids.room() and self.receipts.room()):
                 self.write_runs()
                 assert self.ids.room() and self.receipts.room()
             for keys, begin in zip((self.ids, self.receipts), begins, strict=True):

@@ -19,7 +19,7 @@ from server._pb.loyalty.ledger.v1 import journal_pb2_grpc, ledger_pb2_grpc
 from server.config import Address
 from server.follow import ReadPort
 
-WAIT_S = 30.0  # far beyond every delay that is waited for: only a failure takes so long
+WAIT_S = 60.0  # far beyond every delay that is waited for: only a failure takes so long
 
 
 def wait_for(what: Callable[[], Any], why: str) -> Any:

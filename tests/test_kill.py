@@ -116,7 +116,7 @@ class Client(threading.Thread):
 def ask(stub: Any, told: Told) -> bool:
     """One call; notes the outcome. False: unknown, the service is gone."""
     try:
-        told.answer = getattr(stub, told.method)(told.request, timeout=20)
+        told.answer = getattr(stub, told.method)(told.request, timeout=60)
     except grpc.RpcError as error:
         told.refusal = till.reason_of(error)
         return told.refusal is not None
@@ -143,7 +143,7 @@ def check_after_restart(server: RunningServer, told: list[Told], chosen: random.
             assert again.answer is not None, f"acknowledged before the kill, now {again.refusal}: {one}"
             assert again.answer.replayed
             assert without_replayed(again.answer) == without_replayed(one.answer)
-            operation = stub.GetOperation(till.ledger_pb2.GetOperationRequest(request_id=one.request.request_id), timeout=20)
+            operation = stub.GetOperation(till.ledger_pb2.GetOperationRequest(request_id=one.request.request_id), timeout=60)
             assert operation.entry == one.answer.entry
         elif one.refusal[0] in REMEMBERED:
             assert again.refusal is not None, f"refused before the kill, now done: {one}"
@@ -186,9 +186,13 @@ def kill_many_times(server: RunningServer, kills: int) -> None:
         for client in clients:
             client.start()
         time.sleep(chosen.uniform(0.05, 0.6))  # the load runs; when the kill comes is the point of the test
+        until = time.monotonic() + 60
+        while sum(one.answer is not None for client in clients for one in client.told.copy()) < 25:  # a busy machine is slow to begin
+            assert time.monotonic() < until, "no load"
+            time.sleep(0.01)
         server.kill()
         for client in clients:
-            client.join(30)
+            client.join(60)
             assert not client.is_alive(), "a client still waits for a dead service"
         told = [one for client in clients for one in client.told]
         server.start()

@@ -19,7 +19,7 @@ def send(stub: Any, method: str, request: Any) -> Any:
     """Asked again while the ids are behind; any other refusal is raised."""
     while True:
         try:
-            return getattr(stub, method)(request, timeout=20)
+            return getattr(stub, method)(request, timeout=60)
         except grpc.RpcError as error:
             if till.reason_of(error) != ("IDS_BEHIND", {}):
                 raise
@@ -44,7 +44,7 @@ def test_repeats_from_long_ago_get_the_first_answer_on_both_ports_and_after_rest
         for index, (method, request, first) in enumerate(sent):
             for stub in (server.stub, server.control_stub)[index % 2:]:
                 try:
-                    again = getattr(stub, method)(request, timeout=20)
+                    again = getattr(stub, method)(request, timeout=60)
                 except grpc.RpcError as error:
                     name, told = till.reason_of(error)
                     assert (name, told.pop("replayed")) == ("INSUFFICIENT_POINTS", "true")
@@ -54,7 +54,7 @@ def test_repeats_from_long_ago_get_the_first_answer_on_both_ports_and_after_rest
         earned = [(request, first) for method, request, first in sent if method == "EarnPoints"]
         batch = ledger_pb2.BatchPostRequest(commands=[ledger_pb2.PostCommand(earn=request) for request, _ in earned])
         for stub in (server.stub, server.control_stub):
-            for result, (_, first) in zip(stub.BatchPost(batch, timeout=20).results, earned, strict=True):
+            for result, (_, first) in zip(stub.BatchPost(batch, timeout=60).results, earned, strict=True):
                 entry = type(first.entry)()
                 entry.CopyFrom(first.entry)
                 entry.ClearField("awards")

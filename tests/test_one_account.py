@@ -22,7 +22,7 @@ def run_together(server: RunningServer, jobs: list[tuple[str, object]]) -> list[
             stub = RunningServer._stub(channel)
             for method, message in mine:
                 try:
-                    result = (getattr(stub, method)(message, timeout=20), None)
+                    result = (getattr(stub, method)(message, timeout=60), None)
                 except grpc.RpcError as error:
                     result = (None, till.reason_of(error))
                 with lock:

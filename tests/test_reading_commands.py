@@ -86,13 +86,15 @@ def test_the_follower_lists_and_counts(follower: dict[str, int], data: Path) -> 
             stub.ListEntries(journal_pb2.ListEntriesRequest(page_size=-1))
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="loyalty.ledger.v1.JournalService"))
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        next(stub.WatchEntries(journal_pb2.WatchEntriesRequest(from_sequence=1)))
+        watch = stub.WatchEntries(journal_pb2.WatchEntriesRequest(from_sequence=1))
+        next(watch)
 
         def samples() -> dict[str, float]:
-            page = urllib.request.urlopen(f"http://127.0.0.1:{follower['http']}/metrics", timeout=10).read().decode()
+            page = urllib.request.urlopen(f"http://127.0.0.1:{follower['http']}/metrics", timeout=60).read().decode()
             return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in page.splitlines() if line[0] != "#"}
 
         wait_for(lambda: samples()["ledger_feed_entries_total"] >= 91, "the sent entries on the metrics page")
+        watch.cancel()  # not before: what is cancelled while it is being sent is not counted
         seen = samples()
         assert seen['ledger_reads_total{method="ListEntries",outcome="OK"}'] >= 1
         assert seen['ledger_reads_total{method="ListEntries",outcome="FIELD_INVALID"}'] == 1

@@ -1,8 +1,9 @@
 """The core and the oracle, driven side by side by free commands: answers, balances, digest and journal agree after every step.
 
 The commands are real protobuf requests through the real codec. Clocks jump, ids repeat with the same and with other content,
-single fields go wrong, reservations expire, tables are tiny. At any step the ledger may be replaced by a replay of its journal, or by
-a snapshot of any age and the journal behind it.
+single fields go wrong, reservations expire, tables are tiny. A follower applies the same journal, meets the digest after every step and
+writes snapshots as it goes. At any step the ledger may be replaced by a replay of its journal, or by a snapshot of any age and the journal
+behind it; with runs of dropped keys beside it, or without.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from ledger._probe import entry_sections, section_read
 
 from ledger import limits
+from ledger._snapshot import SnapshotUnusable
 from ledger.rules import compile_source
 from server._local import LocalLedger
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
@@ -38,6 +40,7 @@ EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, BALANCE, OPERATION = rang
 BATCH_POST, IN_BATCHES = 14, range(EARN, BALANCE)
 ADJUST, LINK, UNLINK = 11, 12, 13
 
+SNAPSHOT_ENTRIES = 12  # the follower writes one by itself
 REMEMBERED = ("request_ids", "receipt_keys", "bytes_request_ids", "bytes_receipt_keys")
 COMPACTED = ("bytes_lots", "bytes_reservations")  # loading a snapshot leaves no slack: these may become smaller
 
@@ -183,8 +186,10 @@ def memory_file(owner: object) -> Path:
 class Pair:
     """A core and an oracle that must not differ."""
 
+    home: Path | None = None  # where folders of runs are made
+
     def begin(self, zone: str = "Europe/Warsaw", anonymous: bool = True, base: int = 5, runs: bool = False, **sizes: int) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="daybook-runs-") if runs else None
+        self.folder = tempfile.TemporaryDirectory(prefix="runs-", dir=self.home) if runs else None
         self.ids = {"ids": self.folder.name} if self.folder else {}
         self.compiled = compile_source(SOURCE.format(zone=zone, anonymous=str(anonymous).lower(), base=base).encode())
         self.sizes = {"members_max": 60, "ids_max": 5000, "reservations_max": 100} | sizes
@@ -192,7 +197,10 @@ class Pair:
         self.core = LocalLedger(self.compiled.image, self.compiled.source, self.now, identity_key=IDENTITY_KEY, **self.sizes, **self.ids)
         self.oracle = Oracle(self.compiled.program, IDENTITY_KEY, self.now, runs=runs, **self.sizes)
         self.checked = 1  # entries
-        self.files = [memory_file(self), memory_file(self)]
+        self.files = [memory_file(self) for _ in range(4)]  # the newest snapshots in turn, and last one for the way between
+        self.snapshots: list[tuple[Path, int]] = []  # file and entries, the newest three
+        self.follower = LocalLedger.replay(self.core.entries(), identity_key=IDENTITY_KEY, **self.sizes)
+        self.followed = len(self.core.entries())
         self.save()
         self.reloaded = False
         self.requests = self.receipts = 0
@@ -283,24 +291,51 @@ class Pair:
         self.reloaded = False
 
     def save(self) -> None:
-        """A snapshot of now, for `reload` at some later time."""
-        self.saved = (self.files[0], len(self.core.entries()))
-        self.core.save(self.saved[0])
+        """The follower writes a snapshot of what it has applied, for `reload` at some later time."""
+        if self.snapshots and self.snapshots[-1][1] == self.followed:
+            return
+        kept = self.snapshots[-2:]
+        path = next(path for path in self.files[:3] if path not in [taken for taken, _ in kept])
+        self.snapshots = [*kept, (path, self.followed)]
+        self.follower.save(path)
 
-    def reload(self, **other: int) -> None:
-        """The last snapshot and the journal behind it make the same ledger, also by way of tables of other sizes."""
-        path, count = self.saved
+    def follow(self) -> None:
+        """The follower catches up; on its way it writes snapshots."""
+        for entry in self.core.entries()[self.followed:]:
+            assert self.follower.apply(entry) == 0
+            self.followed += 1
+            if self.followed >= self.snapshots[-1][1] + SNAPSHOT_ENTRIES:
+                self.save()
+        assert self.follower.digest() == self.core.digest()
+
+    def restart_follower(self, age: int) -> None:
+        path, count = self.snapshots[-1 - age]
+        self.follower = LocalLedger.load(path, self.core.entries()[:count], identity_key=IDENTITY_KEY, **self.sizes)
+        self.followed = count
+
+    def reload(self, age: int, **other: int) -> None:
+        """A snapshot and the journal behind it make the same ledger, also by way of tables of other sizes."""
+        path, count = self.snapshots[-1 - age]
         entries = self.core.entries()
         between = LocalLedger.load(path, entries[:count], identity_key=IDENTITY_KEY, **(self.sizes | other))
-        between.save(self.files[1])
-        loaded = LocalLedger.load(self.files[1], entries[:count], identity_key=IDENTITY_KEY, **self.sizes)
+        between.save(self.files[3])
+        self.core.close()
+        try:
+            loaded = LocalLedger.load(self.files[3], entries[:count], identity_key=IDENTITY_KEY, **self.sizes, **self.ids)
+        except SnapshotUnusable as error:
+            assert self.oracle.has_gap(count), error
+            self.replay()
+            return
+        assert not self.oracle.has_gap(count), "keys between the runs and the snapshot are missing"
         for entry in entries[count:]:
             assert loaded.apply(entry) == 0
         assert loaded.digest() == self.core.digest()
         told, now = self.core.stats(), loaded.stats()
-        for counted_live in ("entries_expired_lots", "entries_expired_reservations", *COMPACTED):
-            told.pop(counted_live), now.pop(counted_live)
+        for name in ("entries_expired_lots", "entries_expired_reservations", *COMPACTED, *(REMEMBERED if self.folder else ())):
+            told.pop(name), now.pop(name)
         assert now == told
+        if self.folder:
+            self.oracle.restart(count)
         self.core = loaded
         self.reloaded = True
 
@@ -331,6 +366,7 @@ class Pair:
                 assert min(wallet.posted_points, wallet.pending_points, wallet.reserved_points, wallet.available_points) >= 0
 
     def check(self) -> None:
+        self.follow()
         self.check_journal()
         self.check_state()
         self.check_balances()
@@ -669,10 +705,15 @@ class Ledgers(Pair, RuleBasedStateMachine):
     def take_snapshot(self) -> None:
         self.save()
 
-    @precondition(lambda self: not self.folder)
-    @rule(members_max=st.sampled_from([60, 61, 4000]), reservations_max=st.sampled_from([100, 5000]))
-    def restart_from_snapshot(self, members_max: int, reservations_max: int) -> None:
-        self.reload(members_max=members_max, reservations_max=reservations_max)
+    @rule(data=st.data(), members_max=st.sampled_from([60, 61, 4000]), reservations_max=st.sampled_from([100, 5000]))
+    def restart_from_snapshot(self, data: Any, members_max: int, reservations_max: int) -> None:
+        age = data.draw(st.integers(0, len(self.snapshots) - 1), label="age")
+        self.reload(age, members_max=members_max, reservations_max=reservations_max)
+
+    @rule(data=st.data())
+    def the_follower_starts_again(self, data: Any) -> None:
+        self.restart_follower(data.draw(st.integers(0, len(self.snapshots) - 1), label="age"))
+
     @precondition(lambda self: self.folder)
     @rule()
     def write_runs(self) -> None:
@@ -686,18 +727,22 @@ class Ledgers(Pair, RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "core"):
-            self.post_digest()
-            self.replay()
-            self.core.close()
-            if self.folder:
-                self.folder.cleanup()
+            try:
+                self.post_digest()
+                self.replay()
+                self.follow()
+            finally:
+                self.core.close()
+                if self.folder:
+                    self.folder.cleanup()
 
 
 SEED = int(os.environ.get("DAYBOOK_SEED", random.SystemRandom().randrange(2**32)))
 
 
-def run(examples: int, steps: int) -> None:
+def run(examples: int, steps: int, home: Path) -> None:
     print(f"DAYBOOK_SEED={SEED}")
+    Ledgers.home = home
     run_state_machine_as_test(seed(SEED)(Ledgers), settings=settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)))
 
@@ -1057,11 +1102,11 @@ def test_reservations_of_all_members_fill_the_table():
     pair.replay()
 
 
-def test_the_core_does_what_the_oracle_says():
-    run(examples=150, steps=50)
+def test_the_core_does_what_the_oracle_says(tmp_path):
+    run(examples=150, steps=50, home=tmp_path)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_the_core_does_what_the_oracle_says_for_long():
-    run(examples=5000, steps=80)
+def test_the_core_does_what_the_oracle_says_for_long(tmp_path):
+    run(examples=5000, steps=80, home=tmp_path)

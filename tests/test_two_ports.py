@@ -56,7 +56,7 @@ def random_requests(seed: int, count: int, at: int) -> list[tuple[str, Any]]:
 
 def outcome(stub: Any, method: str, message: Any) -> Any:
     try:
-        return getattr(stub, method)(message, timeout=20).SerializeToString(deterministic=True)
+        return getattr(stub, method)(message, timeout=60).SerializeToString(deterministic=True)
     except grpc.RpcError as error:
         status = till.status_of(error)
         return error.code(), error.details(), status and status.SerializeToString(deterministic=True)

@@ -209,7 +209,7 @@ class Scripted:
             with suppress(OSError):     # it may be closed already
                 session.socket.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
     def _accept(self) -> None:
         while True:

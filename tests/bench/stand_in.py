@@ -63,7 +63,7 @@ class StandIn:
 
     def __enter__(self) -> StandIn:
         self._thread.start()
-        assert self._ready.wait(20), "the stand-in did not start"
+        assert self._ready.wait(60), "the stand-in did not start"
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -75,7 +75,7 @@ class StandIn:
             return
         self._grace = grace
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
+        self._thread.join(60)
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

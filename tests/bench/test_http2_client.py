@@ -6,6 +6,8 @@ Against single frames of hyperframe and hpack (tests/bench/scripted.py) and agai
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections import Counter
 from concurrent import futures
 
@@ -59,12 +61,24 @@ def some_requests(count: int, **weights: float) -> list[tuple[str, bytes]]:
     return _load.sample_requests(make_chain(), weights or {"earn": 1}, count, seed=1)
 
 
+def mix_until(client: _load.Client, service: Scripted, calls: int) -> None:
+    """A mix that goes on until the service has seen so many calls, however long that takes."""
+    thread = threading.Thread(target=lambda: client.mix({"balance": 1}, seconds=120.0, warmup_s=0))
+    thread.start()
+    until = time.monotonic() + 60
+    while len(service.calls) < calls and time.monotonic() < until:
+        time.sleep(0.005)
+    client.stop()
+    thread.join(60)
+    assert not thread.is_alive() and len(service.calls) >= calls
+
+
 def one_refused_then_fine(frames) -> tuple[Scripted, dict]:
     """A service that answers the first call with `frames(call)` and all later ones well; what a mix makes of it."""
     first = itertools.count()
     with Scripted(lambda call: call.send(*frames(call)) if next(first) == 0 else call.answer()) as service:
         client = _load.Client(LOCALHOST, service.port, connections=1, in_flight=1, chain=make_chain(), seed=1)
-        client.mix({"balance": 1}, seconds=0.6, warmup_s=0, grace_s=0.1)
+        mix_until(client, service, 20)
     return service, client.result()
 
 
@@ -269,7 +283,7 @@ def test_goaway_ends_what_the_service_leaves_out_and_waits_for_the_rest():
 
     with Scripted(answer) as service:
         client = _load.Client(LOCALHOST, service.port, connections=1, in_flight=4, chain=make_chain(), seed=1)
-        client.mix({"balance": 1}, seconds=0.6, warmup_s=0)
+        mix_until(client, service, 20)
     result = client.result()
     assert codes(result) == {"CONNECTION_LOST": 2}
     assert result["reasons"] == {"GOAWAY ENHANCE_YOUR_CALM": 1, "calls that a GOAWAY left out": 2}
@@ -310,7 +324,7 @@ def test_a_breach_ends_the_connection_and_is_named(name: str, frame: bytes, code
 
     with Scripted(answer) as service:
         client = _load.Client(LOCALHOST, service.port, connections=1, in_flight=1, chain=make_chain(), seed=1)
-        client.mix({"balance": 1}, seconds=1.5, warmup_s=0)
+        mix_until(client, service, 20)
     result = client.result()
     assert codes(result) == {"CONNECTION_LOST": 1} and measure.figures(result)["total"]["calls"] > 0
     (reason, count), = result["reasons"].items()

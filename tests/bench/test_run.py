@@ -43,7 +43,7 @@ def test_the_grpc_echo_gives_back_what_it_gets(tmp_path: Path):
     import grpc
 
     with run.Bench(tmp_path, 1.0, Console(quiet=True), members=10).echo() as target, grpc.insecure_channel(target) as channel:
-        assert channel.unary_unary("/loyalty.ledger.v1.LedgerService/EarnPoints")(b"bytes", timeout=10) == b"bytes"
+        assert channel.unary_unary("/loyalty.ledger.v1.LedgerService/EarnPoints")(b"bytes", timeout=60) == b"bytes"
 
 
 def test_the_machine_is_described(tmp_path: Path):

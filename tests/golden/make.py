@@ -1,4 +1,5 @@
-"""Makes golden data directories: `python -m tests.golden.make v2` writes tests/golden/v2-killed, -stopped, -restored and -back-up.
+"""Makes golden data directories: `python -m tests.golden.make v2 shop` writes tests/golden/v2-killed, -stopped, -restored and -back-up,
+`python -m tests.golden.make v2 runs` writes tests/golden/v2-runs.
 
 Run it once when the format gains something (new entry kinds, new files) and commit what it made beside the older ones: those are never made
 again, for they are what older programs wrote. Not for reading them (tests/test_golden.py).
@@ -34,6 +35,7 @@ START_US = 1_790_000_000_000_000
 SEED = 1
 REQUESTS = 300
 KEPT_ANSWERS = 40
+RUNS_IDS_MAX = 40  # so few that memory has dropped most of the ids
 CARDS = [f"card-{number}" for number in range(8)]
 PROGRAM = """\
 programme: Golden
@@ -75,7 +77,7 @@ def ask(server: RunningServer, method: str, message: Any) -> dict[str, Any]:
     """One call, and what it gave, as it is kept."""
     kept = {"method": method, "request": plain(message)}
     try:
-        return {**kept, "answer": plain(getattr(server.stub, method)(message, timeout=20))}
+        return {**kept, "answer": plain(getattr(server.stub, method)(message, timeout=60))}
     except grpc.RpcError as error:
         reason = till.reason_of(error)
         assert reason is not None, error
@@ -84,7 +86,7 @@ def ask(server: RunningServer, method: str, message: Any) -> dict[str, Any]:
 
 def balances(server: RunningServer) -> dict[str, Any]:
     return {card: {wallet.wallet: [wallet.posted_points, wallet.available_points, wallet.pending_points, wallet.reserved_points]
-                   for wallet in server.stub.GetBalance(till.balance_of(card), timeout=20).wallets} for card in CARDS}
+                   for wallet in server.stub.GetBalance(till.balance_of(card), timeout=60).wallets} for card in CARDS}
 
 
 def live(server: RunningServer) -> list[dict[str, Any]]:
@@ -95,7 +97,7 @@ def live(server: RunningServer) -> list[dict[str, Any]]:
         if i == REQUESTS // 2:
             at += 4 * 86_400_000_000
             server.set_clock(at)
-            until = time.monotonic() + 20
+            until = time.monotonic() + 60
             while server.metrics()["ledger_expired_lots_entries_total"] == 0:  # the sweep comes round
                 assert time.monotonic() < until
                 time.sleep(0.01)
@@ -141,11 +143,40 @@ def facts(path: Path, key: bytes) -> dict[str, Any]:
     return {"head": report.head, "directory": report.directory, "tail_groups": report.tail_groups, "totals": totals}
 
 
-def make(version: str) -> None:
-    names = [HERE / f"{version}-{what}" for what in ("killed", "stopped", "restored", "back-up")]
+def new_folders(version: str, *what: str) -> list[Path]:
+    names = [HERE / f"{version}-{one}" for one in what]
     there = [str(path) for path in names if path.exists()]
     if there:
         raise SystemExit(f"{', '.join(there)} exists already: golden directories are never made again, choose the next version")
+    return names
+
+
+def make_runs(version: str) -> None:
+    """A directory whose ids/ holds runs: most answers that are kept can only be given with them."""
+    folder_made, = new_folders(version, "runs")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "program.yaml").write_text(PROGRAM)
+        server = RunningServer(folder / "server", program=folder / "program.yaml", clock=START_US,
+                               arguments=("--members-max", "1000", "--ids-max", str(RUNS_IDS_MAX))).start()
+        chosen, at, asked = random.Random(SEED), START_US, []
+        while len(asked) < REQUESTS:
+            at += 1_000_000
+            server.set_clock(at)
+            message = till.earn(chosen.choice(CARDS), chosen.randrange(1, 9000), at=at, request_id=f"golden-runs-{len(asked):04d}")
+            one = ask(server, "EarnPoints", message)
+            if one.get("reason") != "IDS_BEHIND":
+                asked.append(one)
+        shown = balances(server)
+        server.terminate()
+        key = bytes.fromhex((server.data / "identity.key").read_text())
+        pack(folder_made, server.data, {**facts(server.data, key), "clock_us": at, "balances": shown, "refused": [],
+                                        "asked": chosen.sample(asked, KEPT_ANSWERS)})
+    print(folder_made, (folder_made / "files.tar.xz").stat().st_size, "bytes")
+
+
+def make_shop(version: str) -> None:
+    names = new_folders(version, "killed", "stopped", "restored", "back-up")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "program.yaml").write_text(PROGRAM)
@@ -177,4 +208,6 @@ def make(version: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("version", help="v1, v2, ...")
-    make(parser.parse_args().version)
+    parser.add_argument("what", choices=("shop", "runs"))
+    wanted = parser.parse_args()
+    (make_runs if wanted.what == "runs" else make_shop)(wanted.version)

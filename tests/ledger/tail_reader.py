@@ -41,7 +41,7 @@ def parse_group(raw: bytes, position: int = 0) -> Group | None:
         return None
     fields = _HEADER.unpack_from(raw)
     magic, version, flags, shard, epoch, first, drained, time_us, count, size, directory, previous, digest = fields
-    if (magic, version, flags, shard, epoch) != (_MAGIC, 1, 0, 0, 1) or count == 0 or 128 + size > len(raw):
+    if (magic, version, flags, shard) != (_MAGIC, 1, 0, 0) or epoch == 0 or count == 0 or 128 + size > len(raw):
         return None
     body = raw[128 : 128 + size]
     if hashlib.sha256(raw[:96] + body).digest() != digest:

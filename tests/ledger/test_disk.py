@@ -45,7 +45,7 @@ class Driver:
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(60)
         self.errors.close()
 
 

@@ -7,7 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ import pytest
 from ledger._probe import siphash_
 
 from ledger import ids, journal, limits
+from ledger.backup import back_up
 from ledger.engine import StartRefused
+from ledger.restore import restore
+from ledger.rules import compile_file
 from server._pb.loyalty.ledger.v1 import ledger_pb2
 from tests import till
+from tests.ledger import forging
 from tests.ledger.conftest import ROOT
 from tests.running import RunningServer
 
@@ -36,7 +40,7 @@ def send(server: RunningServer, numbers: range) -> None:
         request.receipt.key.number = f"n{number}"
         waiting.append(request)
     while waiting:
-        calls = [(request, server.stub.EarnPoints.future(request, timeout=20)) for request in waiting[:IDS_MAX // 2]]
+        calls = [(request, server.stub.EarnPoints.future(request, timeout=60)) for request in waiting[:IDS_MAX // 2]]
         waiting = waiting[IDS_MAX // 2:]
         for request, call in calls:
             try:
@@ -98,7 +102,8 @@ def runs_of(data: Path) -> Iterator[tuple[tuple[Any, ...], list[tuple[bytes, int
         with opened.begin() as transaction:
             for key, value in transaction.cursor(runs):
                 run, = struct.unpack(">I", key)
-                description = struct.unpack("<IIQQqqQQ16sQQ", value)
+                assert len(value) in (88, 128)
+                description = struct.unpack("<IIQQqqQQ16sQQ32sQ", value if len(value) == 128 else value.ljust(128, b"\0"))
                 found, index = [], 0
                 cursor = transaction.cursor(slots)
                 cursor.set_range(struct.pack(">IQQ", run, 0, 0))
@@ -119,8 +124,10 @@ def runs_of(data: Path) -> Iterator[tuple[tuple[Any, ...], list[tuple[bytes, int
 def test_runs_hold_what_the_journal_says_and_nothing_else(data: Path) -> None:
     wanted, last = keys_of_journal(data)
     covered = {0: 0, 1: 0}
-    for (version, kind, first, until, low, high, count, _, directory, _, _), slots in runs_of(data):
-        assert (version, count, directory) == (1, len(slots), journal.read_format(data))
+    heads = {group.first_sequence + group.count - 1: group.hash for group in journal.scan(data)}
+    for (version, kind, first, until, low, high, count, _, directory, _, head, head_hash, _), slots in runs_of(data):
+        assert (version, count, directory) == (2, len(slots), journal.read_format(data))
+        assert head >= until and heads[head] == head_hash
         assert first == covered[kind] + 1 and first <= until <= last and low <= high
         covered[kind] = until
         order = [struct.unpack("<QQ", key) for key, _, _ in slots]
@@ -180,6 +187,105 @@ def test_runs_that_know_more_than_the_journal_refuse_the_start(written: Path, da
         small_ledger(data=tmp_path / "early", ids_max=IDS_MAX)
     ids.rebuild(tmp_path / "early", ids_max=IDS_MAX)
     small_ledger(data=tmp_path / "early", ids_max=IDS_MAX)
+
+
+def test_runs_of_another_history_refuse_the_start(written: Path, data: Path, tmp_path: Path, small_ledger: Any) -> None:
+    """A directory that was restored to an earlier moment and has grown past it since; the ids of before are copied beside it."""
+    key = data / "identity.key"
+    back_up(written.parent / "early", tmp_path / "copy", bytes_per_s=0)
+    server = RunningServer(tmp_path / "again", arguments=("--members-max", "1000", "--ids-max", str(IDS_MAX)))
+    restored = server.data
+    restore(tmp_path / "copy", restored, key, tail_bytes=limits.TAIL_BYTES_MIN)
+    cut = keys_of_journal(restored)[1]
+    try:
+        server.start()
+        send(server, range(REQUESTS // 3, REQUESTS + 50))  # the same requests: only the history tells the two apart
+        assert server.terminate() == 0
+    finally:
+        server.kill()
+    assert keys_of_journal(restored)[1] > keys_of_journal(data)[1] > cut
+    own = by_kind(restored)
+    shutil.rmtree(restored / "ids")
+    shutil.copytree(data / "ids", restored / "ids")
+    foreign = next(number for number, (description, _) in enumerate(runs_of(restored), 1) if description[10] > cut)
+    with pytest.raises(StartRefused, match=rf"of another history: run {foreign} was written behind an entry \d+ that .*--rebuild"):
+        small_ledger(data=restored, ids_max=IDS_MAX)
+    assert by_kind(restored) == by_kind(data), "nothing was written"
+    faults = [checked.fault for checked in ids.check(restored)]
+    assert all(faults[foreign - 1:]) and not any(faults[:foreign - 1]) and f"run {foreign} " in faults[foreign - 1]
+    ids.rebuild(restored, ids_max=IDS_MAX)
+    small_ledger(data=restored, ids_max=IDS_MAX)
+    for kind, runs in by_kind(restored).items():
+        assert runs[:len(own[kind])] == own[kind]
+
+
+def test_a_run_may_name_a_group_that_is_only_in_the_tail(tmp_path: Path, small_ledger: Any) -> None:
+    """A run is written when its entries are durable, which is before they are in LMDB; a kill in between must not refuse the start."""
+    forge = forging.Forge()
+    compiled = compile_file(ROOT / "programs" / "base.yaml")
+    forge.add(forging.entry(20, forging.section(10, compiled.image), forging.section(11, compiled.source),
+                            forging.section(12, siphash_(bytes(16), b"daybook key check")), program=0))
+    for first in range(1, 601, 20):
+        forge.add(*(forging.earn(1, 3, opened=number == 1, request=number) for number in range(first, first + 20)))
+    data = forge.write(tmp_path / "data", drained_groups=3)
+    (data / "identity.key").write_text(bytes(16).hex())
+    (data / "identity.key").chmod(0o600)
+    for _ in range(2):  # the first makes the runs, the second meets them; neither drains
+        small_ledger(ids_max=IDS_MAX).close()
+    heads = {group.last_sequence: group.hash for group in journal.tail_groups(data)}
+    named = [(description[10], description[11]) for description, _ in runs_of(data)]
+    assert len(named) > 10 and all(heads[sequence] == group_hash for sequence, group_hash in named)
+    for number in (1, len(named)):
+        change_head(data, number, bytes(32))
+        assert f"of another history: run {number} was written behind an entry {named[number - 1][0]} that" in refused(small_ledger)
+        change_head(data, number, named[number - 1][1])
+        small_ledger(ids_max=IDS_MAX).close()
+    assert len(journal.tail_groups(data)) == len(forge.groups) - 3
+
+
+def check_of(value: bytes) -> int:
+    """The check of docs/journal-format.md."""
+    def fold(a: int, b: int) -> int:
+        return (a * b & (1 << 64) - 1) ^ a * b >> 64
+
+    whole = len(value) // 16 * 16
+    check = fold(len(value) ^ 0xA0761D6478BD642F, 0xE7037ED1A0B428DB)
+    for low, high in struct.iter_unpack("<QQ", value[:whole]):
+        check = fold(low ^ check, high ^ 0x8EBC6AF09C88C6E3)
+    low, high = struct.unpack("<QQ", value[whole:].ljust(16, b"\0"))
+    return fold(low ^ check, high ^ 0x589965CC75374CC3)
+
+
+def change_description(data: Path, number: int, change: Callable[[bytes], bytes]) -> None:
+    """change(what stands before the check): the same as somebody else would have written it."""
+    with environment(data) as opened, opened.begin(write=True) as transaction:
+        database = opened.open_db(b"runs", transaction)
+        key = struct.pack(">I", number)
+        value = transaction.get(key, db=database)
+        assert check_of(value[:-8]) == int.from_bytes(value[-8:], "little")
+        changed = change(value[:-8])
+        transaction.put(key, changed + check_of(changed).to_bytes(8, "little"), db=database)
+
+
+def change_head(data: Path, number: int, group_hash: bytes) -> None:
+    change_description(data, number, lambda value: value[:88] + group_hash)
+
+
+def test_runs_of_version_1_are_read_on(data: Path, small_ledger: Any) -> None:
+    """They do not say of which history they are. What is written behind them does."""
+    before = by_kind(data)
+    runs = len(before[0]) + len(before[1])
+    for number in range(1, runs + 1):
+        change_description(data, number, lambda value: struct.pack("<I", 1) + value[4:80])
+    for ids_max in (IDS_MAX, 12):
+        ledger = small_ledger(ids_max=ids_max)
+        assert ledger.handle.stats()["ids"]["runs"] >= runs
+        ledger.close()
+    checked = list(ids.check(data))
+    assert len(checked) > runs and not any(one.fault for one in checked)
+    assert [one.run["head"] is None for one in checked] == [number < runs for number in range(len(checked))]
+    change_description(data, 2, lambda value: struct.pack("<I", 2) + value[4:])
+    assert "run 2 is not what was written" in refused(small_ledger)
 
 
 def test_older_runs_beside_a_newer_journal_are_filled_up(written: Path, data: Path, small_ledger: Any) -> None:
@@ -265,7 +371,7 @@ def test_a_block_damaged_in_the_middle_is_met_by_the_one_who_needs_it(data: Path
         for number in range(0, 280, 4):
             ask = ledger_pb2.GetOperationRequest(request_id=f"request-{number:012d}")
             try:
-                server.stub.GetOperation(ask, timeout=20)
+                server.stub.GetOperation(ask, timeout=60)
                 outcomes["told"] += 1
             except grpc.RpcError as error:
                 assert till.reason_of(error) == ("IDS_UNREADABLE", {})

@@ -151,7 +151,7 @@ def test_it_goes_on_as_another_history(past: Past, tmp_path: Path) -> None:
     shutil.copy(past.key, tmp_path / "key")
     now = cut.time_us + 60_000_000
     server = RunningServer(tmp_path / "second", clock=now).start()
-    answers = [server.stub.EarnPoints(till.earn(f"new-{i}", at=now), timeout=20) for i in range(5)]
+    answers = [server.stub.EarnPoints(till.earn(f"new-{i}", at=now), timeout=60) for i in range(5)]
     assert [answer.entry.sequence for answer in answers] == [cut.last_sequence + 2 + i for i in range(5)]
     server.restart(kill=True)
     assert server.terminate() == 0

@@ -277,7 +277,7 @@ def test_a_busy_service_with_a_turning_ring_is_sound_at_every_look(new_server: C
     def shop(card: str) -> int:
         count = 0
         while not stop.is_set():
-            server.stub.EarnPoints(till.earn(card, 100), timeout=20)
+            server.stub.EarnPoints(till.earn(card, 100), timeout=60)
             count += 1
         return count
 

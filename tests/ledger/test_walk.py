@@ -111,7 +111,7 @@ def test_the_walk_beside_a_busy_writer_finds_nothing(new_server: Callable[..., R
 
     def shop() -> None:
         while not stop.is_set():
-            server.stub.EarnPoints(till.earn("card", 100), timeout=20)
+            server.stub.EarnPoints(till.earn("card", 100), timeout=60)
 
     tills = threading.Thread(target=shop)
     tills.start()

@@ -52,14 +52,18 @@ class Laboratory:
         out = self._processes[name].stdout
         assert out is not None
         line = out.readline()
-        assert line, f"{name} ended with {self._processes[name].wait(30)}:\n{(self.folder / f'{name}.stderr').read_text()[-4000:]}"
+        assert line, f"{name} ended with {self._processes[name].wait(60)}:\n{(self.folder / f'{name}.stderr').read_text()[-4000:]}"
         return line
 
     def run(self, *, seed: int = 1, groups: int = 10, mode: str = "alone") -> int:
         """One run of driver.py; its exit code, 0 or -9."""
+        return self.drive("run", str(seed), str(groups), mode)
+
+    def drive(self, command: str, *arguments: str) -> int:
+        """Another command of driver.py on the data directory."""
         process = self._process("driver", "tests.power.driver", self.shim)
         assert process.stdin is not None
-        process.stdin.write(f"run {self.data} {seed} {groups} {mode}\n")
+        process.stdin.write(f"{command} {self.data} {' '.join(arguments)}\n")
         said = [self._hear("driver")]
         while not said[-1].startswith("exit "):
             said.append(self._hear("driver"))
@@ -71,8 +75,11 @@ class Laboratory:
         return Recorder(self.shim, self.disk, self.data)
 
     def judge(self, *recordings: Recording | tuple[Recording, int], seed: int = 1, drawn: int = 10, share: int = 1, again: int = 4,
-              data: str = "data") -> Verdict:
-        """What all judges together say; with a place beside a recording, only its windows from there on are looked at."""
+              data: str = "data", copy: Path | None = None, key: Path | None = None, ids: bool = False) -> Verdict:
+        """What all judges together say; with a place beside a recording, only its windows from there on are looked at.
+
+        copy, key: of the back-up that is restored; ids: the runs of ids are looked at too.
+        """
         paths = []
         for number, one in enumerate(recordings):
             recording, after = (one, -1) if isinstance(one, Recording) else one
@@ -81,7 +88,8 @@ class Laboratory:
             folder = self.folder / f"judge-{index}"
             if not folder.exists():
                 (folder / "disk").mkdir(parents=True)
-            spec = Spec(paths, str(folder / "disk"), str(folder), data, seed, index, JUDGES, drawn, share, again)
+            spec = Spec(paths, str(folder / "disk"), str(folder), data, seed, index, JUDGES, drawn, share, again,
+                        str(copy or ""), str(key or ""), ids)
             shim = Shim.attach(folder, folder / "disk") if (folder / "shim.log").exists() else Shim(folder, disk=folder / "disk")
             process = self._process(folder.name, "tests.power.judge", shim)
             assert process.stdin is not None
@@ -100,7 +108,7 @@ class Laboratory:
         for process in self._processes.values():
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(30)
+            process.wait(60)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """A process for the power-loss tests, run with the shim preloaded: uses a ledger's directory as a service does, in forked children.
 
-Lines on stdin: `run DIRECTORY SEED GROUPS MODE`. Lines on stdout: `refused TEXT`, `exit CODE`. What is durable is acknowledged by a message
-on a socket, which the shim notes in the one order of all operations. Modes: `alone` one thread does everything; `threads` flush and drain
-thread run; `fill` many groups of one entry; `early` acknowledges what is not flushed yet: the build that the tests must catch.
+Lines on stdin: `run DIRECTORY SEED GROUPS MODE`, `restore DIRECTORY COPY KEY`, `rebuild DIRECTORY IDS_MAX`. Lines on stdout:
+`refused TEXT`, `exit CODE`. What is durable is acknowledged by a message on a socket, which the shim notes in the one order of all
+operations. Modes: `alone` one thread does everything; `threads` flush and drain thread run; `fill` many groups of one entry; `early`
+acknowledges what is not flushed yet: the build that the tests must catch.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from ledger import engine, limits
+from ledger import engine, ids, limits
 from ledger.engine import OpenLedger, StartRefused, open_ledger
+from ledger.restore import restore
+from ledger.verify import parse_head
 from tests.power.recording import ACK, SIZES
 
 PROGRAM = Path(__file__).resolve().parents[2] / "programs" / "base.yaml"
@@ -72,15 +75,26 @@ def run(directory: Path, seed: int, groups: int, mode: str) -> None:
         ledger.close()
 
 
+def do(command: str, directory: Path, *more: str) -> None:
+    if command == "restore":
+        copy, key = more
+        acknowledge(parse_head(restore(Path(copy), directory, Path(key), tail_bytes=limits.TAIL_BYTES_MIN).head)[0])
+    elif command == "rebuild":
+        ids.rebuild(directory, ids_max=int(more[0]))
+    else:
+        seed, groups, mode = more
+        run(directory, int(seed), int(groups), mode)
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for line in sys.stdin:
-        _, directory, seed, groups, mode = line.split()
+        command, directory, *more = line.split()
         child = os.fork()
         if child == 0:
             code = 99
             try:
-                run(Path(directory), int(seed), int(groups), mode)
+                do(command, Path(directory), *more)
                 code = 0
             except StartRefused as error:
                 os.write(1, f"refused {error}\n".encode())

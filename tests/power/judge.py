@@ -4,7 +4,8 @@
 state costs only its differences. A Spec a line on stdin, a Verdict a line on stdout, both JSON. Started by tests/power/conftest.py.
 
 A state is good when the ledger starts, ends with a whole group, has everything that was acknowledged before the moment, shows the chain's
-hash and the digest that a replay of these entries gives, takes new writes, and recovers to the same once more.
+hash and the digest that a replay of these entries gives, takes new writes, and recovers to the same once more. What an interrupted restore
+left is refused by a start, and good when another restore makes it whole.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import engine
+from ledger import engine, ids, limits
 from ledger.engine import OpenLedger, StartRefused
+from ledger.journal import JournalError
+from ledger.restore import restore
 from ledger.verify import verify
 from tests.power.disk import Disk, State, Window
 from tests.power.driver import open_here, tail_of
@@ -47,6 +50,9 @@ class Spec(NamedTuple):
     drawn: int  # states per window besides the systematic ones
     share: int  # one in so many states is looked at; 1: all
     again: int  # one in so many recoveries is followed by a second one
+    copy: str  # the back-up that is being restored; "": none
+    key: str  # its key
+    ids: bool  # every run of ids must be sound
 
 
 class Verdict(NamedTuple):
@@ -193,8 +199,28 @@ class Judge:
         except StartRefused as error:
             raise Wrong(f"the start is refused: {error}") from None
 
+    def _restored(self, demand: int) -> int:
+        """The state of a restore: whole, or refused and made whole by another one. Returns what must be there then."""
+        if not (self.data / "FORMAT").exists():
+            if demand:
+                raise Wrong("the restore had ended, and the directory is none")
+            if self.data.is_dir() and {path.name for path in self.data.iterdir()} - {"LOCK"}:
+                try:
+                    open_here(self.data).close()
+                except StartRefused:
+                    pass
+                else:
+                    raise Wrong("a start takes what an interrupted restore left for a ledger")
+            try:
+                restore(Path(self.spec.copy), self.data, Path(self.spec.key), tail_bytes=limits.TAIL_BYTES_MIN)
+            except (StartRefused, JournalError, OSError) as error:
+                raise Wrong(f"another restore does not go on from here: {error}") from None
+        return max(self.recording.history)
+
     def _recover(self, demand: int, chance: int) -> int:
         self.recoveries += 1
+        if self.spec.copy:
+            demand = self._restored(demand)
         ledger = self._open()
         try:
             found = ledger.recovered.sequence
@@ -223,6 +249,10 @@ class Judge:
                     raise Wrong(f"recovered to {expected}, and once more to {(handle.sequence, handle.digest(), handle.head)}")
             finally:
                 ledger.close()
+        if self.spec.ids:
+            faults = [checked.fault for checked in ids.check(self.data) if checked.fault]
+            if faults:
+                raise Wrong(faults[0])
         if chance // 15 % 64 == 0:
             report = verify(self.data, tail=tail_of(self.data))
             if report.head != f"{expected[2][0]}:{expected[2][1]}":

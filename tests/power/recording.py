@@ -99,7 +99,7 @@ class Recorder:
         self.folders = 0
         self.files: dict[int, list[tuple[int, bytes]]] = {}
         self.sizes: dict[int, int] = {}
-        self.before = groups_of(data) if (data / "FORMAT").exists() else []
+        self.before = groups_of(data) if (data / "FORMAT").exists() else []  # or what a restore begins with
         for name, path in tree(root).items():
             if path.is_dir():
                 self.folders -= 1

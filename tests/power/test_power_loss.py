@@ -12,32 +12,42 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from ledger import limits
+from ledger.backup import back_up
 from server._pb.loyalty.ledger.v1 import ledger_pb2
 from tests import till
 from tests.power.conftest import Laboratory
 from tests.power.disk import FLUSH, FLUSH_NAMES, NAME, WRITE
 from tests.power.judge import Verdict, Work
-from tests.power.recording import Recording
+from tests.power.recording import Recording, groups_of
 from tests.running import RunningServer
 from tests.shim.shim import META, NAMES, RENAME, Record
 from tests.test_durable import answers
 
 SOAK_STATES = 100_000
 RING_BLOCKS = limits.TAIL_BYTES_MIN // limits.TAIL_BLOCK_BYTES - 1
+BATCH = limits.CALLS_PER_TURN_MAX + 44  # commands: more than run at once
 SKIP_BLOCKS = limits.GROUP_BYTES_MAX // limits.TAIL_BLOCK_BYTES + 1  # with less room before the ring's end, a group goes to its start
 
 
-def good(verdict: Verdict, states_min: int) -> int:
-    """All states were recovered, and they were not too few to mean something."""
-    assert verdict.faults == []
+def good(laboratory: Laboratory, *recordings: Recording | tuple[Recording, int], states_min: int, share: int = 1, **how: Any) -> None:
+    """All states were recovered, and they were not too few to mean something.
+
+    How many groups threads make of the same calls is the scheduler's: where one in `share` states is too few, more of them are looked at.
+    """
+    while True:
+        verdict = laboratory.judge(*recordings, share=share, **how)
+        assert verdict.faults == []
+        if verdict.states >= states_min or share == 1:
+            break
+        share //= 2
     assert verdict.states >= states_min
-    return verdict.states
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------
@@ -115,32 +125,75 @@ def losses(laboratory: Laboratory, *, seed: int, count: int, each: int) -> list[
     return made
 
 
+def restoring(laboratory: Laboratory, *, seed: int, count: int) -> tuple[Recording, Path, Path]:
+    """A back-up of some groups is restored: the recording, the back-up, its key."""
+    assert laboratory.run(seed=seed, groups=count) == 0
+    copy, key = laboratory.folder / f"copy-{seed}", laboratory.folder / f"key-{seed}"
+    back_up(laboratory.data, copy, bytes_per_s=0, file_bytes=4000)
+    shutil.copy(laboratory.data / "identity.key", key)
+    before = groups_of(laboratory.data)
+    laboratory.reset()
+    laboratory.data = laboratory.disk / "srv" / "data"
+    recorder = laboratory.recorder()
+    recorder.before = before
+    assert laboratory.drive("restore", str(copy), str(key)) == 0
+    return recorder.finish(), copy, key
+
+
+def rebuilding(laboratory: Laboratory, *, seed: int, each: int) -> tuple[Recording, Told]:
+    """A service with memory for a few ids has made runs; `daybook ids --rebuild` makes them again."""
+    _, told = served(laboratory, seed=seed, each=each, ids_max=24)
+    recorder = laboratory.recorder()
+    assert laboratory.drive("rebuild", "24") == 0
+    made = recorder.finish()
+    assert any(op.kind == NAME and op.label == "renaming of data/ids.new" for op in made.ops)
+    return made._replace(acknowledged=[(0, max(made.history))]), told
+
+
+def unflushed(laboratory: Laboratory, recording: Recording, file: str, until: str, **how: Any) -> None:
+    """And the judges see it when the file is not flushed: it gets its place, and what it should hold may be missing."""
+    place = next(op.begin for op in recording.ops if op.label == until)
+    careless = recording.without(lambda op: op.kind == FLUSH and op.label == f"flush of {file}")
+    assert laboratory.judge((careless, place), **how).faults
+
+
 # --- what the tests say -----------------------------------------------------------------------------------------------
 
 def test_groups_and_drains(laboratory: Laboratory) -> None:
     """Flush and drain thread at work, so that tail and journal are in the air together."""
-    good(laboratory.judge(groups(laboratory, seed=1, count=16, mode="threads"), drawn=10, share=2), 300)
+    good(laboratory, groups(laboratory, seed=1, count=16, mode="threads"), drawn=10, share=2, states_min=300)
 
 
 def test_a_directory_in_the_making(laboratory: Laboratory) -> None:
     made = creation(laboratory, seed=2)
     laboratory.reset()
     apart = creation(laboratory, seed=3, apart=True)
-    good(laboratory.judge(made, apart, data="srv/daybook/data", share=4), 100)
+    good(laboratory, made, apart, data="srv/daybook/data", share=4, states_min=100)
 
 
 def test_the_ring_turns(laboratory: Laboratory) -> None:
-    good(laboratory.judge(turn_of_the_ring(laboratory, seed=3, count=20), drawn=5, share=20), 50)
+    good(laboratory, turn_of_the_ring(laboratory, seed=3, count=20), drawn=5, share=20, states_min=50)
 
 
 def test_a_kill_and_then_a_power_loss(laboratory: Laboratory) -> None:
     """What a killed process left in memory only is not relied on by the next one before it is on disk."""
     numbers = random.Random(4).sample([*range(1, 13), *range(28, 52)], 8)  # the ones between write the tail's zeros
-    good(laboratory.judge(*kills(laboratory, numbers, seed=4), drawn=2, share=12), 100)
+    good(laboratory, *kills(laboratory, numbers, seed=4), drawn=2, share=12, states_min=100)
 
 
 def test_a_power_loss_after_a_power_loss(laboratory: Laboratory) -> None:
-    good(laboratory.judge(*losses(laboratory, seed=5, count=4, each=3), drawn=5, share=2), 100)
+    good(laboratory, *losses(laboratory, seed=5, count=4, each=3), drawn=5, share=2, states_min=100)
+
+
+def test_a_restore(laboratory: Laboratory) -> None:
+    """Before it has ended a start refuses what is there, and the next restore makes it whole."""
+    made, copy, key = restoring(laboratory, seed=15, count=12)
+    how = {"drawn": 3, "share": 14, "data": "srv/data", "copy": copy, "key": key}
+    good(laboratory, made, states_min=20, **how)
+    unflushed(laboratory, made, "srv/data/journal/data.mdb", "renaming of srv/data/FORMAT.restored", **{**how, "share": 4})
+    renamed = next(op for op in made.ops if op.label == "renaming of srv/data/FORMAT.restored")
+    flushed = next(op for op in made.ops if op.kind == FLUSH_NAMES and op.begin > renamed.begin)
+    assert laboratory.judge((made.without(lambda op: op is flushed), renamed.begin), **{**how, "share": 1}).faults, "no FORMAT and no mark"
 
 
 # --- the whole service ------------------------------------------------------------------------------------------------
@@ -150,7 +203,7 @@ class Told:
 
     def __init__(self, server: RunningServer, seed: int, each: int) -> None:
         self.server, self.each = server, each
-        self.answers: list[tuple[str, Any, Any]] = []
+        self.answers: list[tuple[str, Any, Any]] = []  # method, request, answer; of a batch: a PostResult
         tills = [threading.Thread(target=self._till, args=(random.Random(seed * 100 + number),)) for number in range(4)]
         for one in tills:
             one.start()
@@ -158,6 +211,10 @@ class Told:
             one.join(60)
             assert not one.is_alive()
         assert len(self.answers) >= 2 * each
+
+    def again(self, stub: Any, method: str, request: Any) -> Any:
+        """The same call alone, after a restart, as its answer was kept."""
+        return getattr(stub, method)(request, timeout=60)
 
     def _till(self, chosen: random.Random) -> None:
         with grpc.insecure_channel(self.server.address(), options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
@@ -175,7 +232,7 @@ class Told:
     def _ask(self, stub: Any, method: str, request: Any) -> bool:
         """False: to be asked again."""
         try:
-            self.answers.append((method, request, getattr(stub, method)(request, timeout=20)))
+            self.answers.append((method, request, getattr(stub, method)(request, timeout=60)))
         except grpc.RpcError as error:
             reason = till.reason_of(error)
             assert reason is not None, "the outcome is unknown"  # anything else is a definite no, such as too few points
@@ -183,12 +240,37 @@ class Told:
         return True
 
 
+class ToldBatches(Told):
+    """As Told, but each till sends batches of more commands than run at once, so that they span groups."""
+
+    def _till(self, chosen: random.Random) -> None:
+        with grpc.insecure_channel(self.server.address(), options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = RunningServer._stub(channel)
+            for _ in range(self.each):
+                requests = [till.earn(f"card-{chosen.randrange(40)}", chosen.randrange(100, 9000)) for _ in range(BATCH)]
+                batch = ledger_pb2.BatchPostRequest(commands=[ledger_pb2.PostCommand(earn=request) for request in requests])
+                results = stub.BatchPost(batch, timeout=60).results
+                self.answers += [("EarnPoints", request, result) for request, result in zip(requests, results, strict=True)]
+
+    def again(self, stub: Any, method: str, request: Any) -> Any:
+        answer = super().again(stub, method, request)
+        answer.entry.ClearField("awards")  # a batch does not tell them
+        return answer
+
+
+def answered_batches(records: list[Record]) -> list[tuple[int, int]]:
+    """As `answered`, where all answers are of batches."""
+    return [(place, result.entry.sequence) for place, raw in answers(records)
+            for result in ledger_pb2.BatchPostResponse.FromString(raw).results]
+
+
 def answered(records: list[Record]) -> list[tuple[int, int]]:
     """(place of the send, sequence) of every answer; in all of them field 1 is the entry."""
     return [(place, ledger_pb2.EarnPointsResponse.FromString(raw).entry.sequence) for place, raw in answers(records)]
 
 
-def served(laboratory: Laboratory, *, seed: int, each: int, ids_max: int = 5000, follows: bool = False) -> tuple[Recording, Told]:
+def served(laboratory: Laboratory, *, seed: int, each: int, ids_max: int = 5000, follows: bool = False,
+           batches: bool = False) -> tuple[Recording, Told]:
     """A real service with tills, perhaps with its follower, recorded from before their start to behind their end."""
     if not laboratory.data.exists():
         assert laboratory.run(groups=1) == 0
@@ -201,9 +283,9 @@ def served(laboratory: Laboratory, *, seed: int, each: int, ids_max: int = 5000,
     while follows and not server.follow_ports_file.exists():
         assert time.monotonic() < until, server.log()
         time.sleep(0.01)  # a poll's step
-    told = Told(server, seed, each)
+    told = (ToldBatches if batches else Told)(server, seed, each)
     assert server.terminate() == 0
-    made = recorder.finish(answered)
+    made = recorder.finish(answered_batches if batches else answered)
     sequences = {answer.entry.sequence for _, _, answer in told.answers}
     assert sequences <= {sequence for _, sequence in made.acknowledged}, "an answer was not seen on the socket"
     return made, told
@@ -218,9 +300,9 @@ def check_served(laboratory: Laboratory, recording: Recording, told: Told, chose
     try:
         for method, request, answer in told.answers:
             if answer.entry.sequence <= demand:
-                again = getattr(server.stub, method)(request, timeout=20)
+                again = told.again(server.stub, method, request)
                 assert again.replayed and again.entry == answer.entry
-        assert server.stub.EarnPoints(till.earn("new"), timeout=20).entry.sequence > demand
+        assert server.stub.EarnPoints(till.earn("new"), timeout=60).entry.sequence > demand
         assert server.terminate() == 0
     finally:
         server.kill()
@@ -228,7 +310,7 @@ def check_served(laboratory: Laboratory, recording: Recording, told: Told, chose
 
 def test_the_service_with_tills(laboratory: Laboratory) -> None:
     recording, told = served(laboratory, seed=6, each=10)
-    good(laboratory.judge(recording, drawn=5, share=3), 50)
+    good(laboratory, recording, drawn=5, share=3, states_min=50)
     check_served(laboratory, recording, told, random.Random(6))
 
 
@@ -238,8 +320,24 @@ def test_the_service_with_snapshots_and_runs_of_ids(laboratory: Laboratory) -> N
     assert any(op.kind == NAME and "snapshots" in op.label for op in recording.ops), "no snapshot was written"
     runs = recording.number("data/ids/data.mdb")
     assert sum(op.kind == WRITE and op.file == runs for op in recording.ops) > 4, "no run was written"
-    good(laboratory.judge(recording, drawn=3, share=24), 50)
+    good(laboratory, recording, drawn=3, share=24, states_min=50)
     check_served(laboratory, recording, told, random.Random(14))
+
+
+def test_the_service_with_batches_that_span_groups(laboratory: Laboratory) -> None:
+    recording, told = served(laboratory, seed=16, each=1, batches=True)
+    sequences = [answer.entry.sequence for _, _, answer in told.answers]
+    spans = [(min(one), max(one)) for one in (sequences[at:at + BATCH] for at in range(0, len(sequences), BATCH))]
+    assert any(first <= end < last for first, last in spans for end in recording.history), "no batch spans two groups"
+    good(laboratory, recording, drawn=3, share=20, states_min=30)
+    check_served(laboratory, recording, told, random.Random(16))
+
+
+def test_runs_of_ids_made_again(laboratory: Laboratory) -> None:
+    recording, told = rebuilding(laboratory, seed=17, each=15)
+    good(laboratory, recording, drawn=3, share=10, ids=True, states_min=30)
+    unflushed(laboratory, recording, "data/ids.new/data.mdb", "renaming of data/ids.new", drawn=3, share=3, ids=True)
+    check_served(laboratory, recording, told, random.Random(17))
 
 
 # --- the judges can see -----------------------------------------------------------------------------------------------
@@ -326,7 +424,8 @@ def test_a_start_that_relies_on_a_name_is_caught(laboratory: Laboratory) -> None
 def any_run(laboratory: Laboratory, seed: int) -> Verdict:
     """A run of any kind, its states judged."""
     chosen = random.Random(seed)
-    kind = chosen.choices(("threads", "alone", "creation", "turn", "kills", "twice", "service"), (6, 4, 1, 1, 1, 4, 3))[0]
+    kind = chosen.choices(("threads", "alone", "creation", "turn", "kills", "twice", "service", "batches", "restore", "rebuild"),
+                          (6, 4, 1, 1, 1, 4, 3, 1, 1, 1))[0]
     print(f"{kind}, seed {seed}: ", end="", flush=True)
     if kind in ("threads", "alone"):
         return laboratory.judge(groups(laboratory, seed=seed, count=60, mode=kind), seed=seed, drawn=100)
@@ -338,8 +437,16 @@ def any_run(laboratory: Laboratory, seed: int) -> Verdict:
         return laboratory.judge(*kills(laboratory, chosen.sample(range(1, 60), 10), seed=seed), seed=seed, drawn=10, share=3)
     if kind == "twice":
         return laboratory.judge(*losses(laboratory, seed=seed, count=6, each=8), seed=seed, drawn=30)
-    recording, told = served(laboratory, seed=seed, each=40, ids_max=chosen.choice((24, 5000)), follows=seed % 2 == 0)
-    verdict = laboratory.judge(recording, seed=seed, drawn=100)
+    if kind == "restore":
+        made, copy, key = restoring(laboratory, seed=seed, count=20)
+        return laboratory.judge(made, seed=seed, drawn=30, data="srv/data", copy=copy, key=key)
+    if kind == "batches":
+        recording, told = served(laboratory, seed=seed, each=3, batches=True)
+    elif kind == "rebuild":
+        recording, told = rebuilding(laboratory, seed=seed, each=30)
+    else:
+        recording, told = served(laboratory, seed=seed, each=40, ids_max=chosen.choice((24, 5000)), follows=seed % 2 == 0)
+    verdict = laboratory.judge(recording, seed=seed, drawn=100, ids=kind == "rebuild")
     check_served(laboratory, recording, told, chosen)
     return verdict
 
@@ -352,5 +459,7 @@ def test_100_000_crash_states(laboratory: Laboratory) -> None:
     while states < SOAK_STATES:
         seed += 1
         laboratory.reset()
-        states += good(any_run(laboratory, seed), 1)
+        verdict = any_run(laboratory, seed)
+        assert verdict.faults == []
+        states += verdict.states
     print(f"{states} crash states in all, none wrong")

@@ -150,7 +150,7 @@ def fuzz(count: int, seed: int) -> Counter[str]:
             with Peer(port.number) as good:
                 for index in range(count):
                     sent = mutate(conversation(chance), chance)
-                    with socket.create_connection(("127.0.0.1", port.number), timeout=20) as peer:
+                    with socket.create_connection(("127.0.0.1", port.number), timeout=60) as peer:
                         try:
                             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                             cut = chance.randrange(len(sent)) if chance.random() < 0.3 else len(sent)

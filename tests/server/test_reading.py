@@ -24,6 +24,7 @@ from tests.running import RunningServer
 from tests.shop import HOUR_US, PROGRAM, START_US, Shop
 
 SEED = random.randrange(1 << 32)
+DIGEST = 21  # the kind
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
@@ -368,7 +369,7 @@ def test_an_idle_feed_says_that_it_lives_and_then_goes_on(shop: Shop) -> None:
         heads = []
         for _ in range(3):
             message = next(stream)
-            assert not message.entries
+            assert all(entry.entry.kind == DIGEST for entry in message.entries)  # one a minute, whatever else happens
             heads.append(message.head)
         assert heads[-1].sequence >= last
         groups: dict[int, Group] = {group.last_sequence: group for group in groups_of(port)}
@@ -474,6 +475,47 @@ def test_a_balance_of_the_past_is_what_was_answered_then(two_wallets: Shop) -> N
             assert found == answered
 
 
+def test_balances_of_many_members_are_what_the_service_answers(two_wallets: Shop) -> None:
+    """At one sequence, each member with its own result."""
+    shop = two_wallets
+    for _ in range(120):
+        shop.pass_time(shop.chance.choice((1, 1000, 4_000_000, 11 * HOUR_US // 12)))
+        shop.step()
+    known = till.balance_of("last-card").member
+    shop.last()
+    batch = ledger_pb2.BatchGetBalancesRequest(members=[*({"card": card} for card in shop.cards), known, {"card": "nobody"}, known, {}])
+    only = ledger_pb2.BatchGetBalancesRequest(members=[known], wallet="stamps")
+    with Port(shop.server.data, clock_file=shop.server.clock_file) as port:
+
+        def both(asked: Any) -> Any:
+            """What both say at one sequence; the ticks of the last steps may come in between."""
+            own = shop.server.stub.BatchGetBalances(asked)
+            port.reach(own.sequence)
+            seen = port.ledger.BatchGetBalances(asked)
+            return (own, seen) if seen.sequence == own.sequence else None
+
+        for asked in (batch, only):
+            own, seen = wait_for(lambda asked=asked: both(asked), "the same sequence on both")
+            assert seen == own and len(seen.results) == len(asked.members)
+            if asked is only:
+                assert [wallet.wallet for wallet in seen.results[0].balance.wallets] == ["stamps"]
+                continue
+            assert seen.results[-2] == seen.results[-4] and seen.results[-2].balance.member_id > 0
+            assert till.reason_of_status(seen.results[-3].error)[0] == "MEMBER_NOT_FOUND"
+            assert till.reason_of_status(seen.results[-1].error)[0] == "FIELD_INVALID"
+        for wrong, reason in (([], "FIELD_INVALID"), ([known] * 1001, "FIELD_INVALID"),
+                              ([{"card": "x" * 1100}] * 1000, "MESSAGE_TOO_LARGE")):
+            asked = ledger_pb2.BatchGetBalancesRequest(members=wrong)
+            ours = refused(lambda asked=asked: port.ledger.BatchGetBalances(asked))
+            assert ours[0] == reason and ours == refused(lambda asked=asked: shop.server.control_stub.BatchGetBalances(asked))
+        only.wallet = "none"
+        assert refused(lambda: port.ledger.BatchGetBalances(only))[0] == "WALLET_NOT_FOUND"
+        most = ledger_pb2.BatchGetBalancesRequest(members=[known] * 1000)
+        assert len({result.SerializeToString() for result in port.ledger.BatchGetBalances(most).results}) == 1
+        long = till.balance_of("x" * 150_000)
+        assert refused(lambda: port.ledger.GetBalance(long))[0] == "MESSAGE_TOO_LARGE"
+
+
 def test_a_moment_that_cannot_be_answered_is_refused(two_wallets: Shop) -> None:
     shop = two_wallets
     opened_us = shop.clock
@@ -525,7 +567,7 @@ def test_a_list_waits_for_the_index_and_says_when_it_cannot(port_of_a_small_jour
         return 0
 
     monkeypatch.setattr(index, "step", stand_still)
-    assert still.wait(30)
+    assert still.wait(60)
     whole = index._segments
     index._segments = ()
     reason, metadata = refused(lambda: port_of_a_small_journal.journal.ListEntries(journal_pb2.ListEntriesRequest()))
@@ -536,6 +578,8 @@ def test_a_list_waits_for_the_index_and_says_when_it_cannot(port_of_a_small_jour
 def test_an_empty_journal_is_not_ready(tmp_path: Path) -> None:
     with Port(forging.Forge().write(tmp_path / "data")) as port:
         assert refused(lambda: port.journal.ListEntries(journal_pb2.ListEntriesRequest()))[0] == "NOT_READY"
+        asked = ledger_pb2.BatchGetBalancesRequest(members=[{"member_id": 1}])
+        assert refused(lambda: port.ledger.BatchGetBalances(asked))[0] == "NOT_READY"
 
 
 def test_the_encoder_survives_bytes_that_are_no_entry() -> None:

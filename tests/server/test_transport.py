@@ -232,7 +232,7 @@ def test_a_message_is_percent_encoded(port: Port) -> None:
 
 def test_a_deadline_counts_from_the_headers_and_a_late_call_is_not_decided(port: Port) -> None:
     with Peer(port.number) as peer:
-        sequence = port.ledger.handle.sequence
+        written = port.written()
         body = message(enroll("late-1").SerializeToString())
         stream = peer.start(headers("EnrollMember", grpc_timeout="30m"), body[:10], end=False)
         peer.ping()
@@ -243,13 +243,13 @@ def test_a_deadline_counts_from_the_headers_and_a_late_call_is_not_decided(port:
         assert reply.code == errors.DEADLINE_EXCEEDED
         assert reason(reply.details).reason == "DEADLINE_PASSED"
         assert peer.call(headers("EnrollMember", grpc_timeout="0n"), body).code == errors.DEADLINE_EXCEEDED
-        assert port.ledger.handle.sequence == sequence, "nothing was written"
+        assert port.written() == written, "nothing was written"
         assert peer.call(headers("EnrollMember", grpc_timeout="99999999H"), body).code == 0
 
 
 def test_a_call_cancelled_before_it_is_decided_is_not_decided(port: Port) -> None:
     with Peer(port.number) as peer:
-        sequence, cancelled = port.ledger.handle.sequence, port.stat("calls_cancelled")
+        written, cancelled = port.written(), port.stat("calls_cancelled")
         body = message(enroll("cancelled-1").SerializeToString())
         stream = peer.start(headers("EnrollMember"), body[:10], end=False)
         peer.send(RstStreamFrame(stream, error_code=CANCEL))
@@ -258,7 +258,7 @@ def test_a_call_cancelled_before_it_is_decided_is_not_decided(port: Port) -> Non
                   RstStreamFrame(whole, error_code=CANCEL))  # read in one piece: complete, but given up when its turn comes
         peer.ping()
         assert port.stat("calls_cancelled") == cancelled + 2
-        assert port.ledger.handle.sequence == sequence
+        assert port.written() == written
         assert port.stat("streams") == 0
 
 
@@ -269,11 +269,14 @@ def test_a_call_cancelled_after_it_was_decided_stays_decided(port: Port) -> None
     with Peer(port.number) as peer:
         before = {name: port.stat(name) for name in ("calls_cancelled", "answers_dropped")}
         good = port.server.stats()["calls"].get(("checkout", 7, 0), 0)
-        sequence = port.ledger.handle.sequence
+        written = port.written()
         for number in range(300):
+            now = port.written()
             stream = peer.start(headers("EnrollMember"), message(enroll(f"gone-{number}").SerializeToString()))
-            until_us = time.perf_counter_ns() + chance.randrange(300_000)
-            while time.perf_counter_ns() < until_us:
+            if number % 30 == 0:
+                until(lambda now=now: port.written() > now)  # decided for sure, however the threads are scheduled
+            until_ns = time.perf_counter_ns() + chance.randrange(300_000)
+            while time.perf_counter_ns() < until_ns:
                 pass
             peer.send(RstStreamFrame(stream, error_code=CANCEL))
         peer.ping()
@@ -281,8 +284,8 @@ def test_a_call_cancelled_after_it_was_decided_stays_decided(port: Port) -> None
         undecided = port.stat("calls_cancelled") - before["calls_cancelled"]
         decided = port.server.stats()["calls"].get(("checkout", 7, 0), 0) - good
         assert undecided + decided == 300
-        assert decided > 0
-        assert port.ledger.handle.sequence == sequence + decided
+        assert decided >= 10
+        assert port.written() == written + decided
 
 
 def test_a_connection_that_vanishes_with_open_calls_leaves_nothing_behind(port: Port) -> None:
@@ -362,7 +365,7 @@ def test_health(port: Port) -> None:
 
 
 def test_a_stop_finishes_open_calls_then_says_goodbye(new_port: Callable[..., Port]) -> None:
-    one = new_port()
+    one = new_port(notice_ms=60_000)
     with Peer(one.number) as peer:
         body = message(enroll("drain-1").SerializeToString())
         peer.answer_pings = False
@@ -378,6 +381,7 @@ def test_a_stop_finishes_open_calls_then_says_goodbye(new_port: Callable[..., Po
         peer.send(peer.data_frame(stream, body[20:]))
         reply = peer.finish(stream)
         assert reply.code in (0, errors.UNAVAILABLE)
+        peer.send(PingFrame(0, peer.pings[-1], flags=["ACK"]))  # the notice was seen
         peer.read_close()
         assert peer.goaways[-1] == (3, NO_ERROR), "the last call that was served"
     one.stop()
@@ -411,7 +415,7 @@ def test_an_idle_stop_is_quick_and_clients_see_a_clean_end(new_port: Callable[..
         peer.socket.close()
         begun = time.monotonic()
         one.stop()
-        assert time.monotonic() - begun < limits.DRAIN_GRACE_S / 2
+        assert time.monotonic() - begun < limits.DRAIN_GRACE_S
 
 
 def test_the_server_runs_once(port: Port) -> None:
@@ -463,7 +467,7 @@ def test_streams_too_many_on_one_connection_end_it(port: Port) -> None:
 
 
 def test_an_idle_connection_gets_a_goodbye(new_port: Callable[..., Port]) -> None:
-    one = new_port(idle_timeout_ms=150)
+    one = new_port(idle_timeout_ms=1000)
     with Peer(one.number) as peer:
         assert peer.call(headers(), balance()).code == errors.NOT_FOUND
         peer.read_close()
@@ -472,17 +476,18 @@ def test_an_idle_connection_gets_a_goodbye(new_port: Callable[..., Port]) -> Non
 
 
 def test_an_open_call_is_not_idle(new_port: Callable[..., Port]) -> None:
-    one = new_port(idle_timeout_ms=100)
+    one = new_port(idle_timeout_ms=500)
     with Peer(one.number) as peer:
         stream = peer.start(headers(), balance()[:7], end=False)
+        peer.ping()
         begun = time.monotonic()
-        until(lambda: time.monotonic() > begun + 0.3)
+        until(lambda: time.monotonic() > begun + 1.1)
         peer.send(peer.data_frame(stream, balance()[7:]))
         assert peer.finish(stream).code == errors.NOT_FOUND
 
 
 def test_a_request_that_never_ends_is_reset_and_its_neighbours_live(new_port: Callable[..., Port]) -> None:
-    one = new_port(slow_client_timeout_ms=150)
+    one = new_port(slow_client_timeout_ms=1000)
     with Peer(one.number) as peer:
         slow = peer.start(headers(), balance()[:7], end=False)
         reply = peer.finish(slow)
@@ -492,7 +497,7 @@ def test_a_request_that_never_ends_is_reset_and_its_neighbours_live(new_port: Ca
 
 
 def test_an_answer_that_nobody_reads_is_dropped(new_port: Callable[..., Port]) -> None:
-    one = new_port(slow_client_timeout_ms=150)
+    one = new_port(slow_client_timeout_ms=1000)
     with Peer(one.number, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as peer:
         reply = peer.call(headers("EnrollMember"), message(enroll("unread-1").SerializeToString()))
         assert reply.reset == CANCEL
@@ -511,11 +516,10 @@ def test_a_connection_that_does_not_introduce_itself_is_closed(new_port: Callabl
 
 def test_a_peer_that_reads_nothing_is_closed_and_bounded(new_port: Callable[..., Port]) -> None:
     """It sends calls and never reads: its answers fill the socket, then one buffer, then it is cut; others go on meanwhile."""
-    one = new_port(slow_client_timeout_ms=400)
+    one = new_port(slow_client_timeout_ms=1000)
     with Peer(one.number, receive_buffer=4096) as peer, Peer(one.number) as other:
         frames = b"".join(frame.serialize() for _ in range(500) for stream in [peer.new_stream()] for frame in (
             peer.headers_frame(stream, headers()), peer.data_frame(stream, balance())))
-        peer.socket.settimeout(0.5)
         try:
             peer.send_raw(frames)
             while True:
@@ -584,15 +588,14 @@ def _unknown(peer: Peer) -> list[Frame]:
 def test_a_flood_ends_the_connection_and_nobody_else_notices(port: Port, flood: Callable[[Peer], list[Frame]]) -> None:
     abused = port.stat("connections_abused")
     with Peer(port.number) as peer, Peer(port.number) as other:
-        frames = [frame.serialize() for frame in flood(peer)]
-        peer.socket.settimeout(0.5)
         try:
-            for at in range(0, len(frames), 500):
-                peer.send_raw(b"".join(frames[at:at + 500]))
-                assert other.call(headers(), balance()).code == errors.NOT_FOUND
+            while port.stat("connections_abused") == abused:  # so much a second is allowed for ever: a slow machine needs longer
+                frames = [frame.serialize() for frame in flood(peer)]
+                for at in range(0, len(frames), 500):
+                    peer.send_raw(b"".join(frames[at:at + 500]))
+                    assert other.call(headers(), balance()).code == errors.NOT_FOUND
         except OSError:
             pass  # closed in our face: so much the better
-        peer.socket.settimeout(WAIT_S)
         peer.read_close()
         assert port.stat("connections_abused") == abused + 1
         assert all(code == ENHANCE_YOUR_CALM for _, code in peer.goaways)

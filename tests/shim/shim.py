@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import os
 import struct
@@ -19,7 +20,7 @@ _LOG_BYTES = 256 << 20  # sparse
 _RECORD = struct.Struct("<QQHHiqQQIIQQII")
 _OPS, _FILES, _FAIL_AT, _FAIL_ERRNO, _FAIL_COUNT, _FAILED = range(6)
 _DELAY_US, _DELAYED, _FREE_SET, _FREE_BYTES, _CLOCK_STEP_US, _DROP_FLUSH, _SHORT_WRITE = range(6, 13)
-_DIE_AT, _DIE_AFTER, _TICKS, _CAPTURE = range(13, 17)
+_DIE_AT, _DIE_AFTER, _TICKS, _CAPTURE, _EPOLL_ERRNO = range(13, 18)
 
 
 class Record(NamedTuple):
@@ -44,7 +45,9 @@ class Record(NamedTuple):
 def library() -> Path:
     """shim.c, compiled once per test run."""
     source = Path(__file__).with_name("shim.c")
-    out = Path(tempfile.mkdtemp(prefix="daybook-shim-")) / "shim.so"
+    folder = tempfile.TemporaryDirectory(prefix="daybook-shim-")
+    atexit.register(folder.cleanup)
+    out = Path(folder.name) / "shim.so"
     subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(out), str(source), "-ldl"], check=True)
     return out
 
@@ -127,6 +130,10 @@ class Shim:
 
     def step_clock(self, us: int) -> None:
         self._set(_CLOCK_STEP_US, us)
+
+    def fail_loop(self, code: int) -> None:
+        """From now on the hot thread's epoll_wait fails with errno `code`."""
+        self._set(_EPOLL_ERRNO, code)
 
     def drop_flushes(self) -> None:
         self._set(_DROP_FLUSH, 1)
