@@ -13,7 +13,6 @@ import datetime
 import json
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from ledger.journal import (
     check_link,
     read_group,
 )
+from ledger.published import read_published, told_of
 
 DAY_US = 86_400_000_000
 DAY_NEVER = 2_147_483_647  # expiry day of points that live for ever
@@ -240,8 +240,8 @@ class _Run:
         return True
 
     def _flush(self) -> None:
-        if self.columns.image:
-            self.wallets = _wallets_of(self.columns.image)
+        if any(self.columns.program):
+            self.wallets = _wallets_of(*self.columns.program)
         if self.columns.count:
             self.writer.write(_table(self.columns, self.wallets))
             self.columns.clear()
@@ -302,10 +302,10 @@ def _day_of_entry(group: Group, sequence: int) -> int:
     raise Damage(f"group {group.first_sequence}", f"sequence {sequence} is not in it")
 
 
-def _wallets_of(image: bytes) -> list[str]:
+def _wallets_of(told: bytes, image: bytes) -> list[str]:
     """Names by index. Wallets are only ever added at the end, so the newest programme names those of all before it."""
-    offset, count = struct.unpack_from("<II", image, 160)
-    return [image[offset + 40 * number:offset + 40 * number + 32].rstrip(b"\0").decode() for number in range(count)]
+    wallets = read_published(told)["wallets"] if told else told_of(image).wallets
+    return [name for name, _ in wallets]
 
 
 # --- columns to arrays --------------------------------------------------------------------------------------------------
