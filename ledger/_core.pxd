@@ -46,6 +46,11 @@ cdef struct CoreStats:          # read by metrics from another thread: plain ali
     uint64_t bytes_reservations
     uint64_t bytes_request_ids
     uint64_t bytes_receipt_keys
+    uint64_t counters           # of caps and tiers, all members
+    uint64_t days               # of rolling windows, all members
+    uint64_t campaigns
+    uint64_t bytes_counters
+    uint64_t bytes_days
     int64_t issued_points[WALLETS_MAX]
     int64_t redeemed_points[WALLETS_MAX]
     int64_t expired_points[WALLETS_MAX]
@@ -59,8 +64,10 @@ cdef enum:                      # SnapshotSection: what a chunk of a snapshot ho
     SNAPSHOT_ACCOUNTS = 3
     SNAPSHOT_IDENTIFIERS = 4
     SNAPSHOT_KEYS = 5
-    SNAPSHOT_END = 6
-    SNAPSHOT_SECTION_COUNT = 7
+    SNAPSHOT_END = 6            # the last one
+    SNAPSHOT_PROFILES = 7       # behind SNAPSHOT_ACCOUNTS
+    SNAPSHOT_CAMPAIGNS = 8
+    SNAPSHOT_SECTION_COUNT = 9
     SNAPSHOT_CHUNK_BYTES = 4_194_304    # at most in a chunk; every record fits one
     SNAPSHOT_KEY_TABLES = 2     # request ids, receipt keys
 
@@ -94,6 +101,15 @@ cdef packed struct SnapshotHead:    # what a snapshot says of itself, little end
     int64_t expired_points[WALLETS_MAX]
     int64_t adjusted_points[WALLETS_MAX]
     int64_t reserved_total_points[WALLETS_MAX]
+    uint64_t profiles           # from here on since version 2
+    uint64_t counters
+    uint64_t counter_units      # arena units that they need
+    uint64_t days
+    uint64_t day_units
+    uint64_t campaigns
+
+cdef enum:
+    SNAPSHOT_HEAD_1_BYTES = 888 # of the head of version 1
 
 cdef enum:                      # LoadResult: why a snapshot's state cannot be taken; 0 = taken
     LOAD_OK = 0

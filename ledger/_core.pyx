@@ -14,23 +14,33 @@ from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from ledger._arith cimport add_overflow, day_from_yyyymmdd, max_i64, min_i64
+from ledger._arith cimport add_overflow, day_from_civil, day_from_yyyymmdd, div_floor, max_i64, min_i64, month_days
 from ledger._entry cimport (
-    Context, Cursor, EntryView, EntryWriter, context_read, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
+    Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
     section_begin, section_end, unzigzag, zigzag,
 )
+from ledger._evaluate cimport (
+    CounterChange, DayRow, Facts2, Limits2, NOTICE_UNKNOWN_CATEGORY, NOTICE_UNKNOWN_CHANNEL, NOTICE_UNKNOWN_PROMO_CODE, NOTICE_UNKNOWN_SKU,
+    NOTICE_UNKNOWN_STORE, NOTICE_UNKNOWN_TENDER, Notice, REFUSED_ABSURD_AMOUNT, REFUSED_POINTS_OVERFLOW, REFUSED_TOO_MANY_AWARDS,
+    REFUSED_TOO_MANY_LINES, REFUSED_TOTAL_DIFFERS, REFUSED_UNKNOWN_STORE, Result2, Scratch, evaluate, result_close, result_open,
+    scratch_close, scratch_open, window_number,
+)
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._identity cimport identity_hash
+from ledger._image cimport (
+    CAP_USES, ImageCampaign, ImageName, ImageText, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_FAVOURITES, SECTION2_ROLLING,
+    SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
+    WINDOW_ROLLING, WINDOW_YEAR, name_find,
+)
 from ledger._layout cimport *
 from ledger._limits cimport *
 from ledger._lots cimport (
-    Arena, BLOCK_SHIFT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
+    Arena, BLOCK_SHIFT, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
     units_of,
 )
-from ledger._rules cimport (
-    Program, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
-)
+from ledger._programme cimport programme_load
+from ledger._rules cimport Program, program_day, program_day_start_us, program_evaluate, program_wallet
 from ledger._status cimport *
 from ledger._table cimport (
     Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
@@ -53,6 +63,10 @@ cdef enum:
     FACT_LOT = 2
     FACT_RESERVATION = 3
     FACT_IDENTIFIER = 4
+    TIER_NAME_BYTES = 32
+    ENTITLEMENT_BYTES = 32
+    TIER_COUNTERS_MAX = 8       # counters of tiers: two for each of the four windows that are not rolling
+    BIRTHDAY_REST_DAYS = 365    # a birthday that was changed counts again so many days later
 
 cdef int64_t SENT_TIME_MIN_US = 946_684_800_000_000     # 2000-01-01
 
@@ -120,11 +134,15 @@ cdef struct Decision:           # scratch of the command being decided
     int64_t burned[WALLETS_MAX]
     int64_t expired[WALLETS_MAX]
     int64_t adjusted[WALLETS_MAX]   # below 0: taken
+    const Award* awards         # award_count of them
+    uint64_t sets[4]            # of SetSegments and SetAttributes: their names as bits
 
 cdef struct DayCache:           # [from, until) is `day`
     int64_t from_us
     int64_t until_us
     int32_t day
+
+include "_core_members.pxi"
 
 cdef struct Core:
     CoreStats stats
@@ -133,6 +151,11 @@ cdef struct Core:
     uint64_t accounts_max
     uint64_t ids_max
     IdentifierTable identifiers
+    Profile* profiles           # of member m at [m - 1]
+    Arena counters              # of Counter
+    Arena days                  # of MemberDay, two a unit, behind a unit that names the owner
+    Campaign* campaigns         # sorted by key
+    uint32_t campaign_count
     uint64_t unlinked_sequence  # of the last UNLINK entry: an answer that an identifier names nobody waits for it
     Arena arena
     KeyTable keys[KEYS_COUNT]   # request ids, receipt keys
@@ -151,6 +174,7 @@ cdef struct Core:
     uint64_t digest_sequence    # of the last DIGEST entry
     uint8_t identity_key[16]
     uint8_t has_key
+    uint64_t loaded_profiles
     uint64_t[KEYS_COUNT] loading_first      # first_sequence of the generation of keys that a snapshot is loading; 0: none yet
     uint64_t[KEYS_COUNT] loading_beside     # keys that stood in the filling generation before
     Hash128 begun_with          # key check of the identity key that the journal was begun with
@@ -164,7 +188,11 @@ cdef struct Core:
     int64_t full_free_bytes
     int64_t full_free_bytes_min
     Decision decision
-    Award awards[AWARDS_MAX]
+    Scratch* scratch            # of the evaluator, and what rules of version 2 made of the receipt at hand
+    Result2* result
+    Facts2 facts
+    Limits2 limits
+    Award awards[AWARDS_MAX]    # of rules of version 1
     Change changes[CHANGES_MAX]
 
 
@@ -192,6 +220,13 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = core.accounts != NULL and core.pool != NULL and core.heap != NULL
     ok = ok and identifiers_open(&core.identifiers, <uint64_t>sizes.members_max * 3)
     ok = ok and arena_open(&core.arena, lots)
+    ok = ok and members_open(core, core.accounts_max)
+    core.scratch = scratch_open()
+    core.result = result_open()
+    core.limits.core = core
+    core.limits.used = limits_used
+    core.limits.campaign_used = limits_campaign_used
+    ok = ok and core.scratch != NULL and core.result != NULL
     ok = ok and keys_open(&core.keys[KEYS_REQUEST], sizes.ids_max)
     ok = ok and keys_open(&core.keys[KEYS_RECEIPT], sizes.ids_max)
     ok = ok and reservations_open(&core.reservation_map, core.pool_max)
@@ -209,6 +244,9 @@ cdef void core_close(Core* core) noexcept:
     unreserve_memory(core.heap, <uint64_t>core.pool_max * sizeof(uint32_t) + 64)
     identifiers_close(&core.identifiers)
     arena_close(&core.arena)
+    members_close(core)
+    scratch_close(core.scratch)
+    result_close(core.result)
     keys_close(&core.keys[KEYS_REQUEST])
     keys_close(&core.keys[KEYS_RECEIPT])
     reservations_close(&core.reservation_map)
@@ -219,6 +257,7 @@ cdef void core_close(Core* core) noexcept:
 cdef void program_free(Program* program) noexcept nogil:
     if program != NULL:
         free(<void*>program.image)
+        free(<void*>program.rules)
         free(program)
 
 
@@ -613,7 +652,8 @@ cdef Hash128 receipt_key_hash(int32_t business_day, Slice store, Slice till, Sli
     return siphash(PUBLIC_KEY, buffer, at)
 
 
-cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+cdef bint check_receipt(const Command* command, bint rules_1, Decision* d, Outcome* outcome) noexcept nogil:
+    # rules_1: rules of version 1 are in force.
     cdef const Line* line
     cdef int64_t total = 0
     cdef uint32_t i
@@ -640,10 +680,39 @@ cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) n
             return refuse_number(outcome, FIELD_LINE_QUANTITY_MILLI, line.quantity_milli)
         if line.amount_minor < 0 or line.amount_minor > AMOUNT_MINOR_MAX:
             return refuse_number(outcome, FIELD_LINE_AMOUNT_MINOR, line.amount_minor)
+        if line.regular_minor < 0 or line.regular_minor > AMOUNT_MINOR_MAX:
+            return refuse_number(outcome, FIELD_LINE_REGULAR_AMOUNT_MINOR, line.regular_minor)
         total += line.amount_minor      # at most LINES_MAX * AMOUNT_MINOR_MAX = 10^15
     outcome.index = -1
-    if command.line_count != 0 and total != command.total_minor:
+    # With rules of version 2 the programme says how far they may differ.
+    if rules_1 and command.line_count != 0 and total != command.total_minor:
         return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
+    return check_receipt_end(command, outcome)
+
+
+cdef bint check_receipt_end(const Command* command, Outcome* outcome) noexcept nogil:
+    # Tenders, channel, promo codes, token.
+    cdef uint32_t i
+    if command.tender_count > TENDERS_PER_RECEIPT_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_TENDERS, command.tender_count)
+    for i in range(command.tender_count):
+        outcome.index = <int32_t>i
+        if not check_text(command.tenders[i].name, 1, TENDER_BYTES_MAX, FIELD_RECEIPT_TENDERS_NAME, outcome):
+            return False
+        if command.tenders[i].amount_minor < 0 or command.tenders[i].amount_minor > AMOUNT_MINOR_MAX:
+            return refuse_number(outcome, FIELD_RECEIPT_TENDERS_AMOUNT_MINOR, command.tenders[i].amount_minor)
+    outcome.index = -1
+    if not check_text(command.channel, 0, CHANNEL_BYTES_MAX, FIELD_RECEIPT_CHANNEL, outcome):
+        return False
+    if command.promo_code_count > PROMO_CODES_PER_RECEIPT_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_PROMO_CODES, command.promo_code_count)
+    for i in range(command.promo_code_count):
+        outcome.index = <int32_t>i
+        if not check_text(command.promo_codes[i], 1, PROMO_CODE_BYTES_MAX, FIELD_RECEIPT_PROMO_CODES, outcome):
+            return False
+    outcome.index = -1
+    if command.quote_token.size != 0:       # no quote was ever given
+        return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_QUOTE_TOKEN, command.quote_token)
     return True
 
 
@@ -701,8 +770,10 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         return check_identifier(core, &command.identifiers[0], &d.identifiers[0], outcome) and check_by_hand(command, outcome)
     if method == METHOD_ADJUST:
         return check_adjustment(command, outcome)
+    if sets_member(method):
+        return check_birthday(command, outcome) and check_by_hand(command, outcome)
     if method == METHOD_EARN or method == METHOD_COMMIT:
-        if not check_receipt(command, d, outcome):
+        if not check_receipt(command, core.program.rules == NULL, d, outcome):
             return False
     if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
         if command.given & GIVEN_WALLET and not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
@@ -752,6 +823,8 @@ cdef bint check_world(Core* core, const Command* command, Decision* d, Outcome* 
         if wallet < 0:
             return refuse_text(outcome, STATUS_WALLET_NOT_FOUND, FIELD_WALLET, command.wallet)
         d.wallet = <uint16_t>wallet
+    if sets_member(command.method):
+        return check_sets(core, command, d, outcome)
     return True
 
 
@@ -776,11 +849,19 @@ cdef uint8_t kind_of(uint8_t method) noexcept nogil:
         return KIND_LINK
     if method == METHOD_UNLINK:
         return KIND_UNLINK
+    if method == METHOD_SET_SEGMENTS:
+        return KIND_SET_SEGMENTS
+    if method == METHOD_SET_ATTRIBUTES:
+        return KIND_SET_ATTRIBUTES
     return method
 
 
+cdef bint sets_member(uint8_t method) noexcept nogil:
+    return method == METHOD_SET_SEGMENTS or method == METHOD_SET_ATTRIBUTES
+
+
 cdef bint by_hand(uint8_t method) noexcept nogil:
-    return METHOD_ADJUST <= method <= METHOD_UNLINK
+    return METHOD_ADJUST <= method <= METHOD_UNLINK or sets_member(method)
 
 
 cdef bint is_write(uint8_t method) noexcept nogil:
@@ -811,18 +892,52 @@ cdef bint differs_in_time(const Command* command, const Context* context, int64_
     return given and context.values[CONTEXT_BUSINESS_TIME] != command.business_time_us - entry_us
 
 
-cdef uint16_t differing_line(const Command* command, const Slice* section, int32_t* index) noexcept nogil:
+cdef uint16_t differing_receipt_end(const Command* command, const Slice* section) noexcept nogil:
+    # In which of tenders, channel and promo codes the receipts differ; 0: in none.
+    cdef Cursor cursor
+    cdef Slice text, channel
+    cdef uint64_t amount
+    cdef uint8_t tag
+    cdef uint32_t tenders = 0, codes = 0
+    cdef bint same_tenders = True, same_codes = True
+    channel.data = NULL
+    channel.size = 0
+    cursor_open(&cursor, section)
+    while section.data != NULL and cursor_more(&cursor):
+        tag = get_byte(&cursor)
+        text = get_text(&cursor)
+        if tag == RECEIPT_CHANNEL:
+            channel = text
+        elif tag == RECEIPT_TENDER:
+            amount = get_varint(&cursor)
+            same_tenders = (same_tenders and tenders < command.tender_count and text_equal(text, command.tenders[tenders].name)
+                            and <int64_t>amount == command.tenders[tenders].amount_minor)
+            tenders += 1
+        else:
+            same_codes = same_codes and codes < command.promo_code_count and text_equal(text, command.promo_codes[codes])
+            codes += 1
+    if not same_tenders or tenders != command.tender_count:
+        return FIELD_RECEIPT_TENDERS
+    if not text_equal(channel, command.channel):
+        return FIELD_RECEIPT_CHANNEL
+    return 0 if same_codes and codes == command.promo_code_count else FIELD_RECEIPT_PROMO_CODES
+
+
+cdef uint16_t differing_line(const Command* command, const Slice* section, const Slice* details, int32_t* index) noexcept nogil:
     # In which field of which line the receipts differ; 0: in none.
     cdef Cursor cursor
+    cdef LineDetails more
     cdef const Line* line
     cdef Slice sku, category
     cdef uint64_t quantity
     cdef int64_t amount
     cdef uint32_t i
     cursor_open(&cursor, section)
+    details_open(&more, details)
     for i in range(command.line_count):
         if section.data == NULL or not cursor_more(&cursor):
             return FIELD_RECEIPT_LINES
+        details_next(&more, i + 1)
         line = &command.lines[i]
         sku = get_text(&cursor)
         category = get_text(&cursor)
@@ -837,6 +952,10 @@ cdef uint16_t differing_line(const Command* command, const Slice* section, int32
             return FIELD_LINE_QUANTITY_MILLI
         if amount != line.amount_minor:
             return FIELD_LINE_AMOUNT_MINOR
+        if more.regular_minor != line.regular_minor:
+            return FIELD_LINE_REGULAR_AMOUNT_MINOR
+        if (more.flags & LINE_WEIGHED) != line.weighed:
+            return FIELD_LINE_WEIGHED
         index[0] = -1
     return FIELD_RECEIPT_LINES if section.data != NULL and cursor_more(&cursor) else 0
 
@@ -878,10 +997,15 @@ cdef bint names_account(Core* core, const MemberRef* member, Hash128 hashed, con
     return view.header.kind != KIND_LINK and names_identifier(view, member.kind, hashed)
 
 
-cdef uint16_t differing_by_hand(Core* core, const Command* command, const Decision* d, const Context* context) noexcept nogil:
-    # Behind the member: AdjustPoints, LinkIdentifier, UnlinkIdentifier.
+cdef uint16_t differing_by_hand(Core* core, const Command* command, const Decision* d, const EntryView* view,
+                                const Context* context) noexcept nogil:
+    # Behind the member: what AdminService writes.
     cdef uint16_t field
-    if command.method == METHOD_ADJUST:
+    if sets_member(command.method):
+        field = differing_sets(core, command, view)
+        if field != 0:
+            return field
+    elif command.method == METHOD_ADJUST:
         field = differing_payment(core, command, context)
         if field != 0:
             return field
@@ -918,7 +1042,7 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
     if method != METHOD_UNLINK and not names_account(core, &command.member, d.member_hash, view, &context):
         return FIELD_MEMBER
     if by_hand(method):
-        return differing_by_hand(core, command, d, &context)
+        return differing_by_hand(core, command, d, view, &context)
     if method != METHOD_EARN and method != METHOD_COMMIT:
         field = differing_payment(core, command, &context)
         if field == 0:
@@ -935,12 +1059,17 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
         return FIELD_RECEIPT_CURRENCY_CODE
     if context.values[CONTEXT_TOTAL] != command.total_minor:
         return FIELD_RECEIPT_TOTAL_MINOR
-    field = differing_line(command, &view.sections[SECTION_LINES], index)
+    field = differing_line(command, &view.sections[SECTION_LINES], &view.sections[SECTION_LINE_DETAILS], index)
+    if field == 0:
+        field = differing_receipt_end(command, &view.sections[SECTION_RECEIPT])
     if field != 0:
         return field
     if context.values[CONTEXT_PAYMENT] != command.payment:
         return FIELD_PAYMENT
     return differing_payment(core, command, &context) if command.payment != PAYMENT_NONE else 0
+
+
+include "_core_decide.pxi"
 
 
 cdef bint names_identifier(const EntryView* view, uint8_t kind, Hash128 hashed) noexcept nogil:
@@ -1125,19 +1254,25 @@ cdef bint lot_counts(const Lot* lot, int32_t today) noexcept nogil:
 
 
 cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const Account* account, Outcome* outcome) noexcept nogil:
-    # Runs the rules and turns their awards into lot changes. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
+    # Runs rules of version 1 (decide_rules has run those of version 2) and turns the awards into lot changes. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
     cdef const Award* award
     cdef Change* change
     cdef Lot key
     cdef uint32_t i, j, first = d.change_count
-    cdef int32_t count = program_evaluate(core.program, command, d.business_us, core.awards)
-    if count < 0:
-        outcome.a = 0
-        return STATUS_POINTS_OVERFLOW
-    d.award_count = <uint32_t>count
+    cdef int32_t count
+    if core.program.rules != NULL:
+        d.awards = core.result.awards
+        d.award_count = core.result.award_count
+    else:
+        count = program_evaluate(core.program, command, d.business_us, core.awards)
+        if count < 0:
+            outcome.a = 0
+            return STATUS_POINTS_OVERFLOW
+        d.awards = core.awards
+        d.award_count = <uint32_t>count
     memset(&key, 0, sizeof(Lot))
     for i in range(d.award_count):
-        award = &core.awards[i]
+        award = &d.awards[i]
         j = first
         while j < d.change_count:
             change = &core.changes[j]
@@ -1334,6 +1469,35 @@ cdef void write_lines(EntryWriter* writer, const Command* command) noexcept nogi
     section_end(writer)
 
 
+cdef void write_receipt_end(EntryWriter* writer, const Command* command) noexcept nogil:
+    # RECEIPT and LINE_DETAILS, where the till said more than most do.
+    cdef const Line* line
+    cdef uint32_t i
+    cdef bint begun = False
+    if command.channel.size != 0 or command.tender_count != 0 or command.promo_code_count != 0:
+        section_begin(writer, SECTION_RECEIPT)
+        if command.channel.size != 0:
+            put_tag_text(writer, RECEIPT_CHANNEL, command.channel)
+        for i in range(command.tender_count):
+            put_tag_text(writer, RECEIPT_TENDER, command.tenders[i].name)
+            put_varint(writer, <uint64_t>command.tenders[i].amount_minor)
+        for i in range(command.promo_code_count):
+            put_tag_text(writer, RECEIPT_PROMO_CODE, command.promo_codes[i])
+        section_end(writer)
+    for i in range(command.line_count):
+        line = &command.lines[i]
+        if line.regular_minor == 0 and not line.weighed:
+            continue
+        if not begun:
+            section_begin(writer, SECTION_LINE_DETAILS)
+            begun = True
+        put_varint(writer, i + 1)
+        put_varint(writer, <uint64_t>line.regular_minor)
+        put_byte(writer, LINE_WEIGHED if line.weighed else 0)
+    if begun:
+        section_end(writer)
+
+
 cdef void write_awards(EntryWriter* writer, const Core* core, const Decision* d) noexcept nogil:
     cdef const Award* award
     cdef uint32_t i
@@ -1341,7 +1505,7 @@ cdef void write_awards(EntryWriter* writer, const Core* core, const Decision* d)
         return
     section_begin(writer, SECTION_AWARDS)
     for i in range(d.award_count):
-        award = &core.awards[i]
+        award = &d.awards[i]
         put_varint(writer, award.line)
         put_varint(writer, award.rule)
         put_varint(writer, award.wallet)
@@ -1443,6 +1607,8 @@ cdef void refuse_remembered(Core* core, const Command* command, Decision* d, uin
     put_signed(&writer, outcome.a)
     put_signed(&writer, outcome.b)
     section_end(&writer)
+    if command.method == METHOD_EARN or command.method == METHOD_COMMIT:
+        write_receipt_end(&writer, command)
     size = entry_finish(&writer)
     post(core, writer.start, size, outcome)
     outcome.status = status
@@ -1571,6 +1737,8 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
                 put_byte(&writer, command.identifiers[i].kind)
                 put_bytes(&writer, <const uint8_t*>&d.identifiers[i], 16)
         section_end(&writer)
+    if opening:
+        write_opened(&writer, core, d)
     size = entry_finish(&writer)
     finish_write(core, entry, size, outcome)
 
@@ -1687,6 +1855,9 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if method == METHOD_UNLINK:
         execute_unlink(core, command, d, entry, outcome)
         return
+    if sets_member(method):
+        execute_set(core, command, d, entry, outcome)
+        return
 
     # Whose is it?
     if d.member == 0:
@@ -1741,6 +1912,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         status = decide_adjustment(core, command, d, account, outcome)
     elif pays or method == METHOD_RELEASE:
         status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
+    if status == STATUS_OK and earns and core.program.rules != NULL:
+        status = decide_rules(core, command, d, account, captured, captured_points, outcome)
     if status == STATUS_OK and earns:
         status = add_awards(core, command, d, account, outcome)
         if status == STATUS_OK and account == NULL and (
@@ -1779,6 +1952,10 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         put_byte(&writer, command.member.kind)
         put_bytes(&writer, <const uint8_t*>&d.member_hash, 16)
         section_end(&writer)
+    if earns:
+        write_receipt_end(&writer, command)
+        if core.program.rules != NULL:
+            write_rules(&writer, core, d, command, account == NULL)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
 
@@ -1851,6 +2028,8 @@ cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept 
             account = &core.accounts[member - 1]
             if account.lots != NO_PIECE:
                 touch(&core.arena.lots[account.lots])
+            if core.program.rules != NULL:
+                touch(&core.profiles[member - 1])
 
 
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:
@@ -1998,16 +2177,21 @@ cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
 cdef int put_in_force(Core* core, const uint8_t* image, uint32_t size, uint32_t version) noexcept nogil:
     # A copy of the image becomes the programme. ApplyResult.
     cdef Program* program = <Program*>calloc(1, sizeof(Program))
+    cdef Program2* rules = <Program2*>calloc(1, sizeof(Program2))
     cdef uint8_t* copy = <uint8_t*>malloc(size)
-    if program == NULL or copy == NULL:
+    if program == NULL or rules == NULL or copy == NULL:
         free(program)
+        free(rules)
         free(copy)
         return APPLY_FULL
     memcpy(copy, image, size)
-    if program_load(program, copy, size) != 0:
+    if programme_load(program, rules, copy, size) != 0:
         free(program)
+        free(rules)
         free(copy)
         return APPLY_PROGRAM
+    if program.rules == NULL:
+        free(rules)
     core.program_count = version
     program.version = version
     program_free(core.program)
@@ -2424,6 +2608,7 @@ cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
             return APPLY_FULL
         account = &core.accounts[header.member - 1]
         memset(account, 0, sizeof(Account))
+        memset(&core.profiles[header.member - 1], 0, sizeof(Profile))
         account.lots = NO_PIECE
         account.reservations = NO_INDEX
         account.next_expiry_day = DAY_NEVER
@@ -2450,6 +2635,10 @@ cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
             return result
         if header.kind != KIND_RESERVE:
             account_next_expiry(core, account)
+    if entry_has_rules(view):
+        result = apply_rules(core, view)
+        if result != APPLY_OK:
+            return result
     account.sequence = core.stats.sequence + 1
     digest_add(&core.digest, account_fact(account, header.member))
     return APPLY_OK
@@ -2475,7 +2664,7 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         core.digest_sequence = core.stats.sequence + 1
     elif header.kind == KIND_RESTORE:
         pass                    # a mark: what went before it is the state
-    elif KIND_EARN <= header.kind <= KIND_UNLINK:
+    elif KIND_EARN <= header.kind <= KIND_SET_ATTRIBUTES:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)
         if result == APPLY_OK:
@@ -2494,6 +2683,8 @@ cdef inline void count_bytes(Core* core) noexcept nogil:
     count_keys(core)
     core.stats.bytes_lots = core.arena.live * sizeof(Lot)
     core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)
+    core.stats.bytes_counters = core.counters.live * sizeof(Counter)
+    core.stats.bytes_days = core.days.live * sizeof(Counter)
 
 
 include "_core_snapshot.pxi"
@@ -2508,5 +2699,5 @@ cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept
     return APPLY_OK
 
 
-if sizeof(EntryHeader) != ENTRY_HEADER_BYTES or sizeof(GroupHeader) != GROUP_HEADER_BYTES or sizeof(Account) != 32:
+if sizeof(EntryHeader) != ENTRY_HEADER_BYTES or sizeof(GroupHeader) != GROUP_HEADER_BYTES or sizeof(Account) != 32 or sizeof(Profile) != 64 or sizeof(Counter) != sizeof(Lot):
     raise ImportError("ledger._core was built with another layout: run `make build`")

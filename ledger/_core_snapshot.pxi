@@ -4,6 +4,10 @@
 
 cdef enum:
     ACCOUNT_RECORD_BYTES_MAX = 1_048_576    # 16 * 400 lots of up to 36 bytes, 32 reservations of 400 holds
+    PROFILE_BYTES_MAX = 128     # without counters and days
+    COUNTER_BYTES_MAX = 36
+    DAY_BYTES_MAX = 26
+    CAMPAIGN_BYTES_MAX = 24
 
 cdef packed struct KeysHead:    # begins a chunk of SNAPSHOT_KEYS; KeySlots follow
     uint32_t table              # KeyKind
@@ -75,6 +79,57 @@ cdef void save_account(const Core* core, const SnapshotHead* head, const Account
     while index != NO_INDEX:
         save_reservation(core, head, &core.pool[index], writer)
         index = core.pool[index].next
+
+
+cdef void save_profile(const Core* core, const Profile* profile, uint32_t member, EntryWriter* writer) noexcept nogil:
+    cdef const Counter* counter
+    cdef const MemberDay* day
+    cdef uint32_t i
+    put_varint(writer, member)
+    put_signed(writer, profile.opened_day)
+    put_varint(writer, profile.receipts)
+    put_signed(writer, profile.first_day)
+    put_signed(writer, profile.last_day)
+    put_byte(writer, profile.tier)
+    put_signed(writer, profile.tier_until)
+    put_varint(writer, profile.birthday)
+    put_signed(writer, profile.birthday_from)
+    put_varint(writer, profile.segments[0])
+    put_varint(writer, profile.segments[1])
+    put_varint(writer, profile.chosen)
+    put_varint(writer, profile.counter_count)
+    for i in range(profile.counter_count):
+        counter = &counters_of(core, profile)[i]
+        put_bytes(writer, <const uint8_t*>&counter.counter, COUNTER_KEY_BYTES)
+        put_byte(writer, (counter.owner >> PER_SHIFT) | (0 if counter.window[1] == NO_WINDOW else 128))
+        put_varint(writer, <uint64_t>counter.window[0])
+        put_signed(writer, counter.value[0])
+        if counter.window[1] != NO_WINDOW:
+            put_varint(writer, <uint64_t>counter.window[1])
+            put_signed(writer, counter.value[1])
+    put_varint(writer, profile.day_count)
+    for i in range(profile.day_count):
+        day = &days_of(core, profile)[i]
+        put_varint(writer, <uint64_t>(day.day - (days_of(core, profile)[i - 1].day if i != 0 else 0)))
+        put_signed(writer, day.receipts)
+        put_signed(writer, day.spent)
+
+
+cdef void save_profiles(const Core* core, Saving* saving) noexcept nogil:
+    # Of members that rules know; then the campaigns.
+    cdef const Profile* profile
+    cdef EntryWriter* writer
+    cdef uint64_t i
+    for i in range(core.stats.members):
+        profile = &core.profiles[i]
+        if profile.known and saving.code == 0:
+            save_profile(core, profile, <uint32_t>i + 1, saving_room(
+                saving, SNAPSHOT_PROFILES, PROFILE_BYTES_MAX + profile.counter_count * COUNTER_BYTES_MAX + profile.day_count * DAY_BYTES_MAX))
+    for i in range(core.campaign_count):
+        writer = saving_room(saving, SNAPSHOT_CAMPAIGNS, CAMPAIGN_BYTES_MAX)
+        put_bytes(writer, <const uint8_t*>&core.campaigns[i].key, COUNTER_KEY_BYTES)
+        put_signed(writer, core.campaigns[i].points)
+        put_signed(writer, core.campaigns[i].uses)
 
 
 cdef void save_identifiers(const IdentifierTable* table, Saving* saving) noexcept nogil:
@@ -154,6 +209,15 @@ cdef void core_describe(const Core* core, SnapshotHead* head) noexcept nogil:
         while index != NO_INDEX:
             head.lot_units += units_of(class_for(core.pool[index].hold_count))
             index = core.pool[index].next
+        if core.profiles[i].known:
+            head.profiles += 1
+            if core.profiles[i].counter_count != 0:
+                head.counter_units += units_of(class_for(core.profiles[i].counter_count))
+            if core.profiles[i].day_count != 0:
+                head.day_units += units_of(class_for(day_units(core.profiles[i].day_count)))
+    head.counters = core.stats.counters
+    head.days = core.stats.days
+    head.campaigns = core.campaign_count
     index = core.finished_first
     while index != NO_INDEX:
         head.reservations_finished += 1
@@ -179,6 +243,7 @@ cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, 
         if saving.code != 0:
             return saving.code
         save_account(core, head, &core.accounts[i], saving_room(&saving, SNAPSHOT_ACCOUNTS, ACCOUNT_RECORD_BYTES_MAX))
+    save_profiles(core, &saving)
     save_identifiers(&core.identifiers, &saving)
     saving_flush(&saving)
     save_keys(&core.keys[KEYS_REQUEST], KEYS_REQUEST, &saving)
@@ -202,8 +267,11 @@ cdef int core_load_begin(Core* core, const SnapshotHead* head) noexcept nogil:
         if expected.lo != head.begun_with.lo or expected.hi != head.begun_with.hi:
             return LOAD_KEY
     if (head.members > core.accounts_max or head.identifiers > core.identifiers.count_max
-            or head.lot_units >> BLOCK_SHIFT > core.arena.capacity):
+            or head.lot_units >> BLOCK_SHIFT > core.arena.capacity or head.counter_units >> BLOCK_SHIFT > core.counters.capacity
+            or head.day_units >> BLOCK_SHIFT > core.days.capacity):
         return LOAD_MEMBERS
+    if head.campaigns > CAMPAIGNS_KEPT_MAX:
+        return LOAD_BROKEN
     if head.reservations_active > core.pool_max:
         return LOAD_RESERVATIONS
     for kind in range(KEYS_COUNT):
@@ -365,6 +433,118 @@ cdef int load_account(Core* core, const SnapshotHead* head, Cursor* cursor) noex
     return LOAD_BROKEN if cursor.broken else LOAD_OK
 
 
+cdef int load_counters(Core* core, Cursor* cursor, Profile* profile, uint32_t member) noexcept nogil:
+    cdef uint64_t count = get_varint(cursor), window
+    cdef Counter* row
+    cdef const uint8_t* key
+    cdef uint32_t i
+    cdef uint8_t per
+    if cursor.broken or count > COUNTERS_PER_MEMBER_MAX:
+        return LOAD_BROKEN
+    if count == 0:
+        return LOAD_OK
+    if not counters_resize(core, profile, member, <uint32_t>count):
+        return LOAD_MEMBERS
+    for i in range(<uint32_t>count):
+        row = &counters_of(core, profile)[i]
+        key = get_bytes(cursor, COUNTER_KEY_BYTES)
+        per = get_byte(cursor)
+        window = get_varint(cursor)
+        if cursor.broken or window >= DAY_NEVER or (per & 127) == 0 or (per & 127) >= PER_COUNT:
+            return LOAD_BROKEN
+        memcpy(&row.counter, key, COUNTER_KEY_BYTES)
+        row.owner = <uint32_t>(per & 127) << PER_SHIFT | (member if i == 0 else 0)
+        row.window[0] = <int32_t>window
+        row.value[0] = get_signed(cursor)
+        row.window[1] = NO_WINDOW
+        row.value[1] = 0
+        if per & 128:
+            window = get_varint(cursor)
+            row.value[1] = get_signed(cursor)
+            if window >= <uint64_t>row.window[0]:
+                return LOAD_BROKEN
+            row.window[1] = <int32_t>window
+        if cursor.broken or (i != 0 and row.counter <= (row - 1).counter):
+            return LOAD_BROKEN
+        digest_add(&core.digest, counter_fact(row, member))
+    core.stats.counters += count
+    return LOAD_OK
+
+
+cdef int load_days(Core* core, Cursor* cursor, Profile* profile, uint32_t member) noexcept nogil:
+    cdef uint64_t count = get_varint(cursor)
+    cdef MemberDay* row
+    cdef int64_t day = 0, receipts
+    cdef uint64_t more
+    cdef uint32_t i
+    if cursor.broken or count > DAYS_PER_MEMBER_MAX:
+        return LOAD_BROKEN
+    if count == 0:
+        return LOAD_OK
+    if not days_resize(core, profile, member, <uint32_t>count):
+        return LOAD_MEMBERS
+    for i in range(<uint32_t>count):
+        row = &days_of(core, profile)[i]
+        more = get_varint(cursor)
+        receipts = get_signed(cursor)
+        row.spent = get_signed(cursor)
+        if cursor.broken or more >= DAY_NEVER or (i != 0 and more == 0) or receipts != <int32_t>receipts:
+            return LOAD_BROKEN
+        day += <int64_t>more
+        if day >= DAY_NEVER:
+            return LOAD_BROKEN
+        row.day = <int32_t>day
+        row.receipts = <int32_t>receipts
+        digest_add(&core.digest, day_fact(row, member))
+    core.stats.days += count
+    return LOAD_OK
+
+
+cdef int load_profile(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
+    cdef uint64_t member = get_varint(cursor)
+    cdef Profile* profile
+    cdef int result
+    if cursor.broken or member == 0 or member > core.stats.members or core.profiles[member - 1].known:
+        return LOAD_BROKEN
+    profile = &core.profiles[member - 1]
+    profile.known = 1
+    profile.opened_day = <int32_t>get_signed(cursor)
+    profile.receipts = <uint32_t>get_varint(cursor)
+    profile.first_day = <int32_t>get_signed(cursor)
+    profile.last_day = <int32_t>get_signed(cursor)
+    profile.tier = get_byte(cursor)
+    profile.tier_until = <int32_t>get_signed(cursor)
+    profile.birthday = <uint16_t>get_varint(cursor)
+    profile.birthday_from = <int32_t>get_signed(cursor)
+    profile.segments[0] = get_varint(cursor)
+    profile.segments[1] = get_varint(cursor)
+    profile.chosen = get_varint(cursor)
+    result = load_counters(core, cursor, profile, <uint32_t>member)
+    if result == LOAD_OK:
+        result = load_days(core, cursor, profile, <uint32_t>member)
+    digest_add(&core.digest, profile_fact(profile, <uint32_t>member))
+    digest_add(&core.digest, sets_fact(profile, <uint32_t>member))
+    core.loaded_profiles += 1
+    return LOAD_BROKEN if cursor.broken else result
+
+
+cdef int load_campaign(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
+    cdef const uint8_t* key = get_bytes(cursor, COUNTER_KEY_BYTES)
+    cdef Campaign* row = &core.campaigns[core.campaign_count]
+    if cursor.broken or core.campaign_count >= head.campaigns:
+        return LOAD_BROKEN
+    memset(row, 0, sizeof(Campaign))
+    memcpy(&row.key, key, COUNTER_KEY_BYTES)
+    row.points = get_signed(cursor)
+    row.uses = get_signed(cursor)
+    if cursor.broken or (core.campaign_count != 0 and row.key <= (row - 1).key):
+        return LOAD_BROKEN
+    core.campaign_count += 1
+    core.stats.campaigns = core.campaign_count
+    digest_add(&core.digest, campaign_fact(row))
+    return LOAD_OK
+
+
 cdef int load_identifiers(Core* core, const SnapshotHead* head, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef uint32_t count = size // <uint32_t>sizeof(IdentifierSlot), i, member
     cdef IdentifierSlot slot
@@ -439,7 +619,9 @@ cdef int load_keys(Core* core, const uint8_t* data, uint32_t size) noexcept nogi
 cdef int load_end(Core* core, const SnapshotHead* head) noexcept nogil:
     # The state is complete; what is derived from it.
     if (core.stats.members != head.members or core.identifiers.count != head.identifiers or core.stats.lots != head.lots
-            or core.stats.reservations_active != head.reservations_active or core.program == NULL):
+            or core.stats.reservations_active != head.reservations_active or core.program == NULL
+            or core.loaded_profiles != head.profiles or core.stats.counters != head.counters or core.stats.days != head.days
+            or core.campaign_count != head.campaigns):
         return LOAD_BROKEN
     if core.digest.lo != head.digest.lo or core.digest.hi != head.digest.hi:
         return LOAD_DIGEST
@@ -466,6 +648,14 @@ cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const
     if section == SNAPSHOT_ACCOUNTS:
         while cursor_more(&cursor) and result == LOAD_OK:
             result = load_account(core, head, &cursor)
+        return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_PROFILES:
+        while cursor_more(&cursor) and result == LOAD_OK:
+            result = load_profile(core, head, &cursor)
+        return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_CAMPAIGNS:
+        while cursor_more(&cursor) and result == LOAD_OK:
+            result = load_campaign(core, head, &cursor)
         return LOAD_BROKEN if cursor.broken else result
     if section == SNAPSHOT_IDENTIFIERS:
         return load_identifiers(core, head, data, size)

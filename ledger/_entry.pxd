@@ -38,6 +38,15 @@ cdef struct Context:            # a CONTEXT section, read back
     Slice reason
 
 
+cdef struct LineDetails:        # walks LINE_DETAILS beside LINES
+    Cursor cursor
+    uint64_t coming             # line whose row was read ahead; 0: none
+    int64_t coming_regular_minor
+    uint8_t coming_flags
+    int64_t regular_minor       # of the line at hand; 0: none stated
+    uint8_t flags               # LineDetail
+
+
 cdef inline uint64_t zigzag(int64_t value) noexcept nogil:
     return (<uint64_t>value << 1) ^ <uint64_t>(value >> 63)
 
@@ -192,6 +201,32 @@ cdef inline Slice get_text(Cursor* cursor) noexcept nogil:
     if cursor.broken:
         text.size = 0
     return text
+
+
+cdef inline void details_read(LineDetails* details) noexcept nogil:
+    details.coming = 0
+    details.coming_regular_minor = 0
+    details.coming_flags = 0
+    if cursor_more(&details.cursor):
+        details.coming = get_varint(&details.cursor)
+        details.coming_regular_minor = <int64_t>get_varint(&details.cursor)
+        details.coming_flags = get_byte(&details.cursor)
+
+
+cdef inline void details_open(LineDetails* details, const Slice* section) noexcept nogil:
+    cursor_open(&details.cursor, section)
+    details_read(details)
+
+
+cdef inline void details_next(LineDetails* details, uint64_t line) noexcept nogil:
+    # Lines are asked for in order, from 1. Rows of lines that are not asked for are passed by.
+    while details.coming != 0 and details.coming < line:
+        details_read(details)
+    details.regular_minor = 0
+    details.flags = 0
+    if details.coming == line:
+        details.regular_minor = details.coming_regular_minor
+        details.flags = details.coming_flags
 
 
 cdef inline void context_read(const EntryView* view, Context* context) noexcept nogil:

@@ -5,7 +5,8 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._hash cimport Hash128
 from ledger._limits cimport (
-    IDENTIFIERS_PER_REQUEST_MAX, LINES_MAX, NEXT_EXPIRIES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+    IDENTIFIERS_PER_REQUEST_MAX, LINES_MAX, NEXT_EXPIRIES_MAX, PROMO_CODES_PER_RECEIPT_MAX, SEGMENTS_MAX, TENDERS_PER_RECEIPT_MAX, WALLETS_MAX,
+    WALLET_NAME_BYTES_MAX,
 )
 
 # The calls. Numbers index metrics and the transport's table; append, never renumber.
@@ -26,9 +27,16 @@ cdef enum:                      # Method
     METHOD_UNLINK = 13
     METHOD_BATCH_POST = 14      # 14, 15: never a Command's; the calls inside it are
     METHOD_BATCH_GET_BALANCES = 15
-    METHOD_COUNT = 16
+    METHOD_QUOTE = 16
+    METHOD_SET_SEGMENTS = 17    # 17..22: the control port only; of one member
+    METHOD_SET_ATTRIBUTES = 18
+    METHOD_PUBLISH_RULES = 19   # 19..22: never a Command's
+    METHOD_GET_RULES = 20
+    METHOD_LIST_RULES = 21
+    METHOD_DIFF_RULES = 22
+    METHOD_COUNT = 23
 
-# What an entry does. 1..12 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
+# What an entry does. 1..14 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
     KIND_EARN = 1
     KIND_BURN = 2
@@ -42,9 +50,12 @@ cdef enum:                      # EntryKind
     KIND_ADJUST = 10
     KIND_LINK = 11
     KIND_UNLINK = 12            # its IDENTIFIERS are taken from the account
+    KIND_SET_SEGMENTS = 13
+    KIND_SET_ATTRIBUTES = 14
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
     KIND_RESTORE = 22           # a back-up was restored: the first entry of a new epoch; changes nothing
+    KIND_PROGRAM_PART = 23      # bytes of an image that is too large for one entry
 
 cdef enum:                      # EntryFlag
     FLAG_OPENED = 1             # the entry opens the account it names
@@ -63,7 +74,21 @@ cdef enum:                      # SectionType
     SECTION_SOURCE = 11
     SECTION_KEY_CHECK = 12
     SECTION_DIGEST = 13
-    SECTION_COUNT = 14          # known types are 1..13; others are kept and skipped
+    SECTION_RECEIPT = 14        # what the till says of the receipt beside its lines
+    SECTION_LINE_DETAILS = 15
+    SECTION_RULES_STATE = 16    # 16..20: what an entry of rules changes of its member, and of campaigns
+    SECTION_OPENED = 17
+    SECTION_COUNTERS = 18
+    SECTION_CAMPAIGNS = 19
+    SECTION_DAYS = 20
+    SECTION_SEGMENTS = 21
+    SECTION_ATTRIBUTES = 22
+    SECTION_DISCOUNTS = 23      # 23..27: what the rules made of a receipt
+    SECTION_PAID = 24
+    SECTION_VARIANTS = 25
+    SECTION_ENTITLEMENTS = 26
+    SECTION_NOTICES = 27
+    SECTION_COUNT = 28          # known types are 1..27; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag
@@ -80,11 +105,26 @@ cdef enum:                      # ContextTag
     CONTEXT_NAMED = 11          # low 32 bits of the hash of an identifier that named the account; once for each
     CONTEXT_IDENTIFIER = 12     # low 64 bits of the hash of the identifier asked (link, unlink)
     CONTEXT_EXPIRY_DAY = 13     # yyyymmdd asked (adjust); absent: never
+    CONTEXT_QUOTE = 14          # low 64 bits of the hash of the quote's token
+    CONTEXT_ONLY_AS_QUOTED = 15 # 1; absent: not
     CONTEXT_STORE = 128
     CONTEXT_TILL = 129
     CONTEXT_NUMBER = 130
     CONTEXT_OPERATOR = 131      # who did it by hand, and why (adjust, link, unlink)
     CONTEXT_REASON = 132
+
+# Tags of the RECEIPT section; a text follows.
+cdef enum:                      # ReceiptTag
+    RECEIPT_CHANNEL = 1
+    RECEIPT_TENDER = 2          # and a varint: its amount in minor units
+    RECEIPT_PROMO_CODE = 3
+
+cdef enum:                      # AttributeTag
+    ATTRIBUTE_BIRTHDAY = 1      # varint month * 32 + day (0: none), signed day since which it counts
+    ATTRIBUTE_CHOSEN = 2        # varint, bit: place in the programme's favourites
+
+cdef enum:                      # LineDetail: bits
+    LINE_WEIGHED = 1
 
 # Whose side of a posting. The postings of an entry sum to zero per wallet.
 cdef enum:                      # PostingAccount
@@ -122,6 +162,10 @@ cdef enum:                      # GivenBit
     GIVEN_RECEIPT_KEY = 8       # a ReceiptKey message (inside Receipt or alone)
     GIVEN_WALLET = 16
     GIVEN_TTL = 32
+    GIVEN_EXPLAIN = 64
+    GIVEN_ONLY_AS_QUOTED = 128
+    GIVEN_BIRTHDAY = 256
+    GIVEN_FAVOURITES = 512
 
 cdef enum:                      # HashedBit of Command.hashed: hashes that core_prepare has made
     HASHED_REQUEST = 1
@@ -163,6 +207,12 @@ cdef struct Line:
     Slice category              # 0..CATEGORY_BYTES_MAX bytes
     int64_t quantity_milli      # 0..QUANTITY_MILLI_MAX
     int64_t amount_minor        # 0..AMOUNT_MINOR_MAX
+    int64_t regular_minor       # before the till's own reduction, 0..AMOUNT_MINOR_MAX; 0 (or no more than amount_minor): there was none
+    uint8_t weighed             # 1: the till says so
+
+cdef struct Tender:             # how much of a receipt was paid with what
+    Slice name
+    int64_t amount_minor
 
 # One request, decoded. Written by server/_wire, read by ledger/_core; nothing in it is allocated.
 cdef struct Command:
@@ -193,7 +243,19 @@ cdef struct Command:
     Hash128 receipt_hash
     Facts found                 # valid with LOOKED_UP
     uint32_t hashed             # HashedBit; 0 from the codec, set by core_prepare
+    Slice channel               # size 0: not said
+    uint32_t tender_count       # 0..TENDERS_PER_RECEIPT_MAX
+    uint32_t promo_code_count   # 0..PROMO_CODES_PER_RECEIPT_MAX
+    Slice quote_token           # size 0: none
+    uint32_t add_count          # 0..SEGMENTS_MAX: segments, or categories of METHOD_SET_ATTRIBUTES
+    uint32_t remove_count       # 0..SEGMENTS_MAX
+    int32_t birthday_month      # as sent; valid with GIVEN_BIRTHDAY
+    int32_t birthday_day
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
+    Tender tenders[TENDERS_PER_RECEIPT_MAX]
+    Slice promo_codes[PROMO_CODES_PER_RECEIPT_MAX]
+    Slice adds[SEGMENTS_MAX]
+    Slice removes[SEGMENTS_MAX]
     Line lines[LINES_MAX]
 
 cdef struct WalletView:         # one wallet of a balance

@@ -5,20 +5,23 @@ Called by server/reading.py; holds the GIL.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from ledger._entry cimport Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint
 from ledger._layout cimport (
     DAY_NEVER, ENTRY_HEADER_BYTES, KIND_PROGRAM, RESERVATION_ACTIVE, SECTION_IMAGE, SECTION_LOTS, SECTION_RESERVATION,
 )
 from ledger._limits cimport NEXT_EXPIRIES_MAX
-from ledger._rules cimport Program, program_day, program_day_start_us, program_load
+from ledger._image cimport Program2
+from ledger._programme cimport programme_load
+from ledger._rules cimport Program, program_day, program_day_start_us
 
 
 cdef class Past:
     """One member's state. program: the PROGRAM entry in force at the moment. Errors: ValueError for bytes that are no such entries."""
 
     cdef Program program
+    cdef Program2* rules
     cdef uint8_t* image
     cdef dict lots              # (wallet, expiry day, available day, funder) -> [points, held]
     cdef dict reservations      # id -> (expire time, [(lot, held)]): the active ones
@@ -39,11 +42,15 @@ cdef class Past:
         if self.image == NULL:
             raise MemoryError("no memory for a programme")
         memcpy(self.image, view.sections[SECTION_IMAGE].data, view.sections[SECTION_IMAGE].size)
-        if program_load(&self.program, self.image, view.sections[SECTION_IMAGE].size) != 0:
+        self.rules = <Program2*>calloc(1, sizeof(Program2))
+        if self.rules == NULL:
+            raise MemoryError("no memory for a programme")
+        if programme_load(&self.program, self.rules, self.image, view.sections[SECTION_IMAGE].size) != 0:
             raise ValueError("the programme's image does not load")
 
     def __dealloc__(self):
         free(self.image)
+        free(self.rules)
 
     def add(self, uint64_t sequence, bytes entry not None) -> None:
         """The member's next entry. Remembered refusals change nothing."""

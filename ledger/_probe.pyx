@@ -1,23 +1,32 @@
 # The compiled leaves, exposed to tests and benches only. Not for the service: nothing in ledger/ or server/ imports this.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from ledger._arith cimport (
     add_overflow, civil_from_day, day_add_months, day_from_civil, day_from_yyyymmdd, div_floor, mul_div_floor, mul_div_rem, mul_overflow,
 )
+from ledger._clock cimport monotonic_us
 from ledger._entry cimport (
     Cursor, EntryView, EntryWriter, cursor_more, cursor_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes, get_signed,
     get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint, section_begin, section_end,
 )
+from ledger._evaluate cimport (
+    DayRow, Facts2, Given, Limits2, Result2, Scratch, evaluate, result_close, result_open, scratch_close, scratch_open,
+)
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
+from ledger._image cimport (
+    ImageAtom, ImageBurn, ImageCampaign, ImageCap, ImageClass, ImageExperiment, ImageFunder, ImageHeader2, ImageRule, ImageThreshold,
+    ImageTier, ImageVariant, ImageWallet2, ImageZone, MayIndex, Program2, StoreClass, TableRow, image_load, name_hash, program2_day,
+)
 from ledger._layout cimport Award, Command, EntryHeader, SECTION_COUNT, Slice
-from ledger._limits cimport AWARDS_MAX, COMMAND_ENTRY_BYTES_MAX, LINES_MAX
+from ledger._limits cimport AWARDS_MAX, COMMAND_ENTRY_BYTES_MAX, LINES_MAX, WALLETS_MAX
 from ledger._rules cimport (
     ImageHeader, ImageWallet, Program, RuleOp, ZoneSpan, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
 )
 from ledger._table cimport (
-    IDENTIFIER_MEMBER_MASK, IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, range_of,
+    IDENTIFIER_MEMBER_MASK, IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove,
+    range_of,
 )
 
 if sizeof(ImageHeader) != 192 or sizeof(ImageWallet) != 40 or sizeof(RuleOp) != 48 or sizeof(ZoneSpan) != 16:
@@ -272,3 +281,225 @@ cdef class Identifiers:
         cdef uint64_t i
         return [(self.table.slots[i].lo, self.table.slots[i].hi, self.table.slots[i].member & IDENTIFIER_MEMBER_MASK)
                 for i in range(self.table.capacity)]
+
+
+# --- images of version 2 ----------------------------------------------------------------------------------------------
+
+cdef struct Kept:               # a counter of the member, as the core keeps it
+    uint32_t counter
+    uint32_t windows            # kept, 0..2
+    int32_t window[2]
+    int64_t value[2]
+
+cdef struct Taken:              # of a campaign
+    uint32_t campaign
+    int64_t points
+    int64_t uses
+
+cdef enum:
+    KEPT_MAX = 4096
+    DAY_ROWS_MAX = 8192
+
+cdef struct Books:
+    uint32_t kept_count
+    uint32_t taken_count
+    Kept kept[KEPT_MAX]
+    Taken taken[1024]
+
+
+cdef int64_t books_used(void* core, uint32_t member, uint32_t counter, int32_t window) noexcept nogil:
+    cdef Books* books = <Books*>core
+    cdef Kept* row
+    cdef uint32_t i, j
+    for i in range(books.kept_count):
+        row = &books.kept[i]
+        if row.counter != counter:
+            continue
+        for j in range(row.windows):
+            if row.window[j] == window:
+                return row.value[j]
+        return -1 if row.windows == 2 and window < row.window[0] and window < row.window[1] else 0
+    return 0
+
+
+cdef int64_t books_campaign_used(void* core, uint32_t campaign, uint8_t measure) noexcept nogil:
+    cdef Books* books = <Books*>core
+    cdef uint32_t i
+    for i in range(books.taken_count):
+        if books.taken[i].campaign == campaign:
+            return books.taken[i].uses if measure else books.taken[i].points
+    return 0
+
+
+if (sizeof(ImageHeader2) != 256 or sizeof(ImageRule) != 128 or sizeof(ImageWallet2) != 48 or sizeof(ImageCampaign) != 88
+        or sizeof(ImageCap) != 24 or sizeof(ImageAtom) != 24 or sizeof(MayIndex) != 16 or sizeof(TableRow) != 40 or sizeof(ImageClass) != 32
+        or sizeof(ImageZone) != 48 or sizeof(ImageExperiment) != 48 or sizeof(ImageVariant) != 40 or sizeof(ImageTier) != 48
+        or sizeof(ImageThreshold) != 16 or sizeof(ImageBurn) != 136 or sizeof(StoreClass) != 8 or sizeof(ImageFunder) != 72):
+    raise ImportError("the image's records do not have the sizes that docs/decisions/rule-image.md gives")
+
+
+cdef class LoadedImage:
+    """An image of version 2, loaded in place. ValueError: image_load refuses it."""
+
+    cdef Program2* program
+    cdef uint8_t* copy
+    cdef Command* command
+    cdef Scratch* scratch
+    cdef Result2* result
+    cdef Books* books
+    cdef Facts2 facts
+    cdef Limits2 limits
+    cdef DayRow* days
+    cdef int64_t business_us
+    cdef int64_t burn_points
+    cdef uint32_t burn_wallet
+    cdef list texts
+
+    def __cinit__(self, bytes image not None):
+        self.copy = <uint8_t*>malloc(max(len(image), 1))      # to the byte, so that a sanitizer sees any read behind it
+        self.program = <Program2*>calloc(1, sizeof(Program2))
+        if self.copy == NULL or self.program == NULL:
+            raise MemoryError
+        memcpy(self.copy, <const uint8_t*>image, <size_t>len(image))
+        if image_load(self.program, self.copy, <uint32_t>len(image)) != 0:
+            raise ValueError("the image is damaged")
+        self.command = <Command*>calloc(1, sizeof(Command))
+        self.books = <Books*>calloc(1, sizeof(Books))
+        self.days = <DayRow*>calloc(DAY_ROWS_MAX, sizeof(DayRow))
+        self.scratch = scratch_open()
+        self.result = result_open()
+        if self.command == NULL or self.books == NULL or self.days == NULL or self.scratch == NULL or self.result == NULL:
+            raise MemoryError
+        self.facts.days = self.days
+        self.limits.core = self.books
+        self.limits.used = books_used
+        self.limits.campaign_used = books_campaign_used
+
+    def __dealloc__(self):
+        scratch_close(self.scratch)
+        result_close(self.result)
+        free(self.program)
+        free(self.copy)
+        free(self.command)
+        free(self.books)
+        free(self.days)
+
+    cdef Slice text(self, bytes value):
+        cdef Slice place
+        self.texts.append(value)
+        place.data, place.size = <const uint8_t*>value, <uint32_t>len(value)
+        return place
+
+    def day(self, int64_t time_us):
+        return program2_day(self.program, time_us)
+
+    def receipt(self, int64_t total, lines, bytes store not None, bytes channel not None, tenders, codes, int64_t business_us,
+                uint32_t burn_wallet=0, int64_t burn_points=0):
+        """What `evaluate` is about. lines: (sku, category, quantity, amount, regular, weighed); tenders: (name, amount)."""
+        cdef uint32_t i
+        self.texts = []
+        self.command.total_minor = total
+        self.command.line_count = <uint32_t>len(lines)
+        for i in range(<uint32_t>min(len(lines), LINES_MAX)):
+            sku, category, quantity, amount, regular, weighed = lines[i]
+            self.command.lines[i].sku = self.text(sku)
+            self.command.lines[i].category = self.text(category)
+            self.command.lines[i].quantity_milli, self.command.lines[i].amount_minor = quantity, amount
+            self.command.lines[i].regular_minor, self.command.lines[i].weighed = regular, weighed
+        self.command.store = self.text(store)
+        self.command.channel = self.text(channel)
+        self.command.tender_count = <uint32_t>len(tenders)
+        for i in range(self.command.tender_count):
+            self.command.tenders[i].name = self.text(tenders[i][0])
+            self.command.tenders[i].amount_minor = tenders[i][1]
+        self.command.promo_code_count = <uint32_t>len(codes)
+        for i in range(self.command.promo_code_count):
+            self.command.promo_codes[i] = self.text(codes[i])
+        self.business_us, self.burn_wallet, self.burn_points = business_us, burn_wallet, burn_points
+
+    def member(self, uint32_t number, uint32_t receipt_number, int32_t opened_day, int32_t last_day, uint16_t birthday,
+               int32_t birthday_from, uint8_t tier, int32_t tier_until, segments, uint64_t chosen, available, days, counters, campaigns):
+        """Whose receipt it is. segments: 128 bits; days: (day, receipts, spent); counters: (counter, rows of window
+        and value, newest first); campaigns: (key, points, uses)."""
+        cdef uint32_t i, j
+        self.facts.member, self.facts.receipt_number = number, receipt_number
+        self.facts.opened_day, self.facts.last_day = opened_day, last_day
+        self.facts.birthday, self.facts.birthday_from, self.facts.tier, self.facts.tier_until = birthday, birthday_from, tier, tier_until
+        self.facts.segments[0], self.facts.segments[1], self.facts.chosen = segments & 0xFFFFFFFFFFFFFFFF, segments >> 64, chosen
+        for i in range(<uint32_t>WALLETS_MAX):
+            self.facts.available[i] = available[i] if i < len(available) else 0
+        if len(days) > DAY_ROWS_MAX or len(counters) > KEPT_MAX or len(campaigns) > 1024:
+            raise ValueError("more than the probe has room for")
+        self.facts.day_count = <uint32_t>len(days)
+        for i in range(self.facts.day_count):
+            self.days[i].day, self.days[i].receipts, self.days[i].spent = days[i]
+        self.books.kept_count = <uint32_t>len(counters)
+        for i in range(self.books.kept_count):
+            self.books.kept[i].counter = counters[i][0]
+            self.books.kept[i].windows = <uint32_t>len(counters[i][1])
+            for j in range(self.books.kept[i].windows):
+                self.books.kept[i].window[j], self.books.kept[i].value[j] = counters[i][1][j]
+        self.books.taken_count = <uint32_t>len(campaigns)
+        for i in range(self.books.taken_count):
+            self.books.taken[i].campaign, self.books.taken[i].points, self.books.taken[i].uses = campaigns[i]
+
+    def evaluate(self):
+        """The whole result, in numbers, as a dict."""
+        cdef Result2* out = self.result
+        with nogil:
+            evaluate(self.program, self.command, self.business_us, &self.facts, &self.limits, self.burn_wallet, self.burn_points,
+                     self.scratch, out)
+        return {
+            "refused": out.refused, "day": out.day, "tier": out.tier, "tier_after": out.tier_after, "tier_until": out.tier_until,
+            "spent": out.spent,
+            "notices": [(out.notices[i].kind, out.notices[i].at) for i in range(out.notice_count)],
+            "burn_limits": [(out.burn_limits[i].wallet, out.burn_limits[i].rule, out.burn_limits[i].points, out.burn_limits[i].why)
+                            for i in range(out.burn_limit_count)],
+            "missing": [(out.missing[i].threshold, out.missing[i].missing) for i in range(out.missing_count)],
+            "variants": [out.variants[i] for i in range(out.variant_count)],
+            "discounts": [out.discounts[i] for i in range(out.line_count)], "paid": [out.paid[i] for i in range(out.line_count)],
+            "points": [out.points[i] for i in range(self.program.wallet_count)],
+            "entitlements": [out.entitlements[i] for i in range(out.entitlement_count)],
+            "given": [self.given(&out.given[i]) for i in range(out.given_count)] if out.refused == 0 else [],
+            "not_given": [(out.not_given[i].rule, out.not_given[i].reason, out.not_given[i].taker) for i in range(out.not_given_count)],
+            "counters": [(out.counters[i].counter, out.counters[i].window, out.counters[i].increment) for i in range(out.counter_count)],
+            "campaigns": [(out.campaigns[i].campaign, out.campaigns[i].points) for i in range(out.campaign_count)],
+            "awards": [(out.awards[i].line, out.awards[i].rule, out.awards[i].wallet, out.awards[i].funder, out.awards[i].points,
+                        out.awards[i].available_day, out.awards[i].expiry_day) for i in range(out.award_count)],
+        }
+
+    cdef dict given(self, const Given* row):
+        cdef const int64_t* share = &self.scratch.pool[row.first_share]
+        cdef const uint64_t* bits = &self.scratch.rows[row.rule * <uint64_t>self.scratch.stride]
+        lines = []
+        for i in range(self.result.line_count):
+            lines.append(0)
+            if bits[i >> 6] >> (i & 63) & 1:
+                lines[i] = share[0]
+                share += 1
+        return {"rule": row.rule, "base": row.base, "numerator": row.exact.lo | <object>row.exact.hi << 64, "divisor": row.divisor,
+                "rounded": row.rounded, "given": row.given,
+                "cuts": [(self.result.cuts[row.first_cut + i].reason, self.result.cuts[row.first_cut + i].points)
+                         for i in range(row.cut_count)],
+                "lines": lines, "available_day": row.available_day, "expiry_day": row.expiry_day}
+
+    def run(self, uint32_t rounds):
+        """Evaluates the same so many times; microseconds of all."""
+        cdef int64_t start
+        cdef uint32_t i
+        with nogil:
+            start = monotonic_us()
+            for i in range(rounds):
+                evaluate(self.program, self.command, self.business_us, &self.facts, &self.limits, self.burn_wallet, self.burn_points,
+                         self.scratch, self.result)
+            start = monotonic_us() - start
+        return start
+
+    @property
+    def given_count(self):
+        """How many rules gave something in the last evaluation."""
+        return self.result.given_count
+
+
+def name_hash_(bytes name not None):
+    return name_hash(<const uint8_t*>name, <uint32_t>len(name))

@@ -94,6 +94,7 @@ cdef struct Program:
     uint8_t opens_anonymous     # 1: an earn of an unknown card, phone, email or app opens an account
     int64_t max_age_us          # how old a business time may be
     uint32_t rule_count
+    const void* rules           # a Program2 (ledger/_image.pxd) of an image of version 2; NULL: of version 1, whose rules are the ops below
     # private to this file
     uint32_t op_count
     uint32_t zone_count
@@ -147,6 +148,15 @@ cdef inline bint image_op_holds(const RuleOp* op, const ImageHeader* header) noe
     return op.lifetime_unit <= LIFE_MONTHS and 1 <= op.lifetime <= LIFE_NUMBER_MAX
 
 
+cdef inline void program_buckets(Program* program) noexcept nogil:
+    # Behind zone and zone_count.
+    cdef uint32_t span = 0, i
+    for i in range(<uint32_t>ZONE_BUCKETS):
+        while span + 1 < program.zone_count and program.zone[span + 1].start_us <= <int64_t>i << ZONE_BUCKET_SHIFT:
+            span += 1
+        program.zone_bucket[i] = <uint16_t>span
+
+
 cdef inline int program_load(Program* program, const uint8_t* image, uint32_t size) noexcept nogil:
     # Checks every byte (also of a damaged image) and sets pointers into it. 0, or -1: not an image that this build can run.
     # image: 8-byte aligned (copy it out of an entry first), unchanged as long as the programme is used. version: the caller's.
@@ -155,7 +165,7 @@ cdef inline int program_load(Program* program, const uint8_t* image, uint32_t si
     cdef const char* names
     cdef const RuleOp* ops
     cdef const ZoneSpan* zone
-    cdef uint32_t at = IMAGE_HEADER_BYTES, i, j, span
+    cdef uint32_t at = IMAGE_HEADER_BYTES, i, j
     cdef uint32_t zone_count
     memset(program, 0, sizeof(Program))
     if size < IMAGE_HEADER_BYTES or size > IMAGE_BYTES_MAX or <uintptr_t>image & 7:
@@ -218,11 +228,7 @@ cdef inline int program_load(Program* program, const uint8_t* image, uint32_t si
     program.ops = ops
     program.zone_count = zone_count
     program.zone = zone
-    span = 0
-    for i in range(<uint32_t>ZONE_BUCKETS):
-        while span + 1 < zone_count and zone[span + 1].start_us <= <int64_t>i << ZONE_BUCKET_SHIFT:
-            span += 1
-        program.zone_bucket[i] = <uint16_t>span
+    program_buckets(program)
     return 0
 
 

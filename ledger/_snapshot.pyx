@@ -15,10 +15,10 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ledger._clock cimport monotonic_us
 from ledger._core cimport (
-    Core, LOAD_DIGEST, LOAD_KEY, LOAD_KEYS, LOAD_KEYS_GAP, LOAD_MEMBERS, LOAD_OK, LOAD_PROGRAM, LOAD_RESERVATIONS, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_END,
-    SNAPSHOT_SECTION_COUNT, SnapshotHead, core_describe, core_load, core_load_begin, core_save,
+    Core, LOAD_DIGEST, LOAD_KEY, LOAD_KEYS, LOAD_KEYS_GAP, LOAD_MEMBERS, LOAD_OK, LOAD_PROGRAM, LOAD_RESERVATIONS, SNAPSHOT_ACCOUNTS,
+    SNAPSHOT_CHUNK_BYTES, SNAPSHOT_END, SNAPSHOT_HEAD_1_BYTES, SNAPSHOT_PROFILES, SNAPSHOT_SECTION_COUNT, SnapshotHead, core_describe, core_load, core_load_begin, core_save,
 )
-from ledger._limits cimport LOTS_PER_MEMBER_PLANNED, SNAPSHOT_SYNC_BYTES
+from ledger._limits cimport COUNTERS_PER_MEMBER_PLANNED, DAY_UNITS_PER_MEMBER_PLANNED, LOTS_PER_MEMBER_PLANNED, SNAPSHOT_SYNC_BYTES
 
 cdef extern from *:
     """
@@ -82,7 +82,8 @@ cdef extern from *:
     int close(int fd) noexcept nogil
 
 cdef enum:
-    VERSION = 1
+    VERSION = 2                 # version 1 lacks the end of the head, and profiles and campaigns; it is read for ever
+    HEAD_BEGIN_BYTES = 16       # magic, version and size of the head
     HASH_BYTES = 32
     READ_AHEAD_BYTES = 33_554_432   # asked for before it is needed: a cold disk then reads without a pause
 
@@ -156,6 +157,13 @@ cdef int snapshot_write(SnapshotWriter* writer, const uint8_t* directory, const 
 
 # --- loading --------------------------------------------------------------------------------------------------------
 
+cdef uint32_t place_of(uint32_t section) noexcept nogil:
+    # Sections stand in the order of these; their numbers are older.
+    if section <= SNAPSHOT_ACCOUNTS:
+        return section
+    if section >= SNAPSHOT_PROFILES:
+        return SNAPSHOT_ACCOUNTS + section - SNAPSHOT_PROFILES + 1
+    return section + SNAPSHOT_SECTION_COUNT
 
 
 cdef class Snapshot:
@@ -178,13 +186,15 @@ cdef class Snapshot:
         self.buffer = <uint8_t*>malloc(SNAPSHOT_CHUNK_BYTES + HASH_BYTES)
         if self.buffer == NULL:
             raise MemoryError("no memory to read a snapshot")
-        self.read_exactly(head, sizeof(SnapshotHead), "its head")
+        memset(head, 0, sizeof(SnapshotHead))
+        self.read_exactly(head, HEAD_BEGIN_BYTES, "its head")
         if memcmp(head.magic, MAGIC, 8) != 0:
             raise SnapshotUnusable("it is no snapshot of daybook")
-        if head.version != VERSION or head.size != sizeof(SnapshotHead):
-            raise SnapshotUnusable(f"it has version {head.version}, this program reads version {VERSION}")
+        if head.version < 1 or head.version > VERSION or head.size != (SNAPSHOT_HEAD_1_BYTES if head.version == 1 else sizeof(SnapshotHead)):
+            raise SnapshotUnusable(f"it has version {head.version}, this program reads versions up to {VERSION}")
+        self.read_exactly(<uint8_t*>head + HEAD_BEGIN_BYTES, head.size - HEAD_BEGIN_BYTES, "its head")
         self.read_exactly(found, HASH_BYTES, "its head")
-        snapshot_hash(head, sizeof(SnapshotHead), NULL, 0, NULL, 0, self.chain)
+        snapshot_hash(head, head.size, NULL, 0, NULL, 0, self.chain)
         if memcmp(found, self.chain, HASH_BYTES) != 0:
             raise SnapshotUnusable("its head was changed: the hash does not fit")
 
@@ -237,7 +247,8 @@ cdef class Snapshot:
         self.raise_for(core_load_begin(core, &self.head_read), 0)
         while last != SNAPSHOT_END:
             self.read_exactly(&chunk, sizeof(ChunkHead), "the head of a chunk")
-            if chunk.section < last or chunk.section == 0 or chunk.section >= SNAPSHOT_SECTION_COUNT or chunk.size > SNAPSHOT_CHUNK_BYTES:
+            if (chunk.section == 0 or chunk.section >= SNAPSHOT_SECTION_COUNT or place_of(chunk.section) < place_of(last)
+                    or chunk.size > SNAPSHOT_CHUNK_BYTES):
                 raise SnapshotUnusable(f"it was changed: no chunk begins at byte {self.position - sizeof(ChunkHead)}")
             last = chunk.section
             self.read_exactly(self.buffer, <uint64_t>chunk.size + HASH_BYTES, "a chunk")
@@ -262,8 +273,9 @@ cdef class Snapshot:
             return 0
         if result == LOAD_MEMBERS:
             by_lots = (head.lot_units + LOTS_PER_MEMBER_PLANNED - 1) // LOTS_PER_MEMBER_PLANNED
+            by_rules = max(head.counter_units // COUNTERS_PER_MEMBER_PLANNED, head.day_units // DAY_UNITS_PER_MEMBER_PLANNED)
             raise TablesTooSmall(
-                f"--members-max must be at least {max(head.members, (head.identifiers + 2) // 3, by_lots)}: the ledger has {head.members} "
+                f"--members-max must be at least {max(head.members, (head.identifiers + 2) // 3, by_lots, by_rules)}: the ledger has {head.members} "
                 f"members with {head.identifiers} identifiers and {head.lots} lots")
         if result == LOAD_RESERVATIONS:
             raise TablesTooSmall(f"--members-max must be at least {head.reservations_active}: so many reservations are active")

@@ -36,13 +36,14 @@ NO_HASH = bytes(32)
 WALK_TRIES = 3  # a meta page half written is gone at the next look
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
-         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 20: "program", 21: "digest", 22: "restore"}
+         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 13: "set_segments", 14: "set_attributes",
+         20: "program", 21: "digest", 22: "restore", 23: "program_part"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
 IDENTIFIERS = {2: "card", 3: "phone", 4: "email", 5: "app"}
 CONTEXT = {1: "sent_time_us", 2: "business_time_us", 3: "wallet", 4: "points", 5: "ttl_us", 6: "reservation_id", 7: "business_day",
-           8: "total_minor", 9: "payment", 10: "identifiers", 11: "named", 12: "identifier", 13: "expiry_day", 128: "store", 129: "till",
-           130: "number", 131: "operator", 132: "reason"}
+           8: "total_minor", 9: "payment", 10: "identifiers", 11: "named", 12: "identifier", 13: "expiry_day", 14: "quote",
+           15: "only_as_quoted", 128: "store", 129: "till", 130: "number", 131: "operator", 132: "reason"}
 REPEATED = {11}  # tags that may come more than once: their values are a list
 
 
@@ -564,6 +565,9 @@ class _Cursor:
         value = self.varint()
         return (value >> 1) ^ -(value & 1)
 
+    def key(self) -> int:
+        return int.from_bytes(self.take(4), "little")
+
     def text(self) -> str:
         data = self.take(self.byte())
         try:
@@ -614,6 +618,34 @@ def _identifiers(cursor: _Cursor) -> list[dict[str, Any]]:
     return rows
 
 
+def _receipt(cursor: _Cursor) -> dict[str, Any]:
+    value: dict[str, Any] = {"channel": "", "tenders": [], "promo_codes": []}
+    while cursor.more():
+        tag, text = cursor.byte(), cursor.text()
+        if tag == 1:
+            value["channel"] = text
+        elif tag == 2:
+            value["tenders"].append({"name": text, "amount_minor": cursor.varint()})
+        elif tag == 3:
+            value["promo_codes"].append(text)
+        else:
+            raise Damage(cursor.where, f"{tag} is no tag of a receipt")
+    return value
+
+
+def _attributes(cursor: _Cursor) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    while cursor.more():
+        tag = cursor.byte()
+        if tag == 1:
+            value["birthday"], value["birthday_from"] = cursor.varint(), cursor.signed()
+        elif tag == 2:
+            value["chosen"] = cursor.varint()
+        else:
+            raise Damage(cursor.where, f"{tag} is no tag of an attribute")
+    return value
+
+
 SECTIONS: dict[int, tuple[str, Any]] = {
     1: ("context", _context),
     2: ("postings", _postings),
@@ -628,6 +660,22 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     11: ("source", lambda c: c.take(len(c.data)).decode()),
     12: ("key_check", lambda c: c.take(16)),
     13: ("digest", lambda c: c.take(16)),
+    14: ("receipt", _receipt),
+    15: ("line_details", lambda c: _rows(c, line="varint", regular_amount_minor="varint", flags="byte")),
+    16: ("rules_state", lambda c: {"day": c.signed(), "receipt": c.varint(), "tier_before": c.byte(), "tier": c.byte(),
+                                   "tier_until": c.varint(), "tier_before_name": c.text(), "tier_name": c.text()}),
+    17: ("opened_day", lambda c: c.signed()),
+    18: ("counters", lambda c: {"drop_before": c.signed(),
+                                "rows": _rows(c, counter="key", per="byte", window="signed", increment="signed")}),
+    19: ("campaigns", lambda c: _rows(c, campaign="key", points="signed", uses="signed")),
+    20: ("days", lambda c: {"keep": c.varint(), "rows": _rows(c, day="signed", receipts="signed", spent="signed")}),
+    21: ("segments", lambda c: {"add": [c.varint(), c.varint()], "remove": [c.varint(), c.varint()]}),
+    22: ("attributes", _attributes),
+    23: ("discounts", lambda c: _rows(c, line="varint", amount_minor="varint")),
+    24: ("paid", lambda c: _rows(c, line="varint", amount_minor="varint")),
+    25: ("variants", lambda c: list(c.take(len(c.data)))),
+    26: ("entitlements", lambda c: [row["name"] for row in _rows(c, name="text")]),
+    27: ("notices", lambda c: {"count": c.varint(), "rows": _rows(c, kind="byte", index="varint", text="text")}),
 }
 
 

@@ -21,6 +21,17 @@ IDENTIFIERS_PER_REQUEST_MAX = 8  # card, phone, e-mail, app and some old cards
 OPERATOR_BYTES_MAX = 64  # a staff number or a user name
 REASON_BYTES_MAX = 128  # a ticket and a few words; a text of the journal is at most 255 bytes
 LINES_MAX = 1000  # 500-line baskets are real (domain case 64); twice that is a mistake
+TENDERS_PER_RECEIPT_MAX = 16  # a receipt paid in more than three ways is rare
+PROMO_CODES_PER_RECEIPT_MAX = 16  # as many codes as anybody has shown at once
+TENDER_BYTES_MAX = 32  # as the programme's names; also of channels
+CHANNEL_BYTES_MAX = 32
+PROMO_CODE_BYTES_MAX = 32  # what a customer types
+QUOTE_TOKEN_BYTES = 72  # version, image, times, member, two hashes and their HMAC
+SEGMENT_CHANGES_MAX = 1000  # of one SetSegments, as the commands of a batch
+SEGMENTS_MAX = 128  # two words of bits a member
+FAVOURITES_MAX = 64  # one word
+SEGMENT_BYTES_MAX = 32  # as the programme's names
+CATEGORY_PATH_BYTES_MAX = 128  # of a catalogue: Food/Dairy/Milk
 POINTS_MAX = 1_000_000_000_000  # absurd amounts are typing errors; 9 million of these still fit int64
 WALLET_POINTS_MAX = 1_000_000_000_000_000  # what one wallet may hold; a thousand times POINTS_MAX
 AMOUNT_MINOR_MAX = 1_000_000_000_000  # 10 billion in major units; keeps total * points-per-step inside int64
@@ -32,7 +43,8 @@ CLOCK_AHEAD_S_MAX = 300  # how far a till's clock may run ahead (sent_time, purc
 BUSINESS_DAY_MIN = 20000101  # days are counted as int32 from 1970; years 2000..2199 keep every sum small
 BUSINESS_DAY_MAX = 21991231
 REQUEST_BYTES_MAX = 131_072  # 1000 lines of the longest kind: 1000 * (32 + 32 + 20) plus the head
-ANSWER_BYTES_MAX = 65_536  # AWARDS_MAX awards of 14 bytes plus wallets; usual answers have ~150 bytes
+RESULT_BYTES_MAX = 28_672  # of a ReceiptResult: discounts and money paid with points of 1000 lines, 64 notices, 64 entitlements
+ANSWER_BYTES_MAX = 98_304  # AWARDS_MAX awards of 14 bytes plus wallets and a result; usual answers have ~150 bytes
 
 # --- what a member may have -------------------------------------------------------------------------------------
 WALLETS_MAX = 16  # points, tickets, stamps, partner purses: ten is the most seen in the field
@@ -52,7 +64,7 @@ POINTS_PER_STEP_MAX = 1_000_000  # times AMOUNT_MINOR_MAX stays below 2^63
 
 # --- one entry, one group ---------------------------------------------------------------------------------------
 ENTRY_BYTES_MAX = 1_572_864  # PROGRAM entry: image + source + header; a receipt of 1000 lines needs ~120 kB
-COMMAND_ENTRY_BYTES_MAX = 655_360  # a command of 1000 lines and 6400 lot changes, behind 32 expiries of its member's reservations
+COMMAND_ENTRY_BYTES_MAX = 786_432  # a command of 1000 lines and 6400 lot changes, behind 32 expiries of its member's reservations
 GROUP_BYTES_MAX = 4_194_304  # a flush of 4 MB takes ~3 ms here; larger groups only add latency
 GROUP_ENTRIES_MAX = 16_384  # bounds the replay step and the pending answers
 TAIL_BLOCK_BYTES = 4096  # a group starts its own block: no acknowledged block is rewritten
@@ -101,6 +113,14 @@ IDS_RETRY_MS = 100  # and whether there is space again
 LOOKUPS_MAX = 32_768  # calls that wait for the runs: every stream and every call of the control port, and a step of every batch
 LOOKUPS_AT_ONCE = 64  # asked in one reading of the runs, before their calls are told
 LOTS_PER_MEMBER_PLANNED = 8  # 32-byte units of the lot arena per member: ~6 lots and the slack of size classes
+COUNTERS_PER_MEMBER_PLANNED = 8  # 32-byte units of their arena per member: caps and tiers that a usual member is counted in
+COUNTERS_PER_MEMBER_MAX = 8192  # the largest piece of the arena; nobody meets so many caps
+DAY_UNITS_PER_MEMBER_PLANNED = 8  # units of two days each and one more: what a rolling window keeps of a usual member
+DAYS_PER_MEMBER_MAX = 4096  # rolling windows of 400 days and receipts of 3660 days ago
+CAMPAIGNS_KEPT_MAX = 65_536  # budgets of all programmes ever; 1.5 MB
+CAMPAIGNS_PER_ENTRY_MAX = 1000  # as many as a programme has
+COUNTERS_PER_ENTRY_MAX = 4096  # caps that one receipt is counted in; 90 kB of its entry
+NOTICES_TOLD_MAX = 64  # of one receipt; a till with more has another catalogue, and the first ones tell it
 RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
 RESERVATIONS_MAX_LEAST = 4096  # room for them in a ledger of few members; between the two: one a member
 
@@ -133,7 +153,7 @@ BATCH_REQUEST_BYTES_MAX = 1_048_576  # 1000 receipts of 10 lines with room to sp
 BATCH_ANSWER_BYTES_MAX = 1_441_792  # 1000 balances of 16 wallets; below the 4 MB that gRPC clients take unasked
 BATCHES_MAX = 16  # batches open at once: 40 MB of buffers, touched only when used; two keep the hot thread busy
 BATCHES_PER_CONNECTION_MAX = 8  # so that no connection takes them all
-BATCH_COMMANDS_BESIDE = 32  # commands of batches at once while tills call: ~60 us, which a customer may wait
+BATCH_COMMANDS_BESIDE = 64  # commands of batches at once while tills call: ~0.12 ms, which a customer may wait
 BATCH_STEP = 8  # commands of a batch that are decoded, and for which the runs are asked, together: as many as of single calls
 BATCH_RESULT_BYTES_MAX = 1_152  # of one PostResult: the longest refusal (1024) and what stands around it
 BATCH_BALANCE_BYTES_MAX = 1_408  # of one BalanceResult: 16 wallets of at most 84 bytes, and 40
@@ -152,9 +172,11 @@ INDEX_FANOUT = 4  # segments of one size are merged when there are so many: each
 INDEX_PAGE_ROWS = 512  # rows of 8 bytes: one page of the disk cache, with one checksum
 INDEX_OFFSET_STEP = 16  # every so many entries the place in the group is noted: a walk of 15 entries at most
 
-assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + 512
+assert RESULT_BYTES_MAX >= LINES_MAX * 2 * 11 + NOTICES_TOLD_MAX * 44 + 64 * 34 + 256
+assert ANSWER_BYTES_MAX >= AWARDS_MAX * 18 + WALLETS_MAX * 160 + RESULT_BYTES_MAX + 512
+assert COMMAND_ENTRY_BYTES_MAX >= COUNTERS_PER_ENTRY_MAX * 21 + LINES_MAX * 2 * 9 + CAMPAIGNS_PER_ENTRY_MAX * 20 + 500_000
 assert GROUP_BYTES_MAX >= ENTRY_BYTES_MAX + 65_536
-assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 80 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 16_384
+assert COMMAND_ENTRY_BYTES_MAX >= LINES_MAX * 130 + (WALLETS_MAX + RESERVATIONS_PER_MEMBER_MAX) * LOTS_PER_WALLET_MAX * 24 + 131_072
 assert ENTRY_BYTES_MAX >= IMAGE_BYTES_MAX + SOURCE_BYTES_MAX + 4096
 assert TAIL_BYTES_MIN >= 3 * GROUP_BYTES_MAX + 4 * TAIL_BLOCK_BYTES
 assert LOOKUPS_MAX >= STREAMS_MAX + INBOX_CALLS_MAX + BATCHES_MAX * BATCH_STEP
@@ -168,4 +190,5 @@ assert BATCH_COMMANDS_MAX * max(BATCH_RESULT_BYTES_MAX, BATCH_BALANCE_BYTES_MAX)
 assert INBOX_BYTES >= 4 * BATCH_REQUEST_BYTES_MAX
 assert OUTBOX_BYTES >= 2 * BATCH_ANSWER_BYTES_MAX + 4096  # a record never wraps: so any fits into an empty box
 assert BATCH_REQUEST_BYTES_MAX >= REQUEST_BYTES_MAX
-assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 20) + 4096
+assert REQUEST_BYTES_MAX >= LINES_MAX * (SKU_BYTES_MAX + CATEGORY_BYTES_MAX + 30) + 8192
+assert (TENDERS_PER_RECEIPT_MAX + PROMO_CODES_PER_RECEIPT_MAX) * (TENDER_BYTES_MAX + 16) + QUOTE_TOKEN_BYTES < 4096

@@ -8,17 +8,20 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strlen
 from ledger._entry cimport (
-    Context, Cursor, EntryView, context_read, cursor_more, cursor_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
+    Context, Cursor, EntryView, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
     CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_SENT_TIME,
     CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader, KIND_PROGRAM,
-    SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES, SECTION_LOTS, SECTION_POSTINGS, SECTION_REFUSAL, Slice,
+    LINE_WEIGHED, RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES,
+    SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_POSTINGS, SECTION_RECEIPT, SECTION_REFUSAL, Slice,
 )
-from ledger._rules cimport Program, program_load
+from ledger._image cimport Program2
+from ledger._programme cimport programme_load
+from ledger._rules cimport Program
 from ledger._status cimport STATUS_COUNT, STATUS_ROWS
 from server._encode cimport Out, out_bytes, out_close, out_int, out_open, out_time, out_varint
-from server._wire cimport out_after, out_entry, out_reservation, out_wallet_name
+from server._wire cimport out_after, out_entry, out_reservation, out_result, out_wallet_name
 
 cdef enum:
     VERSIONS_MAX = 65536
@@ -98,9 +101,14 @@ cdef void out_lines(Out* out, uint32_t tag, const EntryView* view) noexcept nogi
     cdef Slice sku, category
     cdef uint64_t quantity
     cdef int64_t amount
+    cdef uint64_t line = 0
+    cdef LineDetails details
     cdef Cursor cursor
     cursor_open(&cursor, &view.sections[SECTION_LINES])
+    details_open(&details, &view.sections[SECTION_LINE_DETAILS])
     while cursor_more(&cursor):
+        line += 1
+        details_next(&details, line)
         sku = get_text(&cursor)
         category = get_text(&cursor)
         quantity = get_varint(&cursor)
@@ -110,7 +118,38 @@ cdef void out_lines(Out* out, uint32_t tag, const EntryView* view) noexcept nogi
         out_bytes(out, 18, category.data, category.size)
         out_int(out, 24, <int64_t>quantity)
         out_int(out, 32, amount)
+        out_int(out, 40, details.regular_minor)
+        out_int(out, 48, details.flags & LINE_WEIGHED)
         out_close(out, body)
+
+
+cdef void out_receipt_end(Out* out, const EntryView* view) noexcept nogil:
+    # Tenders, channel and promo codes, by field number, which is not the order of the tags.
+    cdef uint8_t wanted[3]
+    cdef uint8_t tag
+    cdef uint8_t* body
+    cdef Slice text
+    cdef uint64_t amount
+    cdef uint32_t i
+    cdef Cursor cursor
+    wanted[0] = RECEIPT_TENDER
+    wanted[1] = RECEIPT_CHANNEL
+    wanted[2] = RECEIPT_PROMO_CODE
+    for i in range(3u):
+        cursor_open(&cursor, &view.sections[SECTION_RECEIPT])
+        while cursor_more(&cursor):
+            tag = get_byte(&cursor)
+            text = get_text(&cursor)
+            amount = get_varint(&cursor) if tag == RECEIPT_TENDER else 0
+            if tag != wanted[i]:
+                continue
+            if tag == RECEIPT_TENDER:
+                body = out_open(out, 194)
+                out_bytes(out, 10, text.data, text.size)
+                out_int(out, 16, <int64_t>amount)
+                out_close(out, body)
+            else:
+                out_bytes(out, 202 if tag == RECEIPT_CHANNEL else 210, text.data, text.size)
 
 
 cdef void out_asked(Out* out, const Program* program, const EntryView* view, const Context* asked) noexcept nogil:
@@ -185,6 +224,8 @@ cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, cons
     out_bytes(out, 170, asked.operator_name.data, asked.operator_name.size)
     out_bytes(out, 178, asked.reason.data, asked.reason.size)
     out_int(out, 184, asked.values[CONTEXT_EXPIRY_DAY])
+    out_receipt_end(out, view)
+    out_result(out, 218, view)
     out_close(out, body)
 
 
@@ -211,6 +252,7 @@ cdef class Encoder:
         if self.programs != NULL:
             for i in range(self.program_count):
                 free(<void*>self.programs[i].image)
+                free(<void*>self.programs[i].rules)
                 free(self.programs[i])
         free(self.programs)
         PyMem_Free(self.buffer)
@@ -222,6 +264,7 @@ cdef class Encoder:
     def add_program(self, bytes entry not None):
         cdef EntryView view
         cdef Program* program
+        cdef Program2* rules
         cdef uint8_t* copy
         cdef const Slice* image
         if len(entry) < ENTRY_HEADER_BYTES or not entry_view(entry, <uint32_t>len(entry), &view) or view.header.kind != KIND_PROGRAM:
@@ -230,16 +273,21 @@ cdef class Encoder:
         if image.data == NULL or image.size == 0 or self.program_count == VERSIONS_MAX:
             raise ValueError("the programme has no image")
         program = <Program*>calloc(1, sizeof(Program))
+        rules = <Program2*>calloc(1, sizeof(Program2))
         copy = <uint8_t*>malloc(image.size)
-        if program == NULL or copy == NULL:
+        if program == NULL or rules == NULL or copy == NULL:
             free(program)
+            free(rules)
             free(copy)
             raise MemoryError("no memory for a programme")
         memcpy(copy, image.data, image.size)
-        if program_load(program, copy, image.size) != 0:
+        if programme_load(program, rules, copy, image.size) != 0:
             free(program)
+            free(rules)
             free(copy)
             raise ValueError("the programme's image does not load")
+        if program.rules == NULL:
+            free(rules)
         self.programs[self.program_count] = program
         self.program_count += 1
         program.version = self.program_count

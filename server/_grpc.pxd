@@ -7,7 +7,7 @@ from libc.string cimport memcmp
 
 from ledger._layout cimport (
     METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL,
-    METHOD_GET_BALANCE, METHOD_GET_OPERATION, METHOD_HEALTH_CHECK, METHOD_NONE, METHOD_RELEASE, METHOD_RESERVE,
+    METHOD_GET_BALANCE, METHOD_GET_OPERATION, METHOD_HEALTH_CHECK, METHOD_NONE, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE,
 )
 
 cdef enum:
@@ -54,6 +54,8 @@ cdef inline uint8_t grpc_method(const uint8_t* path, size_t size) noexcept nogil
             return METHOD_GET_OPERATION
         if memcmp(name, b"EnrollMember", 12) == 0:
             return METHOD_ENROLL
+        if memcmp(name, b"QuoteReceipt", 12) == 0:
+            return METHOD_QUOTE
     elif size == 13:
         if memcmp(name, b"CommitReceipt", 13) == 0:
             return METHOD_COMMIT

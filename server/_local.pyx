@@ -17,8 +17,8 @@ from ledger._entry cimport EntryWriter, entry_begin, entry_finish, put_byte, put
 from ledger._hash cimport Hash128, siphash
 from ledger._ids cimport IDS_OK, Ids, ids_ask, ids_begin, ids_close, ids_open, ids_tell, ids_text, ids_write_due
 from ledger._layout cimport (
-    ACCOUNT_ISSUED, ACCOUNT_MEMBER, Command, ENTRY_HEADER_BYTES, EntryHeader, Facts, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT,
-    GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, KIND_EARN, KIND_ENROLL, LOOKED_UP, Lookup, MEMBER_BY_CARD, MEMBER_BY_ID, MEMBER_NONE,
+    ACCOUNT_ISSUED, ACCOUNT_MEMBER, Command, ENTRY_HEADER_BYTES, EntryHeader, Facts, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME,
+    GIVEN_EXPLAIN, GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, KIND_EARN, KIND_ENROLL, LOOKED_UP, Lookup, MEMBER_BY_CARD, MEMBER_BY_ID, MEMBER_NONE,
     MemberRef, METHOD_BATCH_POST, METHOD_EARN, METHOD_GET_BALANCE, Outcome, SECTION_IDENTIFIERS, SECTION_LOTS, SECTION_POSTINGS, Slice, VALUE_NONE,
     VALUE_NUMBER, VALUE_TEXT,
 )
@@ -86,9 +86,19 @@ cdef dict to_dict(const Command* command):
         "identifiers": [to_member(&command.identifiers[i]) for i in range(command.identifier_count)],
         "lines": [
             (to_bytes(command.lines[i].sku).decode(), to_bytes(command.lines[i].category).decode(),
-             command.lines[i].quantity_milli, command.lines[i].amount_minor)
+             command.lines[i].quantity_milli, command.lines[i].amount_minor, command.lines[i].regular_minor, command.lines[i].weighed != 0)
             for i in range(command.line_count)
         ],
+        "tenders": [(to_bytes(command.tenders[i].name).decode(), command.tenders[i].amount_minor) for i in range(command.tender_count)],
+        "channel": to_bytes(command.channel).decode(),
+        "promo_codes": [to_bytes(command.promo_codes[i]).decode() for i in range(command.promo_code_count)],
+        "quote_token": to_bytes(command.quote_token),
+        "only_as_quoted": given & GIVEN_ONLY_AS_QUOTED != 0,
+        "explain": given & GIVEN_EXPLAIN != 0,
+        "adds": [to_bytes(command.adds[i]).decode() for i in range(command.add_count)],
+        "removes": [to_bytes(command.removes[i]).decode() for i in range(command.remove_count)],
+        "birthday": (command.birthday_month, command.birthday_day) if given & GIVEN_BIRTHDAY else None,
+        "favourites": given & GIVEN_FAVOURITES != 0,
     }
 
 
@@ -624,6 +634,8 @@ cdef class LocalLedger:
             "bytes_identifiers": stats.bytes_identifiers, "bytes_lots": stats.bytes_lots,
             "bytes_reservations": stats.bytes_reservations, "bytes_request_ids": stats.bytes_request_ids,
             "bytes_receipt_keys": stats.bytes_receipt_keys,
+            "counters": stats.counters, "days": stats.days, "campaigns": stats.campaigns,
+            "bytes_counters": stats.bytes_counters, "bytes_days": stats.bytes_days,
             "issued_points": [stats.issued_points[w] for w in range(wallets)],
             "redeemed_points": [stats.redeemed_points[w] for w in range(wallets)],
             "expired_points": [stats.expired_points[w] for w in range(wallets)],

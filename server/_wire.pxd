@@ -23,6 +23,8 @@ cdef void out_wallet_name(Out* out, uint8_t tag, const Program* program, uint64_
 cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t sequence, const uint8_t* room_end) noexcept nogil
     # Entry. Awards are written up to room_end; behind it must be room for one more.
 cdef void out_after(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
+cdef void out_result(Out* out, uint32_t tag, const EntryView* view) noexcept nogil
+    # ReceiptResult of an entry that rules of version 2 decided; nothing of others. At most RESULT_BYTES_MAX bytes.
 cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
 # Batches: parts with field number 1, a PostCommand or a MemberRef each.
 cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Slice* wallet, Outcome* outcome) noexcept nogil

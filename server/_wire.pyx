@@ -13,24 +13,29 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._entry cimport (
-    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint,
+    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
-    ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY,
-    GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
+    ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
+    GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
-    METHOD_GET_OPERATION, METHOD_LINK, METHOD_RELEASE, METHOD_RESERVE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE,
-    PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_IDENTIFIERS, SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION, Slice, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
+    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE,
+    PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS,
+    SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
 )
 from ledger._limits cimport (
-    ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, CATEGORY_BYTES_MAX, EMAIL_BYTES_MAX, IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
-    OPERATOR_BYTES_MAX, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX, REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, REQUEST_BYTES_MAX, SKU_BYTES_MAX, STORE_BYTES_MAX,
-    TILL_BYTES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
+    ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, CATEGORY_BYTES_MAX, CATEGORY_PATH_BYTES_MAX, CHANNEL_BYTES_MAX, EMAIL_BYTES_MAX, FAVOURITES_MAX,
+    IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
+    OPERATOR_BYTES_MAX, PROMO_CODES_PER_RECEIPT_MAX, PROMO_CODE_BYTES_MAX, QUOTE_TOKEN_BYTES, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX, RESULT_BYTES_MAX,
+    REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, REQUEST_BYTES_MAX, SEGMENTS_MAX, SEGMENT_BYTES_MAX, SKU_BYTES_MAX, STORE_BYTES_MAX,
+    NOTICES_TOLD_MAX, TENDERS_PER_RECEIPT_MAX, TENDER_BYTES_MAX, TILL_BYTES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
 from ledger._status cimport (
-    ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CAPTURE_POINTS, FIELD_COMMAND, FIELD_COMMANDS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS,
+    ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CHANGES, FIELD_CHANGES_ADD, FIELD_CHANGES_REMOVE, FIELD_FAVOURITES, FIELD_LINE_REGULAR_AMOUNT_MINOR, FIELD_LINE_WEIGHED,
+    FIELD_RECEIPT_CHANNEL, FIELD_RECEIPT_PROMO_CODES, FIELD_RECEIPT_QUOTE_TOKEN, FIELD_RECEIPT_TENDERS, FIELD_RECEIPT_TENDERS_AMOUNT_MINOR,
+    FIELD_RECEIPT_TENDERS_NAME, FIELD_CAPTURE_POINTS, FIELD_COMMAND, FIELD_COMMANDS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS,
     FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
-    FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LINE_AMOUNT_MINOR,
+    FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL,
     FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBERS, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL,
     FIELD_MEMBER_PHONE,
     FIELD_POINTS, FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
@@ -95,9 +100,18 @@ cdef struct Reader:
     uint32_t depth              # messages open around this one
     uint32_t line_total         # lines seen, also those beyond LINES_MAX
     uint32_t identifier_total   # identifiers seen, also those beyond IDENTIFIERS_PER_REQUEST_MAX
+    uint32_t tender_total       # and so on
+    uint32_t promo_code_total
+    uint32_t change_total
+    uint32_t add_total
+    uint32_t remove_total
     bint unusual                # some text was more than printable ASCII: control characters are looked for at the end
     Fault encoding              # the first text that is not UTF-8
     Fault line                  # the first line with a text of the wrong length
+    Fault tender                # the first tender with one
+    Fault promo_code            # the first promo code that is one
+    Fault add                   # the first name to add, and to remove
+    Fault remove
     Stamp sent
     Stamp business
     Stamp ttl
@@ -470,6 +484,10 @@ cdef void read_line(Reader* reader, Command* command) noexcept nogil:
             line.quantity_milli = <int64_t>read_varint(reader)
         elif tag == 32:
             line.amount_minor = <int64_t>read_varint(reader)
+        elif tag == 40:
+            line.regular_minor = <int64_t>read_varint(reader)
+        elif tag == 48:
+            line.weighed = read_varint(reader) != 0
         else:
             skip(reader, tag, at)
     leave(reader, outer)
@@ -482,6 +500,77 @@ cdef void read_line(Reader* reader, Command* command) noexcept nogil:
             reader.line.field = FIELD_LINE_CATEGORY
             reader.line.text = line.category
             reader.line.index = index
+
+
+cdef inline void note_fault(Reader* reader, Fault* fault, Slice text, uint32_t low, uint32_t high, uint16_t field, uint32_t index) noexcept nogil:
+    # The first element of a list whose text is not fit.
+    if fault.field == 0 and reader.encoding.field == 0 and not fits(reader, text, low, high):
+        fault.field = field
+        fault.text = text
+        fault.index = <int32_t>index
+
+
+cdef void read_tender(Reader* reader, Command* command) noexcept nogil:
+    cdef Tender surplus
+    cdef Tender* tender = &surplus
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    cdef uint32_t index = reader.tender_total
+    if index < TENDERS_PER_RECEIPT_MAX:
+        tender = &command.tenders[index]
+        command.tender_count = index + 1
+    reader.tender_total += 1
+    memset(tender, 0, sizeof(Tender))
+    tender.name.data = reader.at
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 10:
+            read_text(reader, &tender.name, FIELD_RECEIPT_TENDERS_NAME, <int32_t>index)
+        elif tag == 16:
+            tender.amount_minor = <int64_t>read_varint(reader)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+    note_fault(reader, &reader.tender, tender.name, 1, TENDER_BYTES_MAX, FIELD_RECEIPT_TENDERS_NAME, index)
+
+
+cdef void read_names(Reader* reader, Slice* names, uint32_t* count, uint32_t* total, uint32_t count_max, Fault* fault, uint32_t bytes_max,
+                     uint16_t field) noexcept nogil:
+    # One more of a repeated text.
+    cdef Slice surplus
+    cdef Slice* name = &surplus
+    if total[0] < count_max:
+        name = &names[total[0]]
+        count[0] = total[0] + 1
+    read_text(reader, name, field, <int32_t>total[0])
+    if reader.broken == NULL:
+        note_fault(reader, fault, name[0], 1, bytes_max, field, total[0])
+    total[0] += 1
+
+
+cdef void read_receipt_end(Reader* reader, Command* command, uint32_t tag, const uint8_t* at) noexcept nogil:
+    # The fields of a receipt that most tills do not send.
+    cdef uint32_t size
+    if tag == 50:
+        read_tender(reader, command)
+    elif tag == 58:
+        read_text(reader, &command.channel, FIELD_RECEIPT_CHANNEL, -1)
+    elif tag == 66:
+        read_names(reader, command.promo_codes, &command.promo_code_count, &reader.promo_code_total, PROMO_CODES_PER_RECEIPT_MAX,
+                   &reader.promo_code, PROMO_CODE_BYTES_MAX, FIELD_RECEIPT_PROMO_CODES)
+    elif tag == 74:
+        size = read_size(reader)
+        command.quote_token.data = reader.at
+        command.quote_token.size = size
+        reader.at += size
+    elif tag == 80:
+        command.given &= ~<uint16_t>GIVEN_ONLY_AS_QUOTED
+        if read_varint(reader) != 0:
+            command.given |= GIVEN_ONLY_AS_QUOTED
+    else:
+        skip(reader, tag, at)
 
 
 cdef void read_receipt(Reader* reader, Command* command) noexcept nogil:
@@ -504,7 +593,7 @@ cdef void read_receipt(Reader* reader, Command* command) noexcept nogil:
         elif tag == 32:
             command.total_minor = <int64_t>read_varint(reader)
         else:
-            skip(reader, tag, at)
+            read_receipt_end(reader, command, tag, at)
     leave(reader, outer)
 
 
@@ -533,30 +622,99 @@ cdef void read_payment(Reader* reader, Command* command, uint8_t payment) noexce
 
 
 cdef inline bint by_hand(uint8_t method) noexcept nogil:
-    return METHOD_ADJUST <= method <= METHOD_UNLINK
+    return METHOD_ADJUST <= method <= METHOD_UNLINK or method == METHOD_SET_SEGMENTS or method == METHOD_SET_ATTRIBUTES
+
+
+cdef inline bint is_query(uint8_t method) noexcept nogil:
+    return method == METHOD_GET_BALANCE or method == METHOD_GET_OPERATION or method == METHOD_QUOTE
 
 
 cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
-    # The three fields that every write begins with. False: the tag is none of them.
+    # The three fields that a write begins with. False: the tag is none of them.
     if tag == 10:
         read_text(reader, &command.request_id, FIELD_REQUEST_ID, -1)
     elif tag == 18:
         read_stamp(reader, &reader.sent)
         command.given |= GIVEN_SENT_TIME
-    elif tag == 26 and command.method != METHOD_ENROLL and command.method != METHOD_UNLINK:
+    elif tag == 26 and command.method != METHOD_ENROLL and command.method != METHOD_UNLINK and command.method != METHOD_SET_SEGMENTS:
         read_member(reader, &command.member, False, -1)
     else:
         return False
     return True
 
 
+cdef void read_change(Reader* reader, Command* command) noexcept nogil:
+    # A SegmentChange. Of a second one only the faults matter: there is one a command.
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    reader.change_total += 1
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 10:
+            read_member(reader, &command.member, False, -1)
+        elif tag == 18:
+            read_names(reader, command.adds, &command.add_count, &reader.add_total, SEGMENTS_MAX, &reader.add, SEGMENT_BYTES_MAX, FIELD_CHANGES_ADD)
+        elif tag == 26:
+            read_names(reader, command.removes, &command.remove_count, &reader.remove_total, SEGMENTS_MAX, &reader.remove, SEGMENT_BYTES_MAX,
+                       FIELD_CHANGES_REMOVE)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
+cdef void read_birthday(Reader* reader, Command* command) noexcept nogil:
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    command.given |= GIVEN_BIRTHDAY
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 8:
+            command.birthday_month = <int32_t>read_varint(reader)
+        elif tag == 16:
+            command.birthday_day = <int32_t>read_varint(reader)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
+cdef void read_favourites(Reader* reader, Command* command) noexcept nogil:
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag
+    command.given |= GIVEN_FAVOURITES
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        if tag == 10:
+            read_names(reader, command.adds, &command.add_count, &reader.add_total, FAVOURITES_MAX, &reader.add, CATEGORY_PATH_BYTES_MAX, FIELD_FAVOURITES)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
 cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
-    # Behind the head: AdjustPoints, LinkIdentifier, UnlinkIdentifier. False: unknown. The reason's field follows the operator's.
-    cdef uint32_t operator_tag = 58 if command.method == METHOD_ADJUST else 42 if command.method == METHOD_LINK else 34
+    # Behind the head: what AdminService writes. False: unknown. The reason's field follows the operator's.
+    cdef uint32_t operator_tag = 34
+    if command.method == METHOD_ADJUST:
+        operator_tag = 58
+    elif command.method == METHOD_LINK:
+        operator_tag = 42
+    elif command.method == METHOD_SET_ATTRIBUTES:
+        operator_tag = 50
     if tag == operator_tag:
         read_text(reader, &command.operator_name, FIELD_OPERATOR, -1)
     elif tag == operator_tag + 8:
         read_text(reader, &command.reason, FIELD_REASON, -1)
+    elif command.method == METHOD_SET_SEGMENTS and tag == 26:
+        read_change(reader, command)
+    elif command.method == METHOD_SET_ATTRIBUTES and tag == 34:
+        read_birthday(reader, command)
+    elif command.method == METHOD_SET_ATTRIBUTES and tag == 42:
+        read_favourites(reader, command)
     elif command.method == METHOD_ADJUST and tag == 34:
         read_text(reader, &command.wallet, FIELD_WALLET, -1)
     elif command.method == METHOD_ADJUST and tag == 40:
@@ -616,8 +774,23 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
 
 
 cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
-    # GetBalance and GetOperation. False: unknown.
-    if command.method == METHOD_GET_BALANCE:
+    # GetBalance, GetOperation and QuoteReceipt. False: unknown.
+    if command.method == METHOD_QUOTE:
+        if tag == 10:
+            read_member(reader, &command.member, False, -1)
+        elif tag == 18:
+            read_receipt(reader, command)
+        elif tag == 26:
+            read_payment(reader, command, PAYMENT_BURN)
+        elif tag == 34:
+            read_payment(reader, command, PAYMENT_CAPTURE)
+        elif tag == 40:
+            command.given &= ~<uint16_t>GIVEN_EXPLAIN
+            if read_varint(reader) != 0:
+                command.given |= GIVEN_EXPLAIN
+        else:
+            return False
+    elif command.method == METHOD_GET_BALANCE:
         if tag == 10:
             read_member(reader, &command.member, False, -1)
         elif tag == 18:
@@ -694,10 +867,11 @@ cdef bint check_member(const Reader* reader, const MemberRef* member, bint alone
 
 cdef bint check_receipt_key(const Reader* reader, const Command* command, Outcome* outcome) noexcept nogil:
     cdef bint in_receipt = command.given & GIVEN_RECEIPT != 0
+    cdef uint32_t low = 0 if command.method == METHOD_QUOTE else 1      # a quote may know only some of it
     return (
-        check_text(reader, command.store, 1, STORE_BYTES_MAX, FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE, outcome)
-        and check_text(reader, command.till, 1, TILL_BYTES_MAX, FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL, outcome)
-        and check_text(reader, command.number, 1, RECEIPT_NUMBER_BYTES_MAX,
+        check_text(reader, command.store, low, STORE_BYTES_MAX, FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE, outcome)
+        and check_text(reader, command.till, low, TILL_BYTES_MAX, FIELD_RECEIPT_TILL if in_receipt else FIELD_KEY_TILL, outcome)
+        and check_text(reader, command.number, low, RECEIPT_NUMBER_BYTES_MAX,
                        FIELD_RECEIPT_NUMBER if in_receipt else FIELD_KEY_NUMBER, outcome)
     )
 
@@ -708,6 +882,50 @@ cdef bint check_wallet(const Reader* reader, Command* command, Outcome* outcome)
         return True
     command.given |= GIVEN_WALLET
     return check_text(reader, command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome)
+
+
+cdef inline bint pays(uint8_t method) noexcept nogil:
+    # Has a payment: a message of its own.
+    return method == METHOD_COMMIT or method == METHOD_QUOTE
+
+
+cdef bint refuse_fault(Outcome* outcome, const Fault* fault) noexcept nogil:
+    return refuse_text(outcome, fault.field, fault.index, fault.text)
+
+
+cdef bint check_names(const Reader* reader, const Command* command, Outcome* outcome) noexcept nogil:
+    # Of SetSegments and SetAttributes.
+    if command.method == METHOD_SET_SEGMENTS:
+        if reader.add_total > SEGMENTS_MAX:
+            return refuse_number(outcome, FIELD_CHANGES_ADD, VALUE_NUMBER, reader.add_total)
+        if reader.add.field != 0:
+            return refuse_fault(outcome, &reader.add)
+        if reader.remove_total > SEGMENTS_MAX:
+            return refuse_number(outcome, FIELD_CHANGES_REMOVE, VALUE_NUMBER, reader.remove_total)
+        if reader.remove.field != 0:
+            return refuse_fault(outcome, &reader.remove)
+    elif command.method == METHOD_SET_ATTRIBUTES:
+        if reader.add_total > FAVOURITES_MAX:
+            return refuse_number(outcome, FIELD_FAVOURITES, VALUE_NUMBER, reader.add_total)
+        if reader.add.field != 0:
+            return refuse_fault(outcome, &reader.add)
+    return True
+
+
+cdef bint check_receipt_end(const Reader* reader, const Command* command, Outcome* outcome) noexcept nogil:
+    if reader.tender_total > TENDERS_PER_RECEIPT_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_TENDERS, VALUE_NUMBER, reader.tender_total)
+    if reader.tender.field != 0:
+        return refuse_fault(outcome, &reader.tender)
+    if not check_text(reader, command.channel, 0, CHANNEL_BYTES_MAX, FIELD_RECEIPT_CHANNEL, outcome):
+        return False
+    if reader.promo_code_total > PROMO_CODES_PER_RECEIPT_MAX:
+        return refuse_number(outcome, FIELD_RECEIPT_PROMO_CODES, VALUE_NUMBER, reader.promo_code_total)
+    if reader.promo_code.field != 0:
+        return refuse_fault(outcome, &reader.promo_code)
+    if command.quote_token.size != 0 and (command.quote_token.size != QUOTE_TOKEN_BYTES or command.method == METHOD_QUOTE):
+        return refuse_text(outcome, FIELD_RECEIPT_QUOTE_TOKEN, -1, command.quote_token)
+    return True
 
 
 cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexcept nogil:
@@ -721,11 +939,13 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
         if not check_stamp(&reader.past, &past_us, FIELD_AS_OF_TIME, outcome):
             return False
         return refuse_number(outcome, FIELD_AS_OF_TIME, VALUE_NUMBER, past_us)
-    if command.method != METHOD_GET_BALANCE:
+    if command.method != METHOD_GET_BALANCE and command.method != METHOD_QUOTE:
         if not fits(reader, command.request_id, REQUEST_ID_BYTES_MIN, REQUEST_ID_BYTES_MAX) or not is_request_id(command.request_id):
             return refuse_text(outcome, FIELD_REQUEST_ID, -1, command.request_id)
     if command.given & GIVEN_SENT_TIME and not check_stamp(&reader.sent, &command.sent_time_us, FIELD_SENT_TIME, outcome):
         return False
+    if command.method == METHOD_SET_SEGMENTS and reader.change_total != 1:
+        return refuse_number(outcome, FIELD_CHANGES, VALUE_NUMBER, reader.change_total)
     if not check_member(reader, &command.member, False, -1, outcome):
         return False
     if command.method == METHOD_LINK or command.method == METHOD_UNLINK:
@@ -737,7 +957,9 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
         for i in range(command.identifier_count):
             if not check_member(reader, &command.identifiers[i], False, <int32_t>i, outcome):
                 return False
-    if command.method != METHOD_COMMIT and not check_wallet(reader, command, outcome):
+    if not pays(command.method) and not check_wallet(reader, command, outcome):
+        return False
+    if not check_names(reader, command, outcome):
         return False
     if by_hand(command.method):
         return (check_text(reader, command.operator_name, 1, OPERATOR_BYTES_MAX, FIELD_OPERATOR, outcome)
@@ -754,8 +976,10 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
         return refuse_number(outcome, FIELD_RECEIPT_LINES, VALUE_NUMBER, reader.line_total)
     if reader.line.field != 0:
         return refuse_text(outcome, reader.line.field, reader.line.index, reader.line.text)
-    # In CommitReceipt the wallet belongs to the payment, which stands behind the receipt.
-    return command.method != METHOD_COMMIT or check_wallet(reader, command, outcome)
+    if command.given & GIVEN_RECEIPT and not check_receipt_end(reader, command, outcome):
+        return False
+    # In CommitReceipt and QuoteReceipt the wallet belongs to the payment, which stands behind the receipt.
+    return not pays(command.method) or check_wallet(reader, command, outcome)
 
 
 cdef inline void reader_open(Reader* reader, const uint8_t* data, uint32_t size) noexcept nogil:
@@ -775,7 +999,7 @@ cdef void read_command(Reader* reader, Command* command) noexcept nogil:
     # The message that stands in `reader`, of command.method.
     cdef const uint8_t* at
     cdef uint32_t tag
-    cdef bint query = command.method == METHOD_GET_BALANCE or command.method == METHOD_GET_OPERATION
+    cdef bint query = is_query(command.method)
     while reader.at < reader.end:
         at = reader.at
         tag = read_tag(reader)
@@ -797,7 +1021,7 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
     cdef Reader reader
     reader_open(&reader, data, size)
     command_begin(command, method)
-    if method != METHOD_GET_BALANCE and method != METHOD_GET_OPERATION and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
+    if not is_query(method) and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
         outcome_forget(outcome)
         outcome.status = STATUS_METHOD_UNKNOWN
         return False
@@ -925,7 +1149,11 @@ cdef bint wire_decode_post(Slice part, Command* command, Outcome* outcome) noexc
                 command_begin(command, <uint8_t>(tag >> 3))
                 reader.line_total = 0
                 reader.identifier_total = 0
+                reader.tender_total = 0
+                reader.promo_code_total = 0
                 memset(&reader.line, 0, sizeof(Fault))
+                memset(&reader.tender, 0, sizeof(Fault))
+                memset(&reader.promo_code, 0, sizeof(Fault))
                 memset(&reader.sent, 0, 3 * sizeof(Stamp))
             outer = enter(&reader)
             read_command(&reader, command)
@@ -1068,6 +1296,90 @@ cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const E
     out_close(out, body)
 
 
+cdef int64_t out_line_amounts(Out* out, uint32_t tag, const Slice* section) noexcept nogil:
+    # LineAmounts; returns their sum.
+    cdef Cursor cursor
+    cdef uint64_t line
+    cdef int64_t amount
+    cdef int64_t sum = 0
+    cdef uint32_t count = 0
+    cdef uint8_t* body
+    cursor_open(&cursor, section)
+    while cursor_more(&cursor) and count < LINES_MAX:
+        line = get_varint(&cursor)
+        amount = <int64_t>get_varint(&cursor)
+        body = out_open(out, tag)
+        out_int(out, 8, <int64_t>(line & 0xFFFF))
+        out_int(out, 16, amount)
+        out_close(out, body)
+        sum += amount
+        count += 1
+    return sum
+
+
+cdef void out_standing(Out* out, uint32_t tag, const Slice* section) noexcept nogil:
+    cdef Cursor cursor
+    cdef Slice before, after
+    cdef int64_t until
+    cdef int32_t year, month, day
+    cdef uint8_t* body
+    cursor_open(&cursor, section)
+    get_signed(&cursor)
+    get_varint(&cursor)
+    get_byte(&cursor)
+    get_byte(&cursor)
+    until = <int64_t>get_varint(&cursor)
+    before = get_text(&cursor)
+    after = get_text(&cursor)
+    if cursor.broken or before.size == 0:
+        return
+    body = out_open(out, tag)
+    out_bytes(out, 10, before.data, before.size)
+    out_bytes(out, 18, after.data, after.size)
+    if 0 <= until < 84_006:     # 2200-01-01
+        civil_from_day(<int32_t>until, &year, &month, &day)
+        out_int(out, 24, year * 10_000 + month * 100 + day)
+    out_close(out, body)
+
+
+cdef void out_result(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
+    cdef Cursor cursor
+    cdef Slice text
+    cdef uint8_t kind
+    cdef uint64_t notices = 0
+    cdef uint64_t index
+    cdef uint32_t count = 0
+    cdef uint8_t* inner
+    cdef uint8_t* body
+    if view.sections[SECTION_RULES_STATE].data == NULL:
+        return
+    body = out_open(out, tag)
+    out_int(out, 16, out_line_amounts(out, 10, &view.sections[SECTION_DISCOUNTS]))
+    out_int(out, 32, out_line_amounts(out, 26, &view.sections[SECTION_PAID]))
+    out_standing(out, 42, &view.sections[SECTION_RULES_STATE])
+    cursor_open(&cursor, &view.sections[SECTION_ENTITLEMENTS])
+    while cursor_more(&cursor) and count < 64:
+        text = get_text(&cursor)
+        out_bytes(out, 50, text.data, text.size)
+        count += 1
+    cursor_open(&cursor, &view.sections[SECTION_NOTICES])
+    if cursor_more(&cursor):
+        notices = get_varint(&cursor)
+    count = 0
+    while cursor_more(&cursor) and count < NOTICES_TOLD_MAX:
+        kind = get_byte(&cursor)
+        index = get_varint(&cursor)
+        text = get_text(&cursor)
+        inner = out_open(out, 58)
+        out_int(out, 8, kind)
+        out_int(out, 16, <int64_t>(index & 0xFFFF))
+        out_bytes(out, 26, text.data, text.size if text.size <= SKU_BYTES_MAX else SKU_BYTES_MAX)
+        out_close(out, inner)
+        count += 1
+    out_int(out, 64, <int64_t>(notices & 0xFFFF))
+    out_close(out, body)
+
+
 cdef void out_refusal(Out* out, uint8_t tag, const Program* program, uint8_t method, const Outcome* outcome) noexcept nogil:
     # A google.rpc.Status inside a message. Without a row: INTERNAL without details, which means that the outcome is unknown.
     cdef uint8_t message[MESSAGE_ROOM]
@@ -1090,6 +1402,7 @@ cdef void out_operation(Out* out, const Program* program, const EntryView* view,
         out_entry(out, 10, view, outcome.sequence, room_end)
         out_after(out, 26, program, view)
         out_reservation(out, 34, program, view)
+        out_result(out, 42, view)
         return
     outcome_forget(&refusal)
     refusal.status = view.header.status
@@ -1113,8 +1426,9 @@ cdef void out_balance(Out* out, const Program* program, const Outcome* outcome) 
 cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil:
     cdef Out writer
     cdef EntryView view
-    # Awards may go up to here: behind it is room for one award and all wallets.
-    cdef const uint8_t* room_end = out + ANSWER_BYTES_MAX - WALLETS_MAX * 160 - 512
+    cdef uint8_t* body
+    # Awards may go up to here: behind it is room for one award, all wallets and the result.
+    cdef const uint8_t* room_end = out + ANSWER_BYTES_MAX - WALLETS_MAX * 160 - RESULT_BYTES_MAX - 512
     writer.at = out
     if method == METHOD_GET_BALANCE:
         out_balance(&writer, program, outcome)
@@ -1124,8 +1438,14 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
     if method == METHOD_GET_OPERATION:
         out_operation(&writer, program, &view, outcome, room_end)
         return <uint32_t>(writer.at - out)
+    if method == METHOD_SET_SEGMENTS:
+        body = out_open(&writer, 10)        # the one result of the one change
+        out_entry(&writer, 10, &view, outcome.sequence, room_end)
+        out_int(&writer, 24, outcome.replayed != 0)
+        out_close(&writer, body)
+        return <uint32_t>(writer.at - out)
     out_entry(&writer, 10, &view, outcome.sequence, room_end)
-    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK:
+    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK or method == METHOD_SET_ATTRIBUTES:
         out_int(&writer, 16, outcome.replayed != 0)
         if method == METHOD_ENROLL:
             out_int(&writer, 24, view.header.flags & FLAG_OPENED != 0)
@@ -1135,6 +1455,8 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
     out_after(&writer, 18, program, &view)
     out_int(&writer, 24, outcome.replayed != 0)
     out_reservation(&writer, 34, program, &view)
+    if method == METHOD_EARN or method == METHOD_COMMIT:
+        out_result(&writer, 34 if method == METHOD_EARN else 42, &view)
     return <uint32_t>(writer.at - out)
 
 
@@ -1334,8 +1656,11 @@ cdef void add_field(Text* text, uint16_t field, int32_t index) noexcept nogil:
     # The name on the wire, with the index where the field repeats: receipt.lines[3].sku, identifiers[0].card.
     cdef const char* name = FIELD_ROWS[field].name
     cdef uint32_t prefix = 0
-    if index >= 0 and FIELD_RECEIPT_LINES <= field <= FIELD_LINE_AMOUNT_MINOR:
+    if index >= 0 and (FIELD_RECEIPT_LINES <= field <= FIELD_LINE_REGULAR_AMOUNT_MINOR or field == FIELD_LINE_WEIGHED):
         prefix = <uint32_t>strlen(FIELD_ROWS[FIELD_RECEIPT_LINES].name)
+        add(text, name, prefix)
+    elif index >= 0 and FIELD_RECEIPT_TENDERS <= field <= FIELD_RECEIPT_TENDERS_AMOUNT_MINOR:
+        prefix = <uint32_t>strlen(FIELD_ROWS[FIELD_RECEIPT_TENDERS].name)
         add(text, name, prefix)
     elif index >= 0 and FIELD_MEMBER <= field <= FIELD_MEMBER_APP:
         prefix = <uint32_t>strlen(FIELD_ROWS[FIELD_MEMBER].name)

@@ -26,6 +26,7 @@ ADJUST, LINK, UNLINK = BY_HAND = 11, 12, 13
 ENTRY_KINDS = {ADJUST: 10, LINK: 11, UNLINK: 12}  # the others have the number of their method
 IDENTIFIER_KINDS = ("", "member_id", "card", "phone", "email", "app")
 ACTIVE, CAPTURED, RELEASED, EXPIRED = 1, 2, 3, 4
+LINE_FIELDS = ("sku", "category", "quantity_milli", "amount_minor", "regular_amount_minor", "weighed")
 
 
 class Refused(Exception):
@@ -327,7 +328,17 @@ class Oracle:
                 yield good_text(line.category, 0, limits.CATEGORY_BYTES_MAX), f"receipt.lines[{i}].category"
                 yield 0 <= line.quantity_milli <= limits.QUANTITY_MILLI_MAX, f"receipt.lines[{i}].quantity_milli"
                 yield 0 <= line.amount_minor <= limits.AMOUNT_MINOR_MAX, f"receipt.lines[{i}].amount_minor"
+                yield 0 <= line.regular_amount_minor <= limits.AMOUNT_MINOR_MAX, f"receipt.lines[{i}].regular_amount_minor"
             yield not receipt.lines or sum(line.amount_minor for line in receipt.lines) == receipt.total_minor, "receipt.total_minor"
+            yield len(receipt.tenders) <= limits.TENDERS_PER_RECEIPT_MAX, "receipt.tenders"
+            for i, tender in enumerate(receipt.tenders):
+                yield good_text(tender.name, 1, limits.TENDER_BYTES_MAX), f"receipt.tenders[{i}].name"
+                yield 0 <= tender.amount_minor <= limits.AMOUNT_MINOR_MAX, f"receipt.tenders[{i}].amount_minor"
+            yield good_text(receipt.channel, 0, limits.CHANNEL_BYTES_MAX), "receipt.channel"
+            yield len(receipt.promo_codes) <= limits.PROMO_CODES_PER_RECEIPT_MAX, "receipt.promo_codes"
+            for i, code in enumerate(receipt.promo_codes):
+                yield good_text(code, 1, limits.PROMO_CODE_BYTES_MAX), f"receipt.promo_codes[{i}]"
+            yield not receipt.quote_token, "receipt.quote_token"  # none was ever given
         paying, where = self.payment(method, request)
         if hasattr(paying, "wallet"):
             yield good_text(paying.wallet, 0, limits.WALLET_NAME_BYTES_MAX), where + "wallet"
@@ -460,8 +471,11 @@ class Oracle:
         receipt = request.receipt
         out |= keyed | {where: bought, "receipt.currency_code": receipt.currency_code, "receipt.total_minor": receipt.total_minor}
         for i, line in enumerate(receipt.lines):
-            out |= {f"receipt.lines[{i}].{name}": getattr(line, name) for name in ("sku", "category", "quantity_milli", "amount_minor")}
-        return {**out, "receipt.lines": len(receipt.lines), "payment": request.WhichOneof("payment") if method == 6 else None, **pays}
+            out |= {f"receipt.lines[{i}].{name}": getattr(line, name) for name in LINE_FIELDS}
+        said = {"receipt.tenders": [(tender.name, tender.amount_minor) for tender in receipt.tenders], "receipt.channel": receipt.channel,
+                "receipt.promo_codes": list(receipt.promo_codes)}
+        said["payment"] = request.WhichOneof("payment") if method == 6 else None
+        return {**out, "receipt.lines": len(receipt.lines), **said, **pays}
 
     # --- writes
 

@@ -105,7 +105,7 @@ def spots(message: Any) -> list[tuple[Any, FieldDescriptor]]:
     """Every field of a message and of the messages in it, but for what only the follower answers."""
     found = []
     for descriptor in message.DESCRIPTOR.fields:
-        if descriptor.name == "as_of_time":
+        if descriptor.name in ("as_of_time", "only_as_quoted"):  # the latter says nothing where there is no token
             continue
         found.append((message, descriptor))
         if descriptor.message_type is not None:
@@ -127,9 +127,11 @@ def mutate(data: Any, message: Any) -> None:
         if act == "drop" and elements:
             del elements[-1]
         elif act == "double" and elements:
-            elements.add().CopyFrom(elements[0])
+            elements.append(elements[0])
         elif act == "empty":
             del elements[:]
+        elif descriptor.type == FieldDescriptor.TYPE_STRING:
+            elements.append(data.draw(st.sampled_from(TEXTS)))
         else:
             elements.add()
     elif descriptor.message_type is not None:
@@ -139,6 +141,10 @@ def mutate(data: Any, message: Any) -> None:
             getattr(where, name).SetInParent()
     elif descriptor.type == FieldDescriptor.TYPE_STRING:
         setattr(where, name, data.draw(st.sampled_from(TEXTS)))
+    elif descriptor.type == FieldDescriptor.TYPE_BOOL:
+        setattr(where, name, not getattr(where, name))
+    elif descriptor.type == FieldDescriptor.TYPE_BYTES:
+        setattr(where, name, data.draw(st.sampled_from([b"", b"x", bytes(limits.QUOTE_TOKEN_BYTES)])))
     elif name == "nanos":
         where.nanos = data.draw(st.sampled_from(NANOS))
     elif name == "seconds":
@@ -446,6 +452,12 @@ class Ledgers(Pair, RuleBasedStateMachine):
         amounts = data.draw(st.lists(st.sampled_from([0, 1, 49, 100, 199, 250, 999, 1000, 12_345]), max_size=4), label="amounts")
         for i, amount in enumerate(amounts):
             receipt.lines.add(sku=f"sku{i}", category="dairy" if i % 2 else "", quantity_milli=1000 * i, amount_minor=amount)
+        if data.draw(st.booleans(), label="says more"):
+            for line in receipt.lines[1:]:
+                line.regular_amount_minor, line.weighed = data.draw(st.sampled_from([0, 300])), data.draw(st.booleans())
+            receipt.tenders.add(name="cash", amount_minor=data.draw(st.sampled_from([0, 100])))
+            receipt.channel = data.draw(st.sampled_from(["", "app"]))
+            receipt.promo_codes.extend(data.draw(st.sampled_from([[], ["SPRING"], ["SPRING", "LATO"]])))
         receipt.total_minor = sum(amounts) if amounts else self.pick(data, [0, 99, 1000, 5000], [10**9, 10**12], "total")
         return receipt
 

@@ -24,11 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
-    "_arith", "_atomic", "_clock", "_entry", "_hash", "_identity", "_lmdb", "_lots", "_rules", "_table", "_thread", "_layout")} | GENERATED
+    "_arith", "_atomic", "_clock", "_entry", "_evaluate", "_hash", "_identity", "_image", "_layout", "_lmdb", "_lots", "_programme",
+    "_rules", "_table", "_thread")} | GENERATED
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in (
-    "catalogue", "check", "check_v1", "conditions", "currencies", "firing", "lower", "model_v1", "reference", "reference_v1", "schema",
-    "shape", "syntax", "tree", "zones")}
+    "catalogue", "check", "check_v1", "conditions", "currencies", "firing", "image2", "lower", "lower2", "lower_articles",
+    "lower_conditions", "lower_dimensions", "model_v1", "reference", "reference_v1", "schema", "shape", "syntax", "tree", "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
 ARROWS: dict[str, set[str]] = {
@@ -119,7 +120,9 @@ OTHERS = {
     "ruamel": {f"ledger/rules/{name}.py" for name in ("check", "check_v1", "conditions", "shape", "syntax")},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
-    "numpy": {"ledger/export.py", "ledger/index.py", "ledger/rules/lower.py", "server/_local.pyi"},
+    "numpy": {"ledger/export.py", "ledger/index.py", "server/_local.pyi",
+              *(f"ledger/rules/{name}.py" for name in ("image2", "lower", "lower2", "lower_articles", "lower_conditions",
+                                                         "lower_dimensions"))},
     "pyarrow": {"ledger/export.py", "ledger/rules/catalogue.py"},
     "typer": COMMANDS,
     "rich": COMMANDS,
@@ -130,7 +133,7 @@ HEADERS = {
     "lmdb.h": {"ledger/_lmdb.pxd"},
     "nghttp2/nghttp2.h": {"server/_nghttp2.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
-    "openssl/sha.h": {"ledger/_rules.pxd", "ledger/_feed.pyx", "ledger/_snapshot.pyx"},
+    "openssl/sha.h": {"ledger/_image.pxd", "ledger/_rules.pxd", "ledger/_feed.pyx", "ledger/_snapshot.pyx"},
 }
 
 # --- reading the files ------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ledger.rules import compile_file
 from server._local import LocalLedger
 from tests import till
 from tests.ledger.forging import Forge
+from tests.ledger.rules_state import RulesState
 from tests.test_two_ports import random_requests
 from tests.till import METHODS
 
@@ -55,6 +56,7 @@ class State:
         self.lots: dict[tuple[int, int, int, int, int], list[int]] = {}  # member, wallet, available, expiry, funder: [points, held]
         self.reservations: dict[int, tuple[int, int, int, int]] = {}  # id: member, wallet, points, expire time
         self.identifiers: dict[tuple[str, bytes], int] = {}
+        self.rules = RulesState()
 
     def apply(self, sequence: int, entry: dict[str, Any]) -> None:
         member = entry["member"]
@@ -65,6 +67,7 @@ class State:
             self.accounts[member] = [0, 0]
         account = self.accounts[member]
         account[0] = sequence
+        self.rules.apply(entry)
         for identifier in entry.get("identifiers", ()):
             if entry["kind"] == "unlink":
                 assert self.identifiers.pop((identifier["type"], identifier["hash"])) == member
@@ -111,6 +114,7 @@ class State:
         facts += [fact(3, member, id_, wallet, points, expire) for id_, (member, wallet, points, expire) in self.reservations.items()]
         facts += [fact(4, member, types[kind], int.from_bytes(hash_[:8], "little"), int.from_bytes(hash_[8:], "little"))
                   for (kind, hash_), member in self.identifiers.items()]
+        facts += [fact(*words) for words in self.rules.facts()]
         return (sum(facts) % (1 << 128)).to_bytes(16, "little")
 
 

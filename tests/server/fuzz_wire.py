@@ -117,18 +117,19 @@ def parse_answer(method: int, payload: bytes) -> None:
     assert ANSWERS[method].FromString(payload).ByteSize()
 
 
-def build_asan() -> Path:
-    """Build the package with AddressSanitizer beside the usual build; returns its folder."""
+def build_asan(modules: tuple[str, ...]) -> Path:
+    """Build modules with AddressSanitizer beside the usual build; returns their folder."""
     library = ASAN_BUILD / "lib"
-    environment = os.environ | {"DAYBOOK_ASAN": "1", "DAYBOOK_ONLY": ",".join(MODULES)}
+    environment = os.environ | {"DAYBOOK_ASAN": "1", "DAYBOOK_ONLY": ",".join(modules)}
     command = [sys.executable, "setup.py", "-q", "build", "--build-base", str(ASAN_BUILD), "--build-lib", str(library)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     return library
 
 
-def run_with_asan(arguments: list[str], module: str = "tests.server.fuzz_wire") -> int:
+def run_with_asan(arguments: list[str], module: str = "tests.server.fuzz_wire", modules: tuple[str, ...] = MODULES,
+                  instrumented: str = "server._local") -> int:
     """Run this module, or another one that fuzzes, in the instrumented build. Its exit status; anything but 0 is a finding."""
-    library = build_asan()
+    library = build_asan(modules)
     libasan, libubsan = (
         subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
@@ -140,7 +141,7 @@ def run_with_asan(arguments: list[str], module: str = "tests.server.fuzz_wire") 
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": f"{library}{os.pathsep}{ROOT}",
     }
-    program = "import server._local as local, runpy; assert 'asan' in local.__file__, local.__file__; " \
+    program = f"import {instrumented} as local, runpy; assert 'asan' in local.__file__, local.__file__; " \
               f"runpy.run_module('{module}', run_name='__main__')"
     return subprocess.run([sys.executable, "-c", program, *arguments], cwd=library, env=environment, check=False).returncode
 

@@ -24,6 +24,8 @@ DAY_S = 86_400
 NOW_S = NOW_US // 1_000_000
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, GET_BALANCE, GET_OPERATION = range(1, 10)
 ADJUST, LINK, UNLINK = 11, 12, 13
+QUOTE = 16
+DECIDED = [method for method in METHODS if method != QUOTE]  # it is read, and answered METHOD_UNKNOWN
 INVALID_ARGUMENT = 3
 
 
@@ -37,6 +39,8 @@ def good(method: int) -> Any:
         message.sent_time.FromMicroseconds(NOW_US)
     if "member" in names:
         message.member.member_id = 1
+    if "changes" in names:
+        message.changes.add().member.member_id = 1
     if "identifiers" in names:
         message.identifiers.add(card="2900000000042")
     if "identifier" in names:
@@ -95,13 +99,21 @@ def refuse(ledger: LocalLedger, method: int, request: bytes) -> tuple[int, str, 
 
 
 def test_the_good_request_of_every_method_succeeds(ledger: LocalLedger) -> None:
-    for method in METHODS:
+    for method in DECIDED:
         fresh = LocalLedger.replay(ledger.entries())
         code, payload, _ = fresh.call(method, good(method).SerializeToString(), NOW_US)
         assert code == 0, status_pb2.Status.FromString(payload)
 
 
 Spoil = Callable[[Any], object]
+
+
+def tenders(*rows: tuple[str, int]) -> Spoil:
+    return lambda message: message.receipt.tenders.extend(pb.Tender(name=name, amount_minor=amount) for name, amount in rows)
+
+
+def promo_codes(*codes: str) -> Spoil:
+    return lambda message: message.receipt.promo_codes.extend(codes)
 
 
 def set_to(path: str, value: Any) -> Spoil:
@@ -250,6 +262,20 @@ CASES = [
     ((EARN, COMMIT),        set_to("receipt.lines[1].quantity_milli", 10**9 + 1),    "receipt.lines[1].quantity_milli", "1000000001"),
     ((EARN, COMMIT),        set_to("receipt.lines[1].amount_minor", -1),             "receipt.lines[1].amount_minor", "-1"),
     ((EARN, COMMIT),        set_to("receipt.lines[1].amount_minor", HUGE),           "receipt.lines[1].amount_minor", str(HUGE)),
+    ((EARN, COMMIT),        set_to("receipt.lines[1].regular_amount_minor", -1),     "receipt.lines[1].regular_amount_minor", "-1"),
+    ((EARN, COMMIT),        set_to("receipt.lines[0].regular_amount_minor", HUGE),   "receipt.lines[0].regular_amount_minor", str(HUGE)),
+    ((EARN, COMMIT),        tenders(*[("cash", 1)] * 17),                            "receipt.tenders",     "17"),
+    ((EARN, COMMIT),        tenders(("cash", 1), ("", 1)),                           "receipt.tenders[1].name", ""),
+    ((EARN, COMMIT),        tenders(("x" * 33, 1)),                                  "receipt.tenders[0].name", "x" * 33),
+    ((EARN, COMMIT),        tenders(("cash", -1)),                                   "receipt.tenders[0].amount_minor", "-1"),
+    ((EARN, COMMIT),        tenders(("cash", 1), ("card", 10**12 + 1)),              "receipt.tenders[1].amount_minor", "1000000000001"),
+    ((EARN, COMMIT),        set_to("receipt.channel", "x" * 33),                     "receipt.channel",     "x" * 33),
+    ((EARN, COMMIT),        set_to("receipt.channel", "a\tb"),                       "receipt.channel",     "a\\x09b"),
+    ((EARN, COMMIT),        promo_codes(*["X"] * 17),                                "receipt.promo_codes", "17"),
+    ((EARN, COMMIT),        promo_codes("SPRING", ""),                               "receipt.promo_codes[1]", ""),
+    ((EARN, COMMIT),        promo_codes("x" * 33),                                   "receipt.promo_codes[0]", "x" * 33),
+    ((EARN, COMMIT),        set_to("receipt.quote_token", b"x" * 71),                "receipt.quote_token", "x" * 64),
+    ((EARN, COMMIT),        set_to("receipt.quote_token", b"x" * 72),                "receipt.quote_token", "x" * 64),
     ((BURN, RESERVE, GET_BALANCE), set_to("wallet", "x" * 33),                       "wallet",              "x" * 33),
     ((BURN, RESERVE, GET_BALANCE), set_to("wallet", "po\u0085ints"),                 "wallet",              "po\\xc2\\x85ints"),
     ((BURN, RESERVE),       clear("points"),                                         "points",              "0"),
@@ -336,14 +362,17 @@ def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
 
 
 BATCHES = ("commands", "members")
+OF_RULES = ("changes", "changes.add", "changes.remove", "birthday", "favourites")
 FOLLOWERS = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day")
 
 
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
-    """`payment` cannot be sent wrong (a oneof holds one), `method` only in a repeat; batches: tests/server/test_batch_wire.py; the
-    follower's calls: tests/server/test_reading.py."""
+    """`payment` cannot be sent wrong (a oneof holds one), `method` and `receipt.lines.weighed` only in a repeat; batches:
+    tests/server/test_batch_wire.py; the follower's calls: tests/server/test_reading.py; what depends on the programme:
+    tests/rules/test_core.py."""
     tried = {re.sub(r"\[\d+\]|^burn\.|^capture\.", "", row[2]).replace("identifiers.", "member.") for row in EACH}
-    assert tried == {field.name for field in errors.FIELDS if field.name not in ("", "payment", "method", *BATCHES, *FOLLOWERS)}
+    elsewhere = ("", "payment", "method", "receipt.lines.weighed", *BATCHES, *FOLLOWERS, *OF_RULES)
+    assert tried == {field.name for field in errors.FIELDS if field.name not in elsewhere}
 
 
 NOT_UTF8 = [
@@ -358,6 +387,9 @@ NOT_UTF8 = [
     (EARN,          b"\x22\x05\x0a\x03\x22\x01\xff",                                              "receipt.key.number"),
     (EARN,          b"\x22\x03\x1a\x01\xff",                                                      "receipt.currency_code"),
     (EARN,          b"\x22\x05\x2a\x03\x0a\x01\xff",                                              "receipt.lines[2].sku"),
+    (EARN,          b"\x22\x05\x32\x03\x0a\x01\xff",                                              "receipt.tenders[0].name"),
+    (EARN,          b"\x22\x03\x3a\x01\xff",                                                      "receipt.channel"),
+    (COMMIT,        b"\x22\x03\x42\x01\xff",                                                      "receipt.promo_codes[0]"),
     (COMMIT,        b"\x22\x05\x2a\x03\x12\x01\xff",                                              "receipt.lines[2].category"),
     (BURN,          b"\x22\x01\xff",                                                              "wallet"),
     (COMMIT,        b"\x2a\x03\x0a\x01\xff",                                                      "burn.wallet"),
@@ -385,7 +417,7 @@ def test_text_that_is_not_utf8_is_refused_with_its_field(ledger: LocalLedger, me
     assert info.metadata["value"] == (HIDDEN if field.startswith(("member", "identifier")) else "\\xff")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DECIDED)
 def test_bytes_that_are_no_message_are_refused_with_the_place_where_they_break(ledger: LocalLedger, method: int) -> None:
     request = good(method).SerializeToString()
     code, text, info = refuse(ledger, method, request + b"\x0f")

@@ -75,6 +75,14 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> journal_pb2.Jou
                                 funder=row["funder"], points=row["points"], held_points=row["held"])
     for row in value.get("lines", ()):
         message.lines.add(**row)
+    for row in value.get("line_details", ()):
+        line = message.lines[row["line"] - 1]
+        line.regular_amount_minor, line.weighed = row["regular_amount_minor"], bool(row["flags"] & 1)
+    said = value.get("receipt", {})
+    for row in said.get("tenders", ()):
+        message.tenders.add(**row)
+    message.channel = said.get("channel", "")
+    message.promo_codes.extend(said.get("promo_codes", ()))
     for row in value.get("after", ()):
         message.wallets.add(wallet=wallets[row["wallet"]], posted_points=row["posted_points"], pending_points=row["pending_points"],
                             reserved_points=row["reserved_points"],

@@ -55,7 +55,8 @@ TEXTS = st.one_of(
 )
 INTEGERS = st.one_of(st.integers(0, 5), st.integers(-(2**63), 2**63 - 1), st.integers(0, limits.POINTS_MAX))
 SMALL_INTEGERS = st.one_of(st.integers(-2, 5), st.integers(-(2**31), 2**31 - 1), st.integers(0, 999_999_999))
-FIELD_TYPES = {9: TEXTS, 3: INTEGERS, 5: SMALL_INTEGERS}  # string, int64, int32
+BYTES = st.one_of(st.binary(max_size=80), st.integers(0, 80).map(bytes), st.just(bytes(limits.QUOTE_TOKEN_BYTES)))
+FIELD_TYPES = {9: TEXTS, 3: INTEGERS, 5: SMALL_INTEGERS, 8: st.booleans(), 12: BYTES}  # string, int64, int32, bool, bytes
 
 
 @st.composite
@@ -71,6 +72,8 @@ def messages(draw: Any, descriptor: Any, message: Any) -> Any:
             inner = getattr(message, field.name)
             inner.SetInParent()
             draw(messages(field.message_type, inner))
+        elif field.is_repeated:
+            getattr(message, field.name).extend(draw(st.lists(FIELD_TYPES[field.type], max_size=3)))
         elif field.name == "request_id":
             setattr(message, field.name, draw(st.one_of(st.just("a-request-id-0123"), TEXTS)))
         else:
@@ -230,8 +233,49 @@ def test_identifiers_beyond_the_limit_are_counted_and_refused(count: int) -> Non
     assert agree(7, message.SerializeToString()) == ("decoded" if 1 <= count <= 8 else "refused")
 
 
+@pytest.mark.parametrize("field", ["tenders", "promo_codes"])
+def test_tenders_and_promo_codes_beyond_the_limit_are_counted_and_refused(field: str) -> None:
+    count_max = getattr(limits, f"{field.upper()}_PER_RECEIPT_MAX")
+    for count in (0, count_max, count_max + 1, 3 * count_max):
+        message = request(1, random.Random(5))
+        message.receipt.ClearField(field)
+        for index in range(count):
+            if field == "tenders":
+                message.receipt.tenders.add(name=f"tender {index}", amount_minor=1)
+            else:
+                message.receipt.promo_codes.append(f"CODE{index}")
+        assert agree(1, message.SerializeToString()) == ("decoded" if count <= count_max else "refused")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 1000])
+def test_segments_are_changed_one_member_a_command(count: int) -> None:
+    message = request(17, random.Random(6))
+    first = message.changes[0]
+    del message.changes[:]
+    message.changes.extend([first] * count)
+    assert agree(17, message.SerializeToString()) == ("decoded" if count == 1 else "refused")
+
+
+@pytest.mark.parametrize("names", ["add", "remove"])
+@pytest.mark.parametrize("count", [limits.SEGMENTS_MAX, limits.SEGMENTS_MAX + 1])
+def test_segments_beyond_the_limit_are_counted_and_refused(names: str, count: int) -> None:
+    message = request(17, random.Random(7))
+    message.changes[0].ClearField(names)
+    getattr(message.changes[0], names).extend(f"segment {i}" for i in range(count))
+    assert agree(17, message.SerializeToString()) == ("decoded" if count <= limits.SEGMENTS_MAX else "refused")
+
+
+@pytest.mark.parametrize("size", [0, 1, limits.QUOTE_TOKEN_BYTES - 1, limits.QUOTE_TOKEN_BYTES, limits.QUOTE_TOKEN_BYTES + 1])
+def test_a_token_has_its_size_and_no_place_in_a_quote(size: int) -> None:
+    for method in (1, 6, 16):
+        message = request(method, random.Random(8))
+        message.receipt.quote_token = bytes(size)
+        good = size == 0 or (size == limits.QUOTE_TOKEN_BYTES and method != 16)
+        assert agree(method, message.SerializeToString()) == ("decoded" if good else "refused")
+
+
 def test_an_unknown_method_is_refused() -> None:
-    for method in (0, 10, 100, 255):
+    for method in (0, 10, 14, 19, 22, 100, 255):
         with pytest.raises(ValueError) as refusal:
             _local.decode(method, b"")
         assert refusal.value.args[0] == errors.BY_NAME["METHOD_UNKNOWN"].number
@@ -267,6 +311,42 @@ def entry_bytes(kind: int, time_us: int, member: int, program: int, sections: by
     return (44 - 4 + len(sections)).to_bytes(4, "little") + head + sections
 
 
+MONEY = st.integers(1, limits.AMOUNT_MINOR_MAX)
+NAMES = st.sampled_from(("silver", "żółty", "x" * 32))
+
+
+def text(value: str) -> bytes:
+    return bytes([len(value.encode())]) + value.encode()
+
+
+@st.composite
+def results(draw: Any, said: Any) -> bytes:
+    """Sections of what rules made of a receipt; `said` is filled with what they say."""
+    said.SetInParent()
+    before, after = draw(st.sampled_from([("", ""), ("base", ""), ("base", "silver"), ("x" * 32, "żółty")]))
+    until = draw(st.sampled_from([2**31 - 1, 20_819]))
+    sections = section(16, signed(20_717) + varint(3) + bytes([0, 1]) + varint(until) + text(before) + text(after))
+    if before:
+        said.standing.tier, said.standing.new_tier = before, after
+        said.standing.held_until_day = 20270101 if until == 20_819 else 0
+    for number, rows, total in ((23, said.discounts, "discount_minor"), (24, said.paid, "paid_minor")):
+        body = b""
+        for line, amount in draw(st.lists(st.tuples(st.integers(0, limits.LINES_MAX), MONEY), max_size=4)):
+            body += varint(line) + varint(amount)
+            rows.add(line=line, amount_minor=amount)
+            setattr(said, total, getattr(said, total) + amount)
+        sections += section(number, body)
+    entitlements = draw(st.lists(NAMES, max_size=3))
+    said.entitlements.extend(entitlements)
+    sections += section(26, b"".join(map(text, entitlements)))
+    notices = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 1000), st.one_of(st.just(""), NAMES)), max_size=4))
+    for kind, index, what in notices:
+        said.notices.add(kind=kind, index=index, text=what)
+    said.notice_count = draw(st.integers(len(notices), 2040)) if notices else 0
+    told = b"".join(bytes([kind]) + varint(index) + text(what) for kind, index, what in notices)
+    return sections + section(27, varint(said.notice_count) + told if notices else b"")
+
+
 @st.composite
 def entries(draw: Any, kind: int) -> tuple[bytes, Any]:
     """An entry's bytes and a GetOperationResponse with what it says."""
@@ -299,6 +379,8 @@ def entries(draw: Any, kind: int) -> tuple[bytes, Any]:
         said.reservation.reserved_points, said.reservation.captured_points = held, captured
         said.reservation.expire_time.FromMicroseconds(time_us + ttl)
     sections = section(1, b"\x01\x02") + section(2, postings) + section(5, awards) + section(6, after) + section(7, reservation)
+    if kind in (1, 6) and draw(st.booleans()):
+        sections += draw(results(said.result))
     return entry_bytes(kind, time_us, member, program, sections + section(99, b"from a later version")), said
 
 
@@ -319,6 +401,8 @@ def test_an_answer_has_the_bytes_that_google_protobuf_writes(method: int) -> Non
             if not with_reservation:
                 return
             expected.reservation.CopyFrom(said.reservation)
+        if said.HasField("result"):
+            expected.result.CopyFrom(said.result)
         assert _local.answer(method, WALLETS, entry, said.entry.sequence, replayed) == expected.SerializeToString(deterministic=True)
 
     check()
@@ -357,6 +441,34 @@ def test_link_and_unlink_answer_with_their_entry(linked: bool, replayed: bool) -
         expected.entry.sequence, expected.entry.kind, expected.entry.member_id, expected.entry.program_version = 300, kind, 9, 2
         expected.entry.create_time.FromMicroseconds(10**15 + 1)
         assert _local.answer(method, WALLETS, entry, 300, replayed) == expected.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_what_was_set_of_a_member_is_answered_with_its_entry(replayed: bool) -> None:
+    for method, kind in ((17, 13), (18, 14)):
+        entry = entry_bytes(kind, 10**15 + 1, 9, 2, section(1, b"\x01\x02") + section(21 if kind == 13 else 22, bytes(4)))
+        said: Any = pb.PostResult(replayed=replayed)
+        said.entry.sequence, said.entry.kind, said.entry.member_id, said.entry.program_version = 300, kind, 9, 2
+        said.entry.create_time.FromMicroseconds(10**15 + 1)
+        expected: Any = admin.SetSegmentsResponse(results=[said])
+        if method == 18:
+            expected = admin.SetAttributesResponse(entry=said.entry, replayed=replayed)
+        assert _local.answer(method, WALLETS, entry, 300, replayed) == expected.SerializeToString(deterministic=True)
+
+
+def test_the_longest_result_has_room_behind_the_longest_list_of_awards() -> None:
+    awards = b"".join(varint(i % 1001) + varint(1024) + varint(3) + signed(limits.POINTS_MAX) for i in range(limits.AWARDS_MAX))
+    lines = b"".join(varint(line) + varint(limits.AMOUNT_MINOR_MAX) for line in range(1, limits.LINES_MAX + 1))
+    notices = varint(2040) + b"".join(bytes([2]) + varint(1000) + text("x" * 32) for _ in range(limits.NOTICES_TOLD_MAX + 5))
+    sections = section(5, awards) + section(6, (varint(3) + signed(-(10**15)) * 3) * limits.WALLETS_MAX)
+    sections += section(16, signed(20_717) + varint(3) + bytes([0, 1]) + varint(20_819) + text("x" * 32) + text("y" * 32))
+    sections += section(23, lines) + section(24, lines) + section(26, text("z" * 32) * 64) + section(27, notices)
+    for method, kind in ((1, pb.EarnPointsResponse), (6, pb.CommitReceiptResponse)):
+        answer = _local.answer(method, WALLETS, entry_bytes(method, 10**15, 2**31, 5, sections), 2**40, True)
+        parsed: Any = kind.FromString(answer)
+        assert (len(parsed.entry.awards), len(parsed.wallets)) == (limits.AWARDS_MAX, limits.WALLETS_MAX)
+        assert (len(parsed.result.discounts), len(parsed.result.paid), len(parsed.result.notices)) == (1000, 1000, limits.NOTICES_TOLD_MAX)
+        assert parsed.result.ByteSize() <= limits.RESULT_BYTES_MAX and len(answer) <= limits.ANSWER_BYTES_MAX
 
 
 @pytest.mark.parametrize("opened", [False, True])
@@ -470,6 +582,12 @@ FIELD_NAMES = [
     ("receipt.lines",          -1,    "receipt.lines"),
     ("receipt.lines.sku",      0,     "receipt.lines[0].sku"),
     ("receipt.lines.amount_minor", 999, "receipt.lines[999].amount_minor"),
+    ("receipt.lines.regular_amount_minor", 1, "receipt.lines[1].regular_amount_minor"),
+    ("receipt.lines.weighed",  0,     "receipt.lines[0].weighed"),
+    ("receipt.tenders",        -1,    "receipt.tenders"),
+    ("receipt.tenders.name",   2,     "receipt.tenders[2].name"),
+    ("receipt.promo_codes",    3,     "receipt.promo_codes[3]"),
+    ("changes.add",            0,     "changes.add[0]"),
 ]
 
 

@@ -19,10 +19,13 @@ METHODS: dict[int, type[Message]] = {
     1: pb.EarnPointsRequest, 2: pb.BurnPointsRequest, 3: pb.ReservePointsRequest, 4: pb.CaptureReservationRequest,
     5: pb.ReleaseReservationRequest, 6: pb.CommitReceiptRequest, 7: pb.EnrollMemberRequest, 8: pb.GetBalanceRequest,
     9: pb.GetOperationRequest, 11: admin.AdjustPointsRequest, 12: admin.LinkIdentifierRequest, 13: admin.UnlinkIdentifierRequest,
+    16: pb.QuoteReceiptRequest, 17: admin.SetSegmentsRequest, 18: admin.SetAttributesRequest,
 }
 ANSWERS: dict[int, type[Message]] = {
-    number: getattr(admin if number >= 11 else pb, kind.DESCRIPTOR.name.replace("Request", "Response")) for number, kind in METHODS.items()
+    number: getattr(admin if kind.DESCRIPTOR.file is admin.DESCRIPTOR else pb, kind.DESCRIPTOR.name.replace("Request", "Response"))
+    for number, kind in METHODS.items()
 }
+QUOTE, SET_SEGMENTS, SET_ATTRIBUTES = 16, 17, 18
 FIELD_INVALID, MESSAGE_MALFORMED = 1, 2
 FIELD_NUMBERS = {field.name: field.number for field in reversed(errors.FIELDS)}
 
@@ -64,17 +67,24 @@ def check_member(member: Any, index: int = -1, prefix: str = "member") -> tuple[
     return kind, value
 
 
-def check_key(prefix: str, key: Any) -> tuple[str, str, int, str]:
-    check_text(f"{prefix}.store", key.store, 1, limits.STORE_BYTES_MAX)
-    check_text(f"{prefix}.till", key.till, 1, limits.TILL_BYTES_MAX)
-    check_text(f"{prefix}.number", key.number, 1, limits.RECEIPT_NUMBER_BYTES_MAX)
+def check_key(prefix: str, key: Any, low: int = 1) -> tuple[str, str, int, str]:
+    check_text(f"{prefix}.store", key.store, low, limits.STORE_BYTES_MAX)
+    check_text(f"{prefix}.till", key.till, low, limits.TILL_BYTES_MAX)
+    check_text(f"{prefix}.number", key.number, low, limits.RECEIPT_NUMBER_BYTES_MAX)
     return key.store, key.till, key.business_day, key.number
 
 
+def check_names(field: str, names: Any, count_max: int, bytes_max: int) -> list[str]:
+    if len(names) > count_max:
+        raise Fault(field, len(names))
+    return [check_text(field, name, 1, bytes_max, index) for index, name in enumerate(names)]
+
+
 def check_receipt(receipt: Any, found: dict[str, Any]) -> None:
+    quoted = found["method"] == QUOTE
     found.update(receipt=True, currency=receipt.currency_code, total_minor=receipt.total_minor)
     if receipt.HasField("key"):
-        found["receipt_key"] = check_key("receipt.key", receipt.key)
+        found["receipt_key"] = check_key("receipt.key", receipt.key, 0 if quoted else 1)
     if receipt.HasField("purchase_time"):
         found["business_time_us"] = check_time("receipt.purchase_time", receipt.purchase_time)
     if len(receipt.lines) > limits.LINES_MAX:
@@ -82,7 +92,19 @@ def check_receipt(receipt: Any, found: dict[str, Any]) -> None:
     for index, line in enumerate(receipt.lines):
         check_text("receipt.lines.sku", line.sku, 1, limits.SKU_BYTES_MAX, index)
         check_text("receipt.lines.category", line.category, 0, limits.CATEGORY_BYTES_MAX, index)
-    found["lines"] = [(line.sku, line.category, line.quantity_milli, line.amount_minor) for line in receipt.lines]
+    found["lines"] = [(line.sku, line.category, line.quantity_milli, line.amount_minor, line.regular_amount_minor, line.weighed)
+                      for line in receipt.lines]
+    if len(receipt.tenders) > limits.TENDERS_PER_RECEIPT_MAX:
+        raise Fault("receipt.tenders", len(receipt.tenders))
+    for index, tender in enumerate(receipt.tenders):
+        check_text("receipt.tenders.name", tender.name, 1, limits.TENDER_BYTES_MAX, index)
+    found["tenders"] = [(tender.name, tender.amount_minor) for tender in receipt.tenders]
+    found["channel"] = check_text("receipt.channel", receipt.channel, 0, limits.CHANNEL_BYTES_MAX)
+    found["promo_codes"] = check_names("receipt.promo_codes", receipt.promo_codes, limits.PROMO_CODES_PER_RECEIPT_MAX,
+                                       limits.PROMO_CODE_BYTES_MAX)
+    found.update(quote_token=receipt.quote_token, only_as_quoted=receipt.only_as_quoted)
+    if receipt.quote_token and (quoted or len(receipt.quote_token) != limits.QUOTE_TOKEN_BYTES):
+        raise Fault("receipt.quote_token", receipt.quote_token)
 
 
 def command_of(method: int, message: Any) -> dict[str, Any]:
@@ -91,6 +113,8 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
         "method": method, "payment": 0, "request_id": "", "sent_time_us": None, "business_time_us": None, "ttl_us": None,
         "wallet": None, "receipt": False, "receipt_key": None, "member": None, "points": 0, "reservation_id": 0,
         "currency": "", "total_minor": 0, "identifiers": [], "lines": [], "expiry_day": 0, "operator": "", "reason": "",
+        "tenders": [], "channel": "", "promo_codes": [], "quote_token": b"", "only_as_quoted": False, "explain": False,
+        "adds": [], "removes": [], "birthday": None, "favourites": False,
     }
     names = message.DESCRIPTOR.fields_by_name
     if "as_of_time" in names and message.HasField("as_of_time"):
@@ -103,8 +127,19 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
             raise Fault("request_id", text.encode())
     if "sent_time" in names and message.HasField("sent_time"):
         found["sent_time_us"] = check_time("sent_time", message.sent_time)
+    if "changes" in names:
+        if len(message.changes) != 1:
+            raise Fault("changes", len(message.changes))
+        found["member"] = check_member(message.changes[0].member)
+        found["adds"] = check_names("changes.add", message.changes[0].add, limits.SEGMENTS_MAX, limits.SEGMENT_BYTES_MAX)
+        found["removes"] = check_names("changes.remove", message.changes[0].remove, limits.SEGMENTS_MAX, limits.SEGMENT_BYTES_MAX)
     if "member" in names:
         found["member"] = check_member(message.member)
+    if "birthday" in names and message.HasField("birthday"):
+        found["birthday"] = (message.birthday.month, message.birthday.day)
+    if "favourites" in names and message.HasField("favourites"):
+        found["favourites"] = True
+        found["adds"] = check_names("favourites", message.favourites.categories, limits.FAVOURITES_MAX, limits.CATEGORY_PATH_BYTES_MAX)
     if "identifiers" in names:
         if not 1 <= len(message.identifiers) <= limits.IDENTIFIERS_PER_REQUEST_MAX:
             raise Fault("identifiers", len(message.identifiers))
@@ -124,14 +159,14 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
     if "operator" in names:
         check_text("operator", message.operator, 1, limits.OPERATOR_BYTES_MAX)
         check_text("reason", message.reason, 1, limits.REASON_BYTES_MAX)
-    for name in ("points", "reservation_id", "expiry_day", "operator", "reason"):
+    for name in ("points", "reservation_id", "expiry_day", "operator", "reason", "explain"):
         if name in names:
             found[name] = getattr(message, name)
-    if method == 6 and message.WhichOneof("payment") == "burn":
+    if method in (6, QUOTE) and message.WhichOneof("payment") == "burn":
         found.update(payment=1, points=message.burn.points)
         if message.burn.wallet:
             found["wallet"] = check_text("wallet", message.burn.wallet, 1, limits.WALLET_NAME_BYTES_MAX)
-    if method == 6 and message.WhichOneof("payment") == "capture":
+    if method in (6, QUOTE) and message.WhichOneof("payment") == "capture":
         found.update(payment=2, points=message.capture.points, reservation_id=message.capture.reservation_id)
     return found
 
@@ -167,10 +202,29 @@ def request(method: int, chance: random.Random) -> Any:
         fill_key(message.receipt.key, number)
         message.receipt.currency_code = "USD"
         for i in range(chance.choice((0, 1, 6, 6, 20))):
-            message.receipt.lines.add(sku=f"4001234{i:06d}", category="dairy" * (i % 2), quantity_milli=1000 * i, amount_minor=19 + 40 * i)
+            message.receipt.lines.add(sku=f"4001234{i:06d}", category="dairy" * (i % 2), quantity_milli=1000 * i, amount_minor=19 + 40 * i,
+                                      regular_amount_minor=100 * (i % 3), weighed=i % 4 == 1)
         message.receipt.total_minor = sum(line.amount_minor for line in message.receipt.lines) or 1234
         if chance.random() < 0.2:
             message.receipt.purchase_time.FromMicroseconds(NOW_US - 1)
+        if chance.random() < 0.3:
+            message.receipt.tenders.add(name="cash", amount_minor=10)
+            message.receipt.tenders.add(name="żółta karta", amount_minor=message.receipt.total_minor)
+            message.receipt.channel = chance.choice(("", "app"))
+            message.receipt.promo_codes.extend(chance.sample(("SPRING", "LATO2026", "x"), chance.randrange(3)))
+            message.receipt.only_as_quoted = chance.random() < 0.3
+        if method != QUOTE and chance.random() < 0.1:
+            message.receipt.quote_token = chance.randbytes(limits.QUOTE_TOKEN_BYTES)
+    if "changes" in names:
+        change = message.changes.add(add=chance.sample(("students", "staff", "vip"), chance.randrange(3)))
+        change.remove.extend(["lost"] * chance.randrange(2))
+        fill_member(change.member, chance)
+    if "birthday" in names and chance.random() < 0.7:
+        message.birthday.month, message.birthday.day = chance.choice(((0, 0), (2, 29), (12, 31)))
+    if "favourites" in names and chance.random() < 0.7:
+        message.favourites.categories.extend(chance.sample(("Food/Dairy", "Food/Coffee"), chance.randrange(3)))
+    if "explain" in names:
+        message.explain = chance.random() < 0.5
     if "receipt_key" in names and chance.random() < 0.5:
         fill_key(message.receipt_key, number)
     if "wallet" in names and chance.random() < 0.3:
@@ -188,9 +242,9 @@ def request(method: int, chance: random.Random) -> Any:
         message.reservation_id = chance.randrange(1, 400)
     if "ttl" in names and chance.random() < 0.5:
         message.ttl.FromSeconds(chance.choice((1, 60, 900)))
-    if method == 6 and chance.random() < 0.4:
+    if method in (6, QUOTE) and chance.random() < 0.4:
         message.burn.points = chance.choice((1, 10))
-    elif method == 6 and chance.random() < 0.4:
+    elif method in (6, QUOTE) and chance.random() < 0.4:
         message.capture.reservation_id = chance.randrange(1, 400)
     return message
 

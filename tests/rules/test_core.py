@@ -1,0 +1,320 @@
+"""The core runs programmes of version 2 as the reference interpreter does: answers, entries, and what is kept of members.
+
+Generated programmes and receipts go through the real codec and the core on the one side, through `evaluate` and `apply` on the other. What
+the entries changed is also kept by plain Python (tests/ledger/rules_state.py), and by a replay and a snapshot: all must have one digest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ledger.journal import read_entry
+from ledger.rules import check, reference, tree
+from ledger.rules.reference import EPOCH, Member, Receipt, Result, Shared
+from server._local import LocalLedger
+from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
+from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+from tests.ledger.test_second_reader import State
+from tests.rules import generate
+from tests.rules.compiled import Compiled
+from tests.server.wire_model import ANSWERS
+
+START_US = 1_790_000_000_000_000
+DAY_US = 86_400_000_000
+EARN, COMMIT, ENROLL, BALANCE, OPERATION, SET_SEGMENTS, SET_ATTRIBUTES = 1, 6, 7, 8, 9, 17, 18
+ADJUST = 11
+KINDS = {"unknown_store": 1, "unknown_sku": 2, "unknown_category": 3, "unknown_promo_code": 4, "unknown_tender": 5, "unknown_channel": 6}
+REFUSALS = {"absurd_amount": {"FIELD_INVALID"}, "total_differs": {"FIELD_INVALID"}, "unknown_store": {"STORE_NOT_FOUND"},
+            "points_overflow": {"POINTS_OVERFLOW"}}
+BY_HAND = {"operator": "anna", "reason": "ticket 7"}
+NOBODY = Shared()
+
+often = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+class Shop:
+    """A core and the reference, side by side."""
+
+    def __init__(self, programme: tree.Programme, now_us: int) -> None:
+        self.compiled, self.programme, self.now = Compiled(programme), programme, now_us
+        self.core = LocalLedger(self.compiled.image, b"", now_us, members_max=50, ids_max=1000)
+        self.members: dict[int, Member] = {}
+        self.shared = NOBODY
+        self.requests = 0
+
+    def call(self, method: int, request: Any) -> tuple[str, Any]:
+        """Reason of the refusal, or "" and the answer."""
+        if "request_id" in request.DESCRIPTOR.fields_by_name:
+            self.requests += 1
+            request.request_id = f"request-{self.requests:08d}"
+            request.sent_time.FromMicroseconds(self.now)
+        return self.send(method, request)
+
+    def send(self, method: int, request: Any) -> tuple[str, Any]:
+        code, data, _ = self.core.call(method, request.SerializeToString(), self.now)
+        if code != 0:
+            info = error_details_pb2.ErrorInfo()
+            assert status_pb2.Status.FromString(data).details[0].Unpack(info)
+            return info.reason, info
+        return "", ANSWERS[method].FromString(data)
+
+    def enroll(self, number: int) -> None:
+        reason, answer = self.call(ENROLL, pb.EnrollMemberRequest(identifiers=[pb.MemberRef(card=f"card-{number}")]))
+        assert (reason, answer.entry.member_id) == ("", number)
+        self.members[number] = Member(number, reference.programme_day(self.programme, self.now))
+
+    def endow(self, number: int, points: int) -> None:
+        """Something to pay with, in every wallet."""
+        for wallet in self.programme.wallets:
+            ref = pb.MemberRef(card=f"card-{number}")
+            assert self.call(ADJUST, admin.AdjustPointsRequest(member=ref, wallet=wallet.name, points=points, **BY_HAND))[0] == ""
+
+    def set(self, number: int, known: Member) -> None:
+        """Segments, chosen categories and birthday, by calls."""
+        member, ref = self.members[number], pb.MemberRef(card=f"card-{number}")
+        segments = known.segments & set(self.programme.segments)
+        change = admin.SegmentChange(member=ref, add=sorted(segments), remove=sorted(set(self.programme.segments) - segments))
+        reason, answer = self.call(SET_SEGMENTS, admin.SetSegmentsRequest(changes=[change], **BY_HAND))
+        assert reason == "" and answer.results[0].entry.kind == 13
+        chosen = sorted(known.chosen & set(self.programme.favourites))[:self.programme.favourites_at_most]
+        request = admin.SetAttributesRequest(member=ref, favourites=admin.Favourites(categories=chosen), **BY_HAND)
+        counts_from = member.birthday_from
+        if known.birthday is not None:
+            request.birthday.month, request.birthday.day = known.birthday
+            if member.birthday not in (None, known.birthday):
+                counts_from = reference.programme_day(self.programme, self.now) + 365
+        reason, answer = self.call(SET_ATTRIBUTES, request)
+        assert reason == "" and answer.entry.kind == 14
+        assert self.send(SET_ATTRIBUTES, request)[1].replayed
+        self.members[number] = replace(member, segments=segments, chosen=frozenset(chosen), birthday=known.birthday or member.birthday,
+                                       birthday_from=counts_from)
+
+    def available(self, number: int) -> tuple[int, ...]:
+        answer = self.call(BALANCE, pb.GetBalanceRequest(member=pb.MemberRef(member_id=number)))[1]
+        return tuple(wallet.available_points for wallet in answer.wallets)
+
+    def sell(self, number: int, receipt: Receipt, time_us: int) -> None:
+        today = reference.programme_day(self.programme, self.now)
+        if reference.programme_day(self.programme, time_us) != today:
+            receipt = replace(receipt, burn=0)  # what is available on another day is not told
+        receipt = replace(receipt, store=receipt.store or "99")
+        member = replace(self.members[number], available=self.available(number))
+        result = reference.evaluate(self.programme, member, receipt, time_us, self.shared)
+        reason, answer = self.call(COMMIT if receipt.burn else EARN, self.request(number, receipt, time_us))
+        if receipt.burn > member.available[receipt.burn_wallet]:
+            assert reason in ("INSUFFICIENT_POINTS", *REFUSALS.get(result.refused or "", ()))
+            return
+        if result.refused is not None:
+            assert reason in REFUSALS.get(result.refused, {"BURN_NOT_ALLOWED"})
+            return
+        assert reason == "", answer
+        self.compare(receipt, result, answer)
+        self.members[number], self.shared = reference.apply(self.programme, self.members[number], self.shared, result)
+
+    def request(self, number: int, receipt: Receipt, time_us: int) -> Any:
+        day = reference.programme_day(self.programme, self.now)
+        made = pb.Receipt(currency_code=self.programme.currency, total_minor=receipt.total, channel=receipt.channel)
+        made.promo_codes.extend(receipt.promo_codes)
+        date = EPOCH.fromordinal(EPOCH.toordinal() + day)
+        made.key.store, made.key.till, made.key.number = receipt.store, "1", f"n{self.requests}"
+        made.key.business_day = int(f"{date:%Y%m%d}")
+        made.purchase_time.FromMicroseconds(time_us)
+        for line in receipt.lines:
+            made.lines.add(sku=line.sku, category=line.category, quantity_milli=line.quantity, amount_minor=line.amount,
+                           regular_amount_minor=line.before or 0, weighed=line.weighed)
+        for name, amount in receipt.tenders:
+            made.tenders.add(name=name, amount_minor=amount)
+        ref = pb.MemberRef(card=f"card-{number}")
+        if not receipt.burn:
+            return pb.EarnPointsRequest(member=ref, receipt=made)
+        burn = pb.Burn(wallet=self.programme.wallets[receipt.burn_wallet].name, points=receipt.burn)
+        return pb.CommitReceiptRequest(member=ref, receipt=made, burn=burn)
+
+    def compare(self, receipt: Receipt, result: Result, answer: Any) -> None:
+        nameless = not receipt.lines
+        awards = [(row[0], row[1], row[4]) for row in self.compiled.awards(result.given, nameless)]
+        assert [(award.line, award.rule, award.points) for award in answer.entry.awards] == awards
+        assert answer.entry.earned_points == sum(result.points)
+        levels = [level.name for level in self.programme.tiers.levels] if self.programme.tiers else []
+        expected = pb.ReceiptResult(entitlements=result.entitlements, discount_minor=sum(result.discounts), paid_minor=sum(result.paid),
+                                    notice_count=len(result.notices))
+        for name in ("discounts", "paid"):
+            for i, amount in enumerate(getattr(result, name)):
+                if amount:
+                    getattr(expected, name).add(line=0 if nameless else i + 1, amount_minor=amount)
+        if levels:
+            expected.standing.tier = levels[result.tier]
+            expected.standing.new_tier = levels[result.tier_after] if result.tier_after != result.tier else ""
+            if (until := result.changes.tier_until) is not None:
+                expected.standing.held_until_day = int(f"{EPOCH.fromordinal(EPOCH.toordinal() + until):%Y%m%d}")
+        for notice in result.notices:
+            kind, _, text = notice.partition(" ")
+            expected.notices.add(kind=KINDS[kind], text=text)
+        for found in answer.result.notices:
+            assert found.index > 0 or found.kind in (1, 6)
+            found.index = 0
+        assert answer.result == expected
+
+    def check(self) -> None:
+        """One digest, by every way."""
+        state = State()
+        for sequence, entry in enumerate(self.core.entries(), start=1):
+            state.apply(sequence, read_entry(entry))
+        assert state.digest() == self.core.digest()
+        replayed = LocalLedger.replay(self.core.entries(), members_max=50, ids_max=1000)
+        assert replayed.digest() == self.core.digest()
+        with tempfile.TemporaryDirectory() as folder:
+            self.core.save(Path(folder) / "snap")
+            loaded = LocalLedger.load(Path(folder) / "snap", self.core.entries(), members_max=50, ids_max=1000)
+        assert loaded.digest() == self.core.digest()
+        for number, member in self.members.items():
+            known = state.rules.profiles[number]
+            assert (known.receipts, known.tier if known.receipts else 0) == (member.receipts, member.tier)
+            assert sorted(known.days.items()) == [(day, [receipts, spent]) for day, receipts, spent in member.days]
+            counters = {self.compiled.counters[key]: dict(rows) for key, rows in member.counters.items()}
+            kept = {name: values for name, (_, values) in known.counters.items() if name >= 256}
+            assert {name: counters[name] for name in kept} == kept, "the rest ended long ago"
+        assert {self.compiled.campaigns[name]: list(taken) for name, taken in self.shared.campaigns.items()} == state.rules.campaigns
+
+
+@st.composite
+def cases(draw: Any) -> Any:
+    """A programme, members, and receipts in any order of time."""
+    return (draw(generate.programmes()), draw(st.lists(generate.members(), min_size=1, max_size=3)),
+            draw(st.lists(st.tuples(st.integers(0, 2), generate.receipts(), generate.times_us()), min_size=1, max_size=12)))
+
+
+@often
+@given(cases())
+def test_generated_programmes_do_what_the_reference_says(case: Any) -> None:
+    programme, members, receipts = case
+    shop = Shop(programme, min(time_us for _, _, time_us in receipts))
+    for number, known in enumerate(members, start=1):
+        shop.enroll(number)
+        shop.set(number, known)
+        shop.endow(number, 200 + max(known.available))
+    for who, receipt, time_us in receipts:
+        shop.now = max(shop.now, time_us)
+        if time_us >= shop.now - programme.max_age_days * DAY_US:
+            shop.sell(who % len(members) + 1, receipt, time_us)
+    shop.check()
+
+
+SOURCE = """
+programme: Small
+currency: EUR
+zone: Europe/Warsaw
+anonymous_accounts: true
+wallets: [{name: points}]
+segments: [students, staff]
+favourites: {choose_from: [Food, Drinks], at_most: 1}
+catalogue: [{sku: milk, category: Food}, {sku: beer, category: Drinks}]
+tiers:
+  levels:
+    - name: base
+    - {name: silver, reach: {receipts: 2}}
+rules:
+  - {name: Base, percent: 10}
+  - {name: Students, when: {segment: students}, give: 5}
+  - {name: Card, when: {tier: silver}, discount_percent: 10, per: line}
+burn:
+  - {name: Half, share: 50}
+"""
+
+
+@pytest.fixture
+def shop() -> Shop:
+    made = Shop(check.check_source(SOURCE.encode()), START_US)
+    made.enroll(1)
+    return made
+
+
+def test_an_anonymous_earn_opens_an_account_that_rules_know(shop: Shop) -> None:
+    request = shop.request(2, Receipt(1000, store="1"), START_US)
+    reason, answer = shop.call(EARN, request)
+    assert (reason, answer.entry.member_id, answer.entry.earned_points) == ("", 2, 1)
+    shop.members[2] = replace(Member(2, reference.programme_day(shop.programme, START_US)), receipts=1)
+    shop.check()
+
+
+def test_a_level_is_announced_and_counts_from_the_next_receipt(shop: Shop) -> None:
+    standings = []
+    for _ in range(3):
+        reason, answer = shop.call(EARN, shop.request(1, Receipt(1000, store="1"), START_US))
+        standings.append((answer.result.standing.tier, answer.result.standing.new_tier, answer.result.discount_minor))
+    assert standings == [("base", "", 0), ("base", "silver", 0), ("silver", "", 100)]
+
+
+def test_a_repeat_and_get_operation_tell_the_first_result(shop: Shop) -> None:
+    request = shop.request(1, Receipt(1000, (reference.Line("wine", 1000),), store="1"), START_US)
+    reason, first = shop.call(EARN, request)
+    assert [(notice.kind, notice.index, notice.text) for notice in first.result.notices] == [(2, 1, "wine")]
+    again = shop.send(EARN, request)[1]
+    assert again.replayed and again.result == first.result
+    told = shop.send(OPERATION, pb.GetOperationRequest(request_id=request.request_id))[1]
+    assert told.result == first.result and told.entry == first.entry
+
+
+def test_a_burn_above_the_largest_is_refused_with_the_largest(shop: Shop) -> None:
+    shop.call(EARN, shop.request(1, Receipt(100_000, store="1"), START_US))
+    reason, info = shop.call(COMMIT, shop.request(1, Receipt(1000, store="1", burn=6), START_US))
+    assert (reason, dict(info.metadata)) == ("BURN_NOT_ALLOWED", {"largest_points": "5", "requested_points": "6"})
+    reason, answer = shop.call(COMMIT, shop.request(1, Receipt(1000, store="1", burn=5), START_US))
+    assert (reason, answer.result.paid_minor, answer.entry.burned_points) == ("", 500, 5)
+
+
+def test_segments_and_attributes_are_those_of_the_programme(shop: Shop) -> None:
+    ref = pb.MemberRef(card="card-1")
+
+    def set_segments(add: list[str], remove: list[str]) -> tuple[str, Any]:
+        change = admin.SegmentChange(member=ref, add=add, remove=remove)
+        return shop.call(SET_SEGMENTS, admin.SetSegmentsRequest(changes=[change], **BY_HAND))
+
+    for add, remove, field in ((["student"], [], "changes.add[0]"), (["staff"], ["staff", "x"], "changes.remove[1]")):
+        reason, info = set_segments(add, remove)
+        assert (reason, info.metadata["field"]) == ("FIELD_INVALID", field)
+    assert set_segments(["students", "staff"], ["staff"])[0] == ""
+    assert shop.call(EARN, shop.request(1, Receipt(1000, store="1"), START_US))[1].entry.earned_points == 6
+
+    def set_attributes(**fields: Any) -> tuple[str, Any]:
+        return shop.call(SET_ATTRIBUTES, admin.SetAttributesRequest(member=ref, **fields, **BY_HAND))
+
+    for fields, field in (({"favourites": {"categories": ["Food/Dairy"]}}, "favourites[0]"),
+                          ({"favourites": {"categories": ["Food", "Drinks"]}}, "favourites"),
+                          ({"birthday": {"month": 2, "day": 30}}, "birthday"), ({"birthday": {"month": 0, "day": 1}}, "birthday"),
+                          ({"birthday": {"month": 13, "day": 1}}, "birthday")):
+        reason, info = set_attributes(**fields)
+        assert (reason, info.metadata["field"]) == ("FIELD_INVALID", field)
+    today = reference.programme_day(shop.programme, START_US)
+    for month, counts_from in ((2, 0), (2, 0), (3, today + 365), (0, today + 365), (4, today + 365)):
+        assert set_attributes(birthday={"month": month, "day": min(month, 1)})[0] == ""
+        assert read_entry(shop.core.entries()[-1])["attributes"] == {"birthday": month * 32 + min(month, 1), "birthday_from": counts_from}
+    assert shop.call(SET_ATTRIBUTES, admin.SetAttributesRequest(member=pb.MemberRef(card="nobody"), **BY_HAND))[0] == "MEMBER_NOT_FOUND"
+
+
+def test_a_repeat_of_what_was_set_must_say_the_same(shop: Shop) -> None:
+    ref = pb.MemberRef(card="card-1")
+    segments = admin.SetSegmentsRequest(changes=[admin.SegmentChange(member=ref, add=["staff"])], **BY_HAND)
+    attributes = admin.SetAttributesRequest(member=ref, birthday={"month": 2, "day": 29}, favourites={"categories": ["Food"]}, **BY_HAND)
+    for method, request, changes in ((SET_SEGMENTS, segments, {"changes.add": lambda m: m.changes[0].add.append("students"),
+                                                               "changes.remove": lambda m: m.changes[0].remove.append("students")}),
+                                     (SET_ATTRIBUTES, attributes, {"birthday": lambda m: m.ClearField("birthday"),
+                                                                   "favourites": lambda m: m.favourites.categories.append("Drinks"),
+                                                                   "operator": lambda m: setattr(m, "operator", "ben")})):
+        assert shop.call(method, request)[0] == ""
+        assert shop.send(method, request)[0] == ""
+        for field, change in changes.items():
+            other = type(request)()
+            other.CopyFrom(request)
+            change(other)
+            reason, info = shop.send(method, other)
+            assert (reason, info.metadata["field"]) == ("REQUEST_ID_REUSED", field)
+    shop.check()
