@@ -128,7 +128,7 @@ cdef enum:
     ALONE_SPIN_US = 100         # how long the loop looks for a lone caller's next request before it sleeps: waking costs ~50 us
     CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
     TILLS_US = 10_000           # how long after a call for which somebody waits the late ones and the batches hold back
-    LATE_SHARE = 5              # and how far: late calls get one part in so many of the time, LATE_CALLS_BESIDE at once,
+    LATE_SHARE = 2              # and how far: late calls get one part in so many of the time, LATE_CALLS_BESIDE at once,
     BATCH_SHARE = 6             # commands of batches one in so many, BATCH_COMMANDS_BESIDE at once
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
     NOTICE_MS = 1000            # how long a drain waits for the peer to have seen its notice
