@@ -61,7 +61,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger.snapshot": {"ledger.limits", "ledger._snapshot"},
     "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.snapshot", "ledger.verify", "ledger._follower", "ledger._snapshot"},
     "ledger.index": {"ledger.limits", "ledger.journal", "ledger._index"},
-    "ledger.export": {"ledger.errors", "ledger.journal", "ledger._columns"},
+    "ledger.export": {"ledger.errors", "ledger.journal", "ledger._columns", "ledger.rules.image2"},
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
