@@ -12,7 +12,7 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int32_t, int64_t, uin
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from ledger._arith cimport civil_from_day
+from ledger._arith cimport civil_from_day, div_floor
 from ledger._core cimport (
     APPLY_OK, APPLY_PROGRAM, CoreStats, core_apply, core_execute, core_program, core_remember, core_result, core_scratch, core_set_covered,
     core_stats, core_tick, core_write_program,
@@ -355,7 +355,7 @@ cdef void sweep(Simulator self) noexcept nogil:
 
 cdef void sweep_at(Simulator self, int64_t time_us) noexcept nogil:
     # Every account is looked at: a tick looks at some, and says 0 when nothing was due among them.
-    cdef uint64_t looks = core_stats(self.core).members // <uint64_t>TICK_ACCOUNTS_MAX + 2
+    cdef int64_t looks = div_floor(<int64_t>core_stats(self.core).members, TICK_ACCOUNTS_MAX) + 2
     while looks != 0:
         if core_tick(self.core, time_us, self.entry) == 0:
             looks -= 1
@@ -493,12 +493,12 @@ cdef void begin_command(Simulator self, uint8_t method, uint32_t member, int64_t
 
 
 cdef void name_request(Simulator self, uint32_t attempt) noexcept nogil:
-    # The journal's sequence and the attempt, in digits.
+    # The journal's sequence and the attempt, four bits a letter.
     cdef uint64_t rest = self.seen * ATTEMPTS_MAX + attempt
     cdef int i
     for i in range(ID_DIGITS):
-        self.request_id[ID_DIGITS - 1 - i] = <char>(48 + rest % 10)
-        rest = rest // 10
+        self.request_id[ID_DIGITS - 1 - i] = <char>(97 + (rest & 15))
+        rest >>= 4
 
 
 cdef int32_t day_as_sent(int32_t day) noexcept nogil:
@@ -813,6 +813,7 @@ cdef dict described(const Program2* rules, uint16_t rule):
         caps.append({"per": PERS[cap.per], "of": "uses" if cap.measure else "value", "limit": cap.limit})
     return {"rule": rule + 1, "name": padded(rules.rule_names + 64 * rule, 64), "kind": KINDS[row.kind], "form": FORMS[row.form],
             "per": "line" if row.per else "receipt", "round": ROUNDS[row.round], "step": row.a, "gives": row.b,
+            "rate_factor": row.rate_factor, "rate_divisor": row.rate_divisor,
             "wallet": row.wallet if RULE_POINTS <= row.kind <= RULE_TIMES else None, "funder": row.funder, "caps": caps,
             "campaign": padded(rules.campaigns[row.campaign - 1].name, 64) if row.campaign else ""}
 

@@ -149,7 +149,8 @@ def _over_journal(journal: Journal, programme: CompiledProgram, against: Compile
                     raise _TablesTooSmall
                 if applied == "program":
                     raise SimulationRefused("the programme's image does not load here: is it too large?")
-                raise Damage(f"{journal.file}, group {batch[index][0]}, entry {sequence}", f"it cannot be read or applied ({name}, {applied})")
+                raise Damage(f"{journal.file}, group {batch[index][0]}, entry {sequence}",
+                             f"it cannot be read or applied ({name}, {applied})")
         progress(runs[0].last_sequence, max(total, runs[0].last_sequence))
         if runs[0].over:
             break
@@ -173,8 +174,8 @@ def _check_names(programmes: list[tuple[int, bytes]], programme: CompiledProgram
 
 # --- over Parquet files ----------------------------------------------------------------------------------------------
 
-COLUMNS = ("sequence", "time", "kind", "refusal", "member_id", "opened", "purchase_time", "store", "total_minor", "lines", "channel", "tenders",
-           "promo_codes", "program_version", "awards", "discounts", "postings")
+COLUMNS = ("time", "kind", "refusal", "member_id", "purchase_time", "store", "total_minor", "lines", "channel", "tenders", "promo_codes",
+           "program_version", "awards", "discounts", "postings")
 BATCH_ROWS = 8192
 
 

@@ -35,7 +35,8 @@ def simulate(
                                               "UTC where nothing is said): what is before it stays as it was. Default: from the first "
                                               "receipt on.")] = None,
     end: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Only what is before it.")] = None,
-    target: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write rules, members and days as Parquet files there.")] = None,
+    target: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write rules, members and days there, as Parquet files.")
+                      ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the cost day by day.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the tables.")] = False,
 ) -> None:
@@ -74,6 +75,8 @@ def simulate(
         written = work.write_parquet(made, target) if target is not None else []
         if plot is not None:
             plot.write_text(_picture(made))
+    except ModuleNotFoundError as error:
+        raise fail(f"Parquet files need pyarrow: {error}", "pip install 'daybook[export]'") from None
     except ProgramError as error:
         raise fail(str(error), code=EXIT_FAILED) from None
     except (JournalError, work.SimulationRefused) as error:
@@ -119,7 +122,8 @@ def _print(made: Any) -> None:
         table.add_column(name, justify="left" if not name else "right")
     rate = made.entries * 1_000_000 // max(1, made.duration_us)
     table.add_row("receipts", *(f"{count:,}" for count in made.receipts), f"{made.receipts[1] - made.receipts[0]:,}")
-    table.add_row("refused", *(f"{count:,}" for count in made.refused), ", ".join(f"{name} {count:,}" for name, count in made.refusals.items()))
+    table.add_row("refused", *(f"{count:,}" for count in made.refused),
+                  ", ".join(f"{name} {count:,}" for name, count in made.refusals.items()))
     for wallet in made.wallets:
         for what, pair in (("given", wallet.issued), ("taken by burns", wallet.burned), ("expired", wallet.expired)):
             table.add_row(f"{escape(wallet.name)}, {what}", *(decimal(points, wallet.scale) for points in pair),

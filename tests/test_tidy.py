@@ -29,7 +29,8 @@ LEAVES = {f"ledger.{name}" for name in (
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in (
     "catalogue", "check", "check_v1", "conditions", "currencies", "firing", "image2", "lower", "lower2", "lower_articles",
-    "lower_conditions", "lower_dimensions", "model_v1", "reference", "reference_v1", "schema", "shape", "syntax", "tree", "zones")}
+    "lower_conditions", "lower_dimensions", "model_v1", "quoted", "reference", "reference_v1", "schema", "shape", "syntax", "tree",
+    "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
 ARROWS: dict[str, set[str]] = {
@@ -47,6 +48,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger._feed": LEAVES | {"ledger._core", "ledger._tail"},
     "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
     "ledger._follower": LEAVES | {"ledger._core", "ledger._feed", "ledger._snapshot"},
+    "ledger._simulator": LEAVES | {"ledger._core", "ledger._feed"},
     "ledger._index": LEAVES,
     "ledger._past": LEAVES,
     "ledger._columns": LEAVES,
@@ -62,6 +64,10 @@ ARROWS: dict[str, set[str]] = {
     "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.snapshot", "ledger.verify", "ledger._follower", "ledger._snapshot"},
     "ledger.index": {"ledger.limits", "ledger.journal", "ledger._index"},
     "ledger.export": {"ledger.errors", "ledger.journal", "ledger._columns", "ledger.rules.image2"},
+    "ledger.simulate": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger.rules", "ledger.rules.check",
+                        "ledger.rules.lower2", "ledger.rules.quoted", "ledger.rules.syntax", "ledger.rules.tree"},
+    "ledger.explain": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger._index", "ledger.rules.quoted",
+                       "ledger.rules.syntax", "ledger.rules.tree"},
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
@@ -95,17 +101,20 @@ ARROWS: dict[str, set[str]] = {
     "server.cli_admin": {"server.console", "server.control"},
     "server.cli_backup": {"ledger._follower", "ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier",
                           "server.console"},
+    "server.cli_simulate": {"ledger.journal", "ledger.rules", "ledger.simulate", "server.console", "server.plot"},
+    "server.cli_explain": {"ledger.explain", "ledger.journal", "ledger.rules.tree", "server.console"},
+    "server.plot": set(),
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
-                   "server.cli_admin", "server.cli_backup", "server.cli_export", "server.cli_follow", "server.cli_ids", "server.cli_index",
-                   "server.config", "server.console", "server.service"},
+                   "server.cli_admin", "server.cli_backup", "server.cli_explain", "server.cli_export", "server.cli_follow",
+                   "server.cli_ids", "server.cli_index", "server.cli_simulate", "server.config", "server.console", "server.service"},
     "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
 }
 
 # The command line's modules.
-COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_export.py", "server/cli_follow.py",
-            "server/cli_ids.py", "server/cli_index.py", "server/console.py"}
+COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_explain.py", "server/cli_export.py",
+            "server/cli_follow.py", "server/cli_ids.py", "server/cli_index.py", "server/cli_simulate.py", "server/console.py"}
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
@@ -117,13 +126,13 @@ OTHERS = {
     "grpc_status": {"server/control.py"},
     "google": {"server/cli_admin.py", "server/control.py", "server/reading.py"},
     "prometheus_client": {"server/metrics.py"},
-    "ruamel": {f"ledger/rules/{name}.py" for name in ("check", "check_v1", "conditions", "shape", "syntax")},
+    "ruamel": {f"ledger/rules/{name}.py" for name in ("check", "check_v1", "conditions", "quoted", "shape", "syntax")},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
-    "numpy": {"ledger/export.py", "ledger/index.py", "server/_local.pyi",
+    "numpy": {"ledger/export.py", "ledger/index.py", "ledger/simulate.py", "server/_local.pyi",
               *(f"ledger/rules/{name}.py" for name in ("image2", "lower", "lower2", "lower_articles", "lower_conditions",
                                                          "lower_dimensions"))},
-    "pyarrow": {"ledger/export.py", "ledger/rules/catalogue.py"},
+    "pyarrow": {"ledger/export.py", "ledger/simulate.py", "ledger/rules/catalogue.py"},
     "typer": COMMANDS,
     "rich": COMMANDS,
 }
@@ -282,7 +291,7 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py",
+STOPWATCHES = {"ledger/simulate.py", "ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py",
                "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py"}
 
 

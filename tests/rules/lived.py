@@ -21,7 +21,7 @@ from tests.server.wire_model import ANSWERS
 
 START_US = 1_790_000_000_000_000  # 2026-09-21 14:13:20 UTC, a Monday
 DAY_US = 86_400_000_000
-EARN, BURN, COMMIT, ENROLL, ADJUST, SET_SEGMENTS, SET_ATTRIBUTES = 1, 2, 6, 7, 11, 17, 18
+EARN, BURN, RESERVE, COMMIT, ENROLL, ADJUST, SET_SEGMENTS, SET_ATTRIBUTES = 1, 2, 3, 6, 7, 11, 17, 18
 BY_HAND = {"operator": "anna", "reason": "ticket 7"}
 
 SOURCE = """
@@ -131,11 +131,15 @@ class Lived:
         self.call(ADJUST, admin.AdjustPointsRequest(member=ref, wallet="points", points=100, **BY_HAND))
         self.sell(1, [("milk", 1290, 2000, 1390), ("bread", 349), ("beer", 799, 456, 0, True)], channel="app", codes=("MAY", "JUNE"),
                   tenders={"cash": 1000, "bank_card": 1438})
-        self.sell(1, [("milk", 9000), ("bread", 3000), ("card", 5000)], burn=400, tenders={"crypto": 1})
+        self.sell(1, [("milk", 9000), ("bread", 3000), ("card", 5000)], burn=100, tenders={"crypto": 1})
         self.sell(1, [("mystery", 60_000)], total=60_001, store="9", channel="web")
         self.sell(2, [], total=9999)
         assert self.sell(2, [("bread", 1000)], burn=99_999) in ("INSUFFICIENT_POINTS", "BURN_NOT_ALLOWED")
         self.call(BURN, pb.BurnPointsRequest(member=ref, wallet="points", points=7))
+        held = self.call(RESERVE, pb.ReservePointsRequest(member=ref, wallet="points", points=20)).reservation
+        receipt = self.receipt([("bread", 2000), ("milk", 1000)])
+        self.call(COMMIT, pb.CommitReceiptRequest(member=ref, receipt=receipt,
+                                                  capture=pb.Capture(reservation_id=held.reservation_id, points=15)))
 
     def days(self, count: int, seed: int) -> None:
         """Some days of usual receipts of four members."""
