@@ -75,7 +75,7 @@ DRAIN_BYTES = 8_388_608  # one LMDB transaction: more would hold the disk from t
 DRAIN_INTERVAL_MS = 400  # a commit raises the flushes beside it from 136 to 196 us: few of them; what reads the journal is so far behind
 FREE_BYTES_MIN = 268_435_456  # below this much free disk writes are refused: two tails
 JOURNAL_MAP_BYTES = 1_099_511_627_776  # 1 TiB of address space; readers must open with the same number
-TICK_ENTRIES_MAX = 128  # expiries per group: ~0.1 ms; a million lots are posted in ten seconds and no till notices
+TICK_ENTRIES_MAX = 32  # expiries per group: ~30 us; a million lots are posted in half a minute and no till notices
 TICK_ACCOUNTS_MAX = 512  # accounts looked at per tick by the rolling sweep: ~2 us
 TICK_INTERVAL_US = 1000  # the tick's own clock; 10M members are swept in 20 s
 DIGEST_INTERVAL_S = 60  # how often the state digest is journaled
@@ -86,7 +86,7 @@ SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s
 # --- back-ups ---------------------------------------------------------------------------------------------------
 BACKUP_FILE_BYTES = 268_435_456  # a file of a back-up ends behind this: small enough to send again, few enough to list
 BACKUP_FLUSH_BYTES = 4_194_304  # written between two flushes: a larger one would stand before the service's own for too long
-BACKUP_BYTES_PER_S = 50_000_000  # copied a second unless told otherwise: a third of a plain disk; 50 GB take 17 minutes
+BACKUP_BYTES_PER_S = 25_000_000  # copied a second unless told otherwise, for the same reason; 50 GB take 33 minutes
 RESTORE_COMMIT_BYTES = 67_108_864  # one LMDB transaction of a restore: bounds its dirty pages in memory
 
 # --- snapshots (the follower writes them) -----------------------------------------------------------------------
@@ -96,7 +96,7 @@ SNAPSHOT_PAUSE_S = 60  # between two, however fast entries come: the disk has ot
 SNAPSHOT_STOP_SHARE = 1  # at a stop one is written when it spares more entries than it writes members: each takes about a microsecond
 SNAPSHOTS_KEPT = 2  # the newest, and one more in case it is damaged
 SNAPSHOT_SYNC_BYTES = 16_777_216  # flushed at a time: a longer flush holds up the service's own on the same disk
-SNAPSHOT_BYTES_PER_S = 67_108_864  # 10M members (1 GB) in 16 s, with most of the disk left to the service
+SNAPSHOT_BYTES_PER_S = 25_165_824  # 10M members (1.9 GB) in 75 s; what a device has not written yet, each flush of a group waits for
 
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
@@ -137,6 +137,8 @@ INBOX_CALLS_MAX = 4096  # calls from the control port waiting for the hot thread
 INBOX_BYTES = 8_388_608  # their bytes: 60 of the largest, 20,000 usual ones
 OUTBOX_BYTES = 4_194_304  # answers on their way back: 64 of the largest; a full one waits in the hot thread
 CALLS_PER_TURN_MAX = 256  # calls run before other sockets are read: ~0.3 ms
+LATE_AFTER_S = 3600  # a call whose purchase is older: nobody waits at the till; a till's clock may be wrong by minutes
+LATE_CALLS_BESIDE = 48  # late calls at once while tills call: ~80 us, which a customer may wait
 RESETS_BURST_MAX = 4096  # RST_STREAM frames of a connection at once: four times all its calls given up together
 RESETS_PER_S_MAX = 1024  # and for ever: above it, resetting is all that the peer does
 CONTROL_FRAMES_BURST_MAX = 8192  # frames that carry no call (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) at once
