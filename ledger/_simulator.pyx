@@ -8,6 +8,8 @@ What customers did is kept: a burn that the other programme does not allow is ma
 burn. What rules mean is not known here. Holds no GIL while it reads records; memory depends on members, rules and days, not on entries.
 """
 
+from ledger import published
+
 from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -15,7 +17,7 @@ from libc.string cimport memcpy, memset
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._core cimport (
     APPLY_OK, APPLY_PROGRAM, CoreStats, core_apply, core_execute, core_program, core_remember, core_result, core_scratch, core_set_covered,
-    core_stats, core_tick, core_write_program,
+    core_stats, core_tick, core_write_part, core_write_program,
 )
 from ledger._entry cimport (
     Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin,
@@ -34,10 +36,10 @@ from ledger._layout cimport (
     KIND_DIGEST, KIND_EARN, KIND_ENROLL, KIND_PROGRAM, KIND_SET_ATTRIBUTES, KIND_SET_SEGMENTS, LINE_WEIGHED, LOOKED_UP, MEMBER_BY_ID,
     METHOD_ADJUST, METHOD_BURN, METHOD_COMMIT, METHOD_EARN, Outcome, PAYMENT_BURN, PAYMENT_CAPTURE, PAYMENT_NONE, RECEIPT_CHANNEL,
     RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_DISCOUNTS, SECTION_LINES, SECTION_LINE_DETAILS,
-    SECTION_OPENED, SECTION_POSTINGS, SECTION_RECEIPT, SECTION_RESERVATION, SECTION_SOURCE, Slice, WALLETS_MAX,
+    SECTION_OPENED, SECTION_POSTINGS, SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_RESERVATION, SECTION_SOURCE, Slice, WALLETS_MAX,
 )
 from ledger._limits cimport (
-    COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, LINES_MAX, PROMO_CODES_PER_RECEIPT_MAX, TENDERS_PER_RECEIPT_MAX, TICK_ACCOUNTS_MAX,
+    COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, IMAGE_INLINE_BYTES_MAX, LINES_MAX, PROMO_CODES_PER_RECEIPT_MAX, TENDERS_PER_RECEIPT_MAX, TICK_ACCOUNTS_MAX,
 )
 from ledger._rules cimport Program, program_day
 from ledger._status cimport STATUS_INSUFFICIENT_POINTS, STATUS_BURN_NOT_ALLOWED, STATUS_OK
@@ -78,6 +80,8 @@ cdef class Simulator(GroupFeed):
 
     cdef bytes image            # of the programme that decides; None in explain
     cdef bytes source
+    cdef bytes told             # what the journal says of the image beside it
+    cdef uint32_t version       # of it, once it is in force
     cdef int64_t from_us
     cdef int64_t until_us
     cdef uint64_t seen          # journal's sequence of the entry at hand
@@ -112,6 +116,8 @@ cdef class Simulator(GroupFeed):
     def __cinit__(self, bytes directory, uint32_t members_max, uint64_t ids_max, uint32_t reservations_max, bytes image=None,
                   bytes source=b"", int64_t from_us=INT64_MIN, int64_t until_us=INT64_MAX, uint64_t target=0, uint32_t only_member=0):
         self.image, self.source, self.from_us, self.until_us = image, source, from_us, until_us
+        self.told = published.pack(published.told_of(image)) if image is not None else b""
+        self.version = 0
         self.target, self.only_member = target, only_member
         self.seen = 0
         self.started = self.done = False
@@ -309,9 +315,18 @@ cdef tuple tally_of(int rule, const Tally* tally):
 
 
 cdef void keep_source(Simulator self, const EntryView* view) noexcept nogil:
+    # A version that is one of before has no source of its own.
+    cdef Cursor cursor
+    cdef uint64_t again = 0
+    if view.sections[SECTION_PUBLISHED].data != NULL:
+        cursor_open(&cursor, &view.sections[SECTION_PUBLISHED])
+        get_signed(&cursor)
+        again = get_varint(&cursor)
     with gil:
-        number = len(self.sources) + 1
-        self.sources.append((number, view_section(view, SECTION_SOURCE)))
+        if 0 < again <= <uint64_t>len(self.sources):
+            self.sources.append((len(self.sources) + 1, self.sources[again - 1][1]))
+        else:
+            self.sources.append((len(self.sources) + 1, view_section(view, SECTION_SOURCE)))
 
 
 cdef bytes view_section(const EntryView* view, int section):
@@ -325,12 +340,20 @@ cdef bint begin(Simulator self, int64_t time_us) noexcept nogil:
     # The programme comes into force.
     cdef const uint8_t* image = NULL
     cdef const uint8_t* source = NULL
-    cdef uint32_t image_size = 0, source_size = 0, i
+    cdef uint32_t image_size = 0, source_size = 0, i, offset = 0, size
+    cdef Slice told
     with gil:
         image, image_size = self.image, <uint32_t>len(self.image)
         source, source_size = self.source, <uint32_t>len(self.source)
-    if core_write_program(self.core, time_us, image, image_size, source, source_size, False, self.entry) == 0:
+        told.data, told.size = self.told, <uint32_t>len(self.told)
+    while image_size > IMAGE_INLINE_BYTES_MAX and offset < image_size:
+        size = image_size - offset if image_size - offset < IMAGE_INLINE_BYTES_MAX else IMAGE_INLINE_BYTES_MAX
+        if core_write_part(self.core, time_us, image, image_size, offset, size, self.entry) == 0:
+            return False
+        offset += size
+    if core_write_program(self.core, time_us, image, image_size, source, source_size, &told, False, self.entry) == 0:
         return False
+    self.version = core_program(self.core).version
     for i in range(<uint32_t>WALLETS_MAX):
         self.base_expired[i] = core_stats(self.core).expired_points[i]
     self.started = True
@@ -668,6 +691,9 @@ cdef int take_simulated(Simulator self, const EntryView* view, uint32_t size) no
     cdef uint8_t kind = header.kind
     cdef int fault
     new_day(self, header.time_us)
+    if core_program(self.core).version != self.version:
+        self.fault_detail = APPLY_PROGRAM   # one that was to come when the simulation began
+        return FAULT_APPLY
     if header.status != STATUS_OK:
         self.then.refused += kind == KIND_EARN or kind == KIND_COMMIT
         return FAULT_NONE

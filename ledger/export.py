@@ -13,7 +13,6 @@ import datetime
 import json
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,9 @@ from ledger.journal import (
     check_link,
     read_group,
 )
-from ledger.rules import image2
+from ledger.published import read_published, told_of
+from ledger.rules import quoted
+from ledger.rules.syntax import ProgramError
 
 DAY_US = 86_400_000_000
 DAY_NEVER = 2_147_483_647  # expiry day of points that live for ever
@@ -270,8 +271,7 @@ class _Run:
         return True
 
     def _flush(self) -> None:
-        if self.columns.image:
-            self.names = _names_of(self.columns.image)
+        self.names = _names_of(self.columns, self.names)
         if self.columns.count:
             self.writer.write(_table(self.columns, self.names))
             self.columns.clear()
@@ -332,17 +332,22 @@ def _day_of_entry(group: Group, sequence: int) -> int:
     raise Damage(f"group {group.first_sequence}", f"sequence {sequence} is not in it")
 
 
-def _names_of(image: bytes) -> Names:
-    """The names of a programme."""
-    if int.from_bytes(image[4:8], "little") == image2.VERSION:
-        read = image2.Image(image)
-        texts = read[image2.Kind.TEXTS].tobytes()
-        return {"wallets": [name.decode() for name in read[image2.Kind.WALLETS]["name"]],
-                "segments": [name.decode() for name in read[image2.Kind.SEGMENTS]["name"]],
-                "favourites": [texts[row["offset"]:row["offset"] + row["size"]].decode() for row in read[image2.Kind.FAVOURITES]]}
-    offset, count = struct.unpack_from("<II", image, 160)
-    return {**NO_NAMES, "wallets": [image[offset + 40 * number:offset + 40 * number + 32].rstrip(b"\0").decode()
-                                    for number in range(count)]}
+def _names_of(columns: Columns, names: Names) -> Names:
+    """The names of the newest programme among these entries, beside those that were known. A version that is one of before has no source."""
+    told, image = columns.program
+    if told or image:
+        wallets = read_published(told)["wallets"] if told else told_of(image).wallets
+        names = {**names, "wallets": [name for name, _ in wallets]}
+    ends, data = columns.text(TEXTS.index("source"))
+    offsets = np.frombuffer(ends, np.int32)
+    there = np.flatnonzero(np.diff(offsets, prepend=0))
+    if len(there):
+        source = data[offsets[there[-1] - 1] if there[-1] else 0:offsets[there[-1]]]
+        with contextlib.suppress(ProgramError):
+            for kind, keys in (("segments", ("segments",)), ("favourites", ("favourites", "choose_from"))):
+                found = quoted.list_of(source, *keys)
+                names = {**names, kind: found + names[kind][len(found):]}
+    return names
 
 
 # --- columns to arrays --------------------------------------------------------------------------------------------------

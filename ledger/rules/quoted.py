@@ -35,6 +35,14 @@ def names_of(source: bytes, key: str) -> list[str]:
     return [_text(row, "name") for row in found.value] if isinstance(found, SequenceNode) else []
 
 
+def list_of(source: bytes, *keys: str) -> list[str]:
+    """The texts of a list under a key of a key. Errors: ProgramError."""
+    found: Node | None = parse(source, "<journal>")
+    for key in keys:
+        found = _value(found, key) if found is not None else None
+    return [row.value for row in found.value if isinstance(row, ScalarNode)] if isinstance(found, SequenceNode) else []
+
+
 def rules_of(source: bytes) -> list[QuotedRule]:
     """In the file's order. Errors: ProgramError where the source is no YAML."""
     top = parse(source, "<journal>")
