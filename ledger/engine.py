@@ -226,8 +226,8 @@ def _compiles_anew(handle: EngineHandle, compiled: CompiledProgram, program: Pat
     while told[own].again:
         own = told[own].again
     if published.source_of(found[own]) == compiled.source:
-        warn(f"{program} compiles to another image (hash {compiled.hash}) than the journal runs (hash {told[current].hash.hex()}): a newer compiler "
-             "or newer zone data; it takes its place")
+        warn(f"{program} compiles to another image (hash {compiled.hash}) than the journal runs (hash {told[current].hash.hex()}): a newer "
+             "compiler or newer zone data; it takes its place")
         return True
     if any(published.source_of(entry) == compiled.source for entry in found.values()):
         return False

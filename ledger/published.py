@@ -173,7 +173,8 @@ def told_of(image: bytes) -> Told:
     if count > limits.WALLETS_MAX:
         raise Broken(f"an image has {count} wallets")
     rows = (image[at + record * i:at + record * (i + 1)] for i in range(count))
-    return Told(tuple(Wallet(row[:32].rstrip(b"\0").decode(), int.from_bytes(row[32:36], "little")) for row in rows), (), rule_count, name, ())
+    wallets = tuple(Wallet(row[:32].rstrip(b"\0").decode(), int.from_bytes(row[32:36], "little")) for row in rows)
+    return Told(wallets, (), rule_count, name, ())
 
 
 def read_version(number: int, sequence: int, entry: bytes) -> Version:

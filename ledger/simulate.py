@@ -17,7 +17,7 @@ import numpy as np
 from ledger import errors, limits
 from ledger._simulator import Simulator
 from ledger.journal import ENTRY_HEADER, Damage, Journal, read_group
-from ledger.rules import CompiledProgram, check, lower2, quoted, tree
+from ledger.rules import CompiledProgram, quoted, tree
 from ledger.rules.syntax import ProgramError
 
 IDS_KEPT = 65_536
@@ -94,13 +94,6 @@ class Simulation:
     member_rows: Any = field(repr=False)  # numpy: member, receipts, cost before, cost after
     entries: int
     duration_us: int
-
-
-def compile_programme(path: Path) -> CompiledProgram:
-    """A programme with its tables. Errors: ProgramError."""
-    programme = check.check_file(Path(path))
-    image = lower2.lower_programme(programme)
-    return CompiledProgram(image, Path(path).read_bytes(), image[8:40].hex(), programme)
 
 
 # --- over a journal ---------------------------------------------------------------------------------------------------

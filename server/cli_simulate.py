@@ -51,7 +51,7 @@ def simulate(
     except ImportError as error:
         raise fail(f"the simulation is not built here: {error}", "run `make build` in the project's directory") from None
     from ledger.journal import JournalError
-    from ledger.rules import ProgramError
+    from ledger.rules import ProgramError, compile_file
 
     try:
         limits = {"from_us": _moment(begin), "until_us": _moment(end)}
@@ -59,8 +59,8 @@ def simulate(
         raise fail(f"--from and --to are days or moments such as 2026-03-01: {error}") from None
     bar = Bar()
     try:
-        compiled = work.compile_programme(program)
-        other = work.compile_programme(against) if against is not None else None
+        compiled = compile_file(program)
+        other = compile_file(against) if against is not None else None
         if (source / "FORMAT").exists():
             made = work.simulate(source, compiled, against=other, progress=lambda done, total: bar.update("simulate", done, total),
                                  **{name: value for name, value in limits.items() if value is not None})

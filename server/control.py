@@ -185,6 +185,10 @@ class ControlServer:
             return _now(large) if large is not None else self._rules.call(method, request)
         return self._inbox.call(method, request, deadline_us)
 
+    def with_counts(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """The transport's stats and what is counted here: the calls that are put together of several."""
+        return {**stats, "calls": {**stats["calls"], **self._rules.counts}}
+
     async def start(self) -> None:
         """Listen and serve. Errors: RefusedToStart."""
         self.port = listen(self._server, self.address, "the control port")

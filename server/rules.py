@@ -1,7 +1,7 @@
-"""The control port's calls about rules: PublishRules, GetRules, ListRules, DiffRules. Translates; compiling is ledger/rules', deciding the core's.
+"""The control port's calls about rules: PublishRules, GetRules, ListRules, DiffRules. Compiling is ledger/rules', deciding the core's.
 
-A programme is compiled in a process of its own (ledger/rules/apart.py), loaded and checked by a thread of the port, and handed over: the hot
-thread writes entries and sets a pointer. A large image goes into the journal in parts, one entry after the other, each beside the tills'
+A programme is compiled in a process of its own (ledger/rules/apart.py), loaded and checked by a thread of the port, and handed over: hot
+writes entries and sets a pointer. A large image goes into the journal in parts, one entry after the other, each beside the tills'
 own. Publishings follow each other; one that was begun ends also when its caller has gone, so that a repeat finds what became of it.
 Made by server/control.py; everything runs on its asyncio loop.
 """
@@ -13,11 +13,11 @@ import hashlib
 import pickle
 import re
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 from google.protobuf import any_pb2, timestamp_pb2
 from google.protobuf import message as protobuf
 from google.rpc import error_details_pb2, status_pb2
@@ -60,15 +60,18 @@ class RulesService:
         self._publishing = asyncio.Lock()
         self._versions: dict[int, Version] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.counts: Counter[tuple[str, int, int]] = Counter()  # as "calls" of the checkout port's stats: port, method, status
         self.calls = {ADMIN_METHODS["PublishRules"]: self._publish_rules, ADMIN_METHODS["GetRules"]: self._get_rules,
                       ADMIN_METHODS["ListRules"]: self._list_rules, ADMIN_METHODS["DiffRules"]: self._diff_rules}
 
     async def call(self, method: int, request: bytes) -> Answer:
         """One call, to its end."""
         try:
-            return 0, (await self.calls[method](request)).SerializeToString(), b""
+            answer = 0, (await self.calls[method](request)).SerializeToString(), b""
         except Refused as refused:
-            return refused.answer
+            answer = refused.answer
+        self.counts["control", method, _status(answer)] += 1
+        return answer
 
     # --- what is refused --------------------------------------------------------------------------------------------
 
@@ -96,8 +99,8 @@ class RulesService:
             if size > DETAILS_BYTES_MAX:
                 break
             bad.field_violations.add(field=field, description=text)
-        more = len(mistakes) - 1
-        status.message = f"{mistakes[0][:500]}" + (f" (and {more} more mistake{'s' * (more > 1)})" if more else "") + "; the rules in force stay"
+        more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+        status.message = f"{mistakes[0][:500]}{more}; the rules in force stay"
         detail = any_pb2.Any()
         detail.Pack(bad)
         status.details.append(detail)
@@ -194,7 +197,8 @@ class RulesService:
     async def _compile(self, job: Job) -> Done:
         """In a process of its own. Errors: Refused."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from ledger.rules.apart import main; main()", cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+            sys.executable, "-c", "from ledger.rules.apart import main; main()", cwd=ROOT, stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE)
         try:
             out, _ = await asyncio.wait_for(process.communicate(pickle.dumps(job)), COMPILE_S_MAX)
             if process.returncode != 0:
@@ -345,8 +349,15 @@ def _differences(done: Done) -> list[admin_pb2.RulesDifference]:
     return [admin_pb2.RulesDifference(path=one.path, before=one.before, after=one.after) for one in done.differences]
 
 
+def _status(answer: Answer) -> int:
+    """Its number in ledger/errors.py; 0: good, or unknown."""
+    info = error_details_pb2.ErrorInfo()
+    if answer[0] != 0 and answer[1]:
+        for detail in status_pb2.Status.FromString(answer[1]).details:
+            if detail.Unpack(info):
+                return errors.BY_NAME[info.reason].number
+    return 0
+
+
 def _timestamp(time_us: int) -> timestamp_pb2.Timestamp:
     return timestamp_pb2.Timestamp(seconds=time_us // 1_000_000, nanos=time_us % 1_000_000 * 1000)
-
-
-assert errors.INVALID_ARGUMENT == grpc.StatusCode.INVALID_ARGUMENT.value[0]

@@ -28,9 +28,8 @@ LEAVES = {f"ledger.{name}" for name in (
     "_rules", "_table", "_thread")} | GENERATED
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in (
-    "catalogue", "check", "check_v1", "conditions", "currencies", "firing", "image2", "lower", "lower2", "lower_articles",
-    "lower_conditions", "lower_dimensions", "model_v1", "quoted", "reference", "reference_v1", "schema", "shape", "syntax", "tree",
-    "zones")}
+    "apart", "catalogue", "check", "conditions", "currencies", "difference", "firing", "fits", "image2", "lower2", "lower_articles",
+    "lower_conditions", "lower_dimensions", "quoted", "reference", "schema", "shape", "syntax", "tree", "words", "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
 ARROWS: dict[str, set[str]] = {
@@ -43,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger._tail": LEAVES,
     "ledger._journal": LEAVES,
     "ledger._ids": LEAVES | {"ledger._core"},
-    "ledger._engine": ENGINE,
+    "ledger._engine": ENGINE | {"ledger.published"},
     "ledger._snapshot": LEAVES | {"ledger._core"},
     "ledger._feed": LEAVES | {"ledger._core", "ledger._tail"},
     "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
@@ -53,10 +52,12 @@ ARROWS: dict[str, set[str]] = {
     "ledger._past": LEAVES,
     "ledger._columns": LEAVES,
     "ledger._probe": LEAVES,
-    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.snapshot", "ledger._engine", "ledger._snapshot", "ledger.ids",
+    "ledger.published": {"ledger.limits"},
+    "ledger.engine": {"ledger.limits", "ledger.errors", "ledger.published", "ledger.snapshot", "ledger._engine", "ledger._snapshot",
+                      "ledger.ids",
                       "ledger.rules", "ledger.rules_compiled"},
     "ledger.ids": {"ledger.limits", "ledger.journal", "ledger._ids"},
-    "ledger.journal": {"ledger.limits"},
+    "ledger.journal": {"ledger.limits", "ledger.published"},
     "ledger.backup": {"ledger.limits", "ledger.journal"},
     "ledger.restore": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup", "ledger.engine"},
     "ledger.verify": {"ledger.limits", "ledger.journal", "ledger._verifier", "ledger.backup"},
@@ -65,12 +66,12 @@ ARROWS: dict[str, set[str]] = {
     "ledger.index": {"ledger.limits", "ledger.journal", "ledger._index"},
     "ledger.export": {"ledger.errors", "ledger.journal", "ledger._columns", "ledger.published", "ledger.rules.quoted",
                       "ledger.rules.syntax"},
-    "ledger.simulate": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger.rules", "ledger.rules.check",
-                        "ledger.rules.lower2", "ledger.rules.quoted", "ledger.rules.syntax", "ledger.rules.tree"},
+    "ledger.simulate": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger.rules",
+                        "ledger.rules.quoted", "ledger.rules.syntax", "ledger.rules.tree"},
     "ledger.explain": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger._index", "ledger.rules.quoted",
                        "ledger.rules.syntax", "ledger.rules.tree"},
     "ledger.rules": {"ledger.limits"} | RULES,
-    **{rules: {"ledger.limits"} | RULES for rules in RULES},
+    **{rules: {"ledger.limits", "ledger.rules"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
     "server._frames": set(),
     "server._nghttp2": set(),
@@ -78,7 +79,7 @@ ARROWS: dict[str, set[str]] = {
     "server._grpc": LEAVES,
     "server._encode": LEAVES,
     "server._wire": LEAVES | {"server._encode"},
-    "server._entries": LEAVES | {"server._encode", "server._wire"},
+    "server._entries": LEAVES | {"ledger.published", "server._encode", "server._wire"},
     "server._call": LEAVES | {"ledger._core", "ledger._engine", "server._wire"},
     "server._http2": LEAVES | {"server._frames", "server._grpc", "server._hpack", "server._nghttp2"},
     "server._transport": LEAVES | {"ledger._engine", "server._call", "server._frames", "server._grpc", "server._http2"},
@@ -87,19 +88,23 @@ ARROWS: dict[str, set[str]] = {
     "server.config": {"ledger.limits"},
     "server.ports": {"server.config"},
     "server.child": {"server.config"},
-    "server.control": {"ledger.limits", "ledger.errors", "ledger._engine", "server.config"},
+    "server.control": {"ledger.limits", "ledger.errors", "ledger._engine", "server.config", "server.rules", "server.segments"},
+    "server.rules": {"ledger.errors", "ledger.limits", "ledger.published", "ledger._engine", "ledger.rules.apart", "server.config"},
+    "server.segments": {"ledger.limits", "server.config"},
     "server.metrics": {"ledger.limits", "ledger.errors", "server._transport", "server.config"},
     "server.service": {"ledger.engine", "ledger.limits", "server._transport", "server.config", "server.control", "server.metrics",
                        "server.child", "server.ports"},
     "server.follow": {"ledger._follower", "ledger.follower", "ledger.journal", "ledger.limits", "server._reader", "server.config",
                       "server.control",
                       "server.metrics", "server.ports", "server.reading"},
-    "server.reading": {"ledger.errors", "ledger.index", "ledger.journal", "ledger.limits", "ledger._past", "server._entries",
+    "server.reading": {"ledger.errors", "ledger.index", "ledger.journal", "ledger.limits", "ledger.published", "ledger._past",
+                       "server._entries",
                        "server.config", "server.control"},
     "server.cli_index": {"ledger.follower", "ledger.index", "ledger.journal", "server.console"},
     "server.cli_export": {"ledger.export", "ledger.journal", "server.console"},
     "server.cli_follow": {"ledger.limits", "server.config", "server.console", "server.follow"},
     "server.cli_admin": {"server.console", "server.control"},
+    "server.cli_rules": {"server.cli_admin", "server.console", "server.control"},
     "server.cli_backup": {"ledger._follower", "ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier",
                           "server.console"},
     "server.cli_simulate": {"ledger.journal", "ledger.rules", "ledger.simulate", "server.console", "server.plot"},
@@ -108,14 +113,16 @@ ARROWS: dict[str, set[str]] = {
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
                    "server.cli_admin", "server.cli_backup", "server.cli_explain", "server.cli_export", "server.cli_follow",
-                   "server.cli_ids", "server.cli_index", "server.cli_simulate", "server.config", "server.console", "server.service"},
+                   "server.cli_ids", "server.cli_index", "server.cli_rules", "server.cli_simulate", "server.config", "server.console",
+                   "server.service"},
     "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
 }
 
 # The command line's modules.
 COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_explain.py", "server/cli_export.py",
-            "server/cli_follow.py", "server/cli_ids.py", "server/cli_index.py", "server/cli_simulate.py", "server/console.py"}
+            "server/cli_follow.py", "server/cli_ids.py", "server/cli_index.py", "server/cli_rules.py", "server/cli_simulate.py",
+            "server/console.py"}
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
@@ -125,13 +132,14 @@ OTHERS = {
     "grpc_health": {"server/control.py", "server/follow.py"},
     "grpc_reflection": {"server/control.py", "server/follow.py"},
     "grpc_status": {"server/control.py"},
-    "google": {"server/cli_admin.py", "server/control.py", "server/reading.py"},
+    "google": {"server/cli_admin.py", "server/cli_rules.py", "server/control.py", "server/reading.py", "server/rules.py",
+               "server/segments.py"},
     "prometheus_client": {"server/metrics.py"},
-    "ruamel": {f"ledger/rules/{name}.py" for name in ("check", "check_v1", "conditions", "quoted", "shape", "syntax")},
+    "ruamel": {f"ledger/rules/{name}.py" for name in ("check", "conditions", "quoted", "shape", "syntax")},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
     "numpy": {"ledger/export.py", "ledger/index.py", "ledger/simulate.py", "server/_local.pyi",
-              *(f"ledger/rules/{name}.py" for name in ("image2", "lower", "lower2", "lower_articles", "lower_conditions",
+              *(f"ledger/rules/{name}.py" for name in ("fits", "image2", "lower2", "lower_articles", "lower_conditions",
                                                          "lower_dimensions"))},
     "pyarrow": {"ledger/export.py", "ledger/simulate.py", "ledger/rules/catalogue.py"},
     "typer": COMMANDS,

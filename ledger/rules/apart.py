@@ -13,18 +13,20 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger.rules import difference, fits, syntax
-from ledger.rules.check import check_source
-from ledger.rules.lower2 import lower_programme
+from ruamel.yaml.nodes import MappingNode
+
+from ledger.rules import compile_source, difference, fits, syntax
 from ledger.rules.syntax import ProgramError
 
 NICE = 10  # tills go first
 FILE = "source"  # how mistakes call the programme
+TABLES = ("stores", "catalogue")
 
 
 class Job(NamedTuple):
     """source: compile it, after the programme of image `before` (published as version `before_version`); empty: only compare.
-    files: what it reads beside itself. old, new: sources to compare; new empty: the one that is compiled; old empty: nothing is compared."""
+    files: what it reads beside itself. old, new: sources to compare; new empty: the one that is compiled; old empty: nothing is compared.
+    """
 
     source: bytes = b""
     files: tuple[tuple[str, bytes], ...] = ()
@@ -57,14 +59,22 @@ def run(job: Job) -> Done:
 
 
 def _compile(source: bytes, files: tuple[tuple[str, bytes], ...]) -> bytes:
+    _check_files(source, {name for name, _ in files})
     with tempfile.TemporaryDirectory(prefix="daybook-rules-") as folder:
         for name, content in files:
             (Path(folder) / name).write_bytes(content)
-        programme = check_source(source, FILE, Path(folder))
-    try:
-        return lower_programme(programme)
-    except ValueError as error:
-        raise ProgramError(f"{FILE}:1:1: {error}") from None
+        return compile_source(source, FILE, Path(folder)).image
+
+
+def _check_files(source: bytes, names: set[str]) -> None:
+    """A programme that was sent reads what was sent with it, and nothing of this machine. Errors: ProgramError."""
+    problems = syntax.Problems(FILE)
+    for key, node in syntax.parse(source, FILE).value:
+        for below, value in node.value if key.value in TABLES and isinstance(node, MappingNode) else ():
+            if below.value == "file" and value.value not in names:
+                problems.add(value, f"{key.value}.file: must be one of the files that were sent with it ({', '.join(sorted(names)) or 'none'}), "
+                                    f"was {syntax.shown(value)}")
+    problems.raise_if_any()
 
 
 def _unfit(job: Job, image: bytes) -> list[fits.Unfit]:

@@ -19,7 +19,7 @@ from ledger.rules.syntax import ProgramError
 
 NAMED_BY = {"rules": "name", "burn": "name", "wallets": "name", "levels": "name", "stores": "store", "catalogue": "sku"}
 TREE_NAMES = {"programme": "name", "max_age": "max_age_days"}  # keys whose value in the tree has another name
-IN_LISTS = {"rules": tree.Rule, "burn": tree.BurnRule, "wallets": tree.Wallet}
+IN_LISTS = ("rules", "burn", "wallets")
 _PLAIN = re.compile(r"[\w./+:%-][\w ./+:%-]*")
 _DIFFERENCES_MAX = 10_000
 
@@ -59,9 +59,14 @@ def _same_meaning(old: tree.Programme | None, new: tree.Programme | None) -> set
         if getattr(old, field.name) == getattr(new, field.name):
             same |= {field.name, *(key for key, name in TREE_NAMES.items() if name == field.name)}
     for key in IN_LISTS:
-        rows = [{part.name: dataclasses.replace(part, index=0) if key == "rules" else part for part in getattr(one, key)} for one in (old, new)]
+        rows = [{part.name: _anywhere(part) for part in getattr(one, key)} for one in (old, new)]
         same |= {f"{key}[{name}]" for name, part in rows[1].items() if rows[0].get(name) == part}
     return same
+
+
+def _anywhere(part: Any) -> Any:
+    """A rule without its place in the file."""
+    return dataclasses.replace(part, index=0) if isinstance(part, tree.Rule) else part
 
 
 def _value(node: Node, key: str) -> Any:

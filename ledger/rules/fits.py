@@ -57,24 +57,24 @@ def _text(name: bytes) -> str:
 
 def unfit(before: Names, after: Names, version: int) -> list[Unfit]:
     """What keeps `after` from following `before`, which was published as `version`; with what would be right."""
+    since = f"as in version {version}"
     found = []
     if after.currency != before.currency:
-        found.append(Unfit("currency", f"must be {before.currency}, as in version {version}, was {after.currency}: balances and budgets are "
-                                       "counted in it"))
+        found.append(Unfit("currency", f"must be {before.currency}, {since}, was {after.currency}: balances and budgets are counted in it"))
     if after.zone != before.zone:
-        found.append(Unfit("zone", f"must be {before.zone}, as in version {version}, was {after.zone}: points live by its days"))
+        found.append(Unfit("zone", f"must be {before.zone}, {since}, was {after.zone}: points live by its days"))
     wallets = [tuple(f"{name} (scale {scale})" for name, scale in names.wallets) for names in (before, after)]
     lists = [("wallets", *wallets, "points"), ("segments", before.segments, after.segments, "members"),
              ("favourites", before.favourites, after.favourites, "members' choices")]
     for key, old, new, what in lists:
         if old and new is not None and new[:len(old)] != old:
-            place = next((i for i, name in enumerate(old) if i >= len(new) or new[i] != name), 0)
+            place = next(i for i, name in enumerate(old) if i >= len(new) or new[i] != name)
             was = repr(new[place]) if place < len(new) else "not there"
-            found.append(Unfit(key, f"number {place + 1} must be {old[place]!r}, as in version {version}, was {was}: {what} are kept by number, so "
-                                    "none may be taken out, moved or renamed; new ones go to the end"))
+            found.append(Unfit(key, f"number {place + 1} must be {old[place]!r}, {since}, was {was}: {what} are kept by number, so none may be "
+                                    "taken out, moved or renamed; new ones go to the end"))
     for name, number in sorted((before.funders or {}).items(), key=lambda row: row[1]):
         if after.funders is not None and after.funders.get(name) != number:
             was = f"was {after.funders[name]}" if name in after.funders else "is not there"
-            found.append(Unfit("funders", f"{name} must have the number {number}, as in version {version}, {was}: points are kept with the number of "
-                                          "who pays for them"))
+            found.append(Unfit("funders", f"{name} must have the number {number}, {since}, {was}: points are kept with the number of who pays "
+                                          "for them"))
     return found

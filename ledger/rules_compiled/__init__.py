@@ -1,7 +1,7 @@
 """Compiled programmes as files: an image named by its content hash, its YAML source beside it.
 
 Not for compiling (`ledger/rules/`) nor for the journal, which carries image and source in its own entries.
-Called by `daybook compile` and by tests. The images themselves are out of git.
+The images themselves are out of git.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from ledger import simulate
 from ledger.export import export
 from ledger.journal import read_entry
-from ledger.rules import check, lower2
+from ledger.rules import CompiledProgram, check, compile_file, lower2
 from tests.rules.lived import DAY_US, SOURCE, START_US, Lived
 
 SEED = random.randrange(1 << 32)
@@ -28,10 +28,10 @@ NEW = SOURCE.replace("programme: Lived", "programme: Newer").replace("name: Base
              "{name: Tenner, when: {total: {from: 150.00}}, discount: 10.00}")
 
 
-def compiled(folder: Path, source: str) -> simulate.CompiledProgram:
+def compiled(folder: Path, source: str) -> CompiledProgram:
     path = folder / "programme.yaml"
     path.write_text(source)
-    return simulate.compile_programme(path)
+    return compile_file(path)
 
 
 def lived(source: str, *, seed: int = SEED, days: int = 25) -> Lived:
