@@ -9,15 +9,16 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 from ledger._entry cimport (
-    Cursor, EntryView, LineDetails, cursor_more, cursor_open, details_next, details_open, entry_view, get_byte, get_bytes, get_signed,
-    get_text, get_varint,
+    Cursor, EntryView, LineDetails, cursor_more, cursor_open, deciding_program, details_next, details_open, entry_view, get_byte, get_bytes,
+    get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
     ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, RECEIPT_CHANNEL,
     RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AFTER, SECTION_ATTRIBUTES, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_CONTEXT,
     SECTION_COUNTERS, SECTION_DAYS, SECTION_DIGEST, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_IMAGE,
     SECTION_LINES, SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_NOTICES, SECTION_OPENED, SECTION_PAID, SECTION_POSTINGS,
-    SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, SECTION_SEGMENTS, SECTION_SOURCE, SECTION_VARIANTS, Slice,
+    SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, SECTION_SEGMENTS, SECTION_SOURCE,
+    SECTION_VARIANTS, Slice,
 )
 
 cdef extern from "<stdint.h>" nogil:
@@ -561,7 +562,7 @@ cdef bint add_entry(Columns self, const EntryView* view, uint64_t sequence) noex
     put(self, FLAGS, view.header.flags)
     put(self, STATUS, view.header.status)
     put(self, MEMBER, view.header.member)
-    put(self, PROGRAM, view.header.program)
+    put(self, PROGRAM, deciding_program(view))
     cursor_open(&cursor, refusal)
     put(self, REFUSAL_A, get_signed(&cursor) if refusal.data != NULL else NONE)
     put(self, REFUSAL_B, get_signed(&cursor) if refusal.data != NULL else NONE)

@@ -89,7 +89,8 @@ cdef enum:                      # SectionType
     SECTION_VARIANTS = 25
     SECTION_ENTITLEMENTS = 26
     SECTION_NOTICES = 27
-    SECTION_PUBLISHED = 29      # 28: kept for the quote. 29: what was published, when it comes into force, where its image stands
+    SECTION_QUOTE = 28          # the quote that it was decided by
+    SECTION_PUBLISHED = 29      # what was published, when it comes into force, where its image stands
     SECTION_PART = 30           # bytes of an image
     SECTION_COUNT = 31          # known types are 1..30; others are kept and skipped
 
@@ -337,6 +338,7 @@ cdef struct Outcome:
     uint32_t written_size       # bytes of all new entries in the buffer
     Lookup lookup               # valid with `parked`
     BalanceView balance         # for METHOD_GET_BALANCE
+    const void* quote           # QuoteView of ledger/_quote.pxd, for METHOD_QUOTE; `entry` is what a commit would write, and nobody posts it
 
 cdef struct Award:              # what a rule gave; written by the rules, read by _core
     int64_t points              # 1..POINTS_MAX

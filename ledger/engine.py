@@ -81,12 +81,13 @@ class OpenLedger:
     """An open data directory with its engine. Order: start(), the hot thread runs and ends, stop()."""
 
     def __init__(self, data: Path, lock_fd: int, tail_fd: int, handle: EngineHandle, directory: bytes, program: CompiledProgram,
-                 recovered: Recovered, begun_at: int, sizes: dict[str, int]) -> None:
+                 version: published.Version, recovered: Recovered, begun_at: int, sizes: dict[str, int]) -> None:
         self.data = data
         self.handle = handle
         self.directory = directory.hex()
         self.program = program
         self.recovered = recovered
+        self.version = version  # of the programme in force
         self.begun_at = begun_at  # last entry of the snapshot that the start began with; 0: there was none, all was replayed
         self._fds = [tail_fd, lock_fd]
         self._sizes = sizes
@@ -173,6 +174,7 @@ def open_ledger(
             found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
             if not handle.versions() or _compiles_anew(handle, compiled, program, warn):
                 handle.seed(compiled.image, compiled.source)
+            version = _version_in_force(handle)
         except BaseException:
             handle.close()
             raise
@@ -182,7 +184,7 @@ def open_ledger(
         raise
     recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"])
     sizes = dict(handle.plan())
-    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, begun_at, sizes)
+    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, version, recovered, begun_at, sizes)
 
 
 def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
@@ -209,6 +211,12 @@ def _load_snapshot(handle: EngineHandle, data: Path, directory: bytes, warn: Cal
         else:
             return found.sequence
     return 0
+
+
+def _version_in_force(handle: EngineHandle) -> published.Version:
+    versions = handle.versions()
+    number = published.in_force((moment for _, moment in versions), handle.time_us)
+    return published.read_version(number, versions[number - 1][0], handle.find_entry(versions[number - 1][0]))
 
 
 def _compiles_anew(handle: EngineHandle, compiled: CompiledProgram, program: Path, warn: Callable[[str], None]) -> bool:
