@@ -82,6 +82,7 @@ MODULES = {  # module: libraries
     "ledger._feed": ["crypto"],
     "ledger._snapshot": ["crypto"],
     "ledger._verifier": [],
+    "ledger._simulator": ["crypto"],
     "ledger._follower": ["crypto"],
     "ledger._index": [],
     "ledger._past": ["crypto"],

@@ -9,12 +9,16 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 from ledger._entry cimport (
-    Cursor, EntryView, cursor_more, cursor_open, deciding_program, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
+    Cursor, EntryView, LineDetails, cursor_more, cursor_open, deciding_program, details_next, details_open, entry_view, get_byte, get_bytes,
+    get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
-    ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, SECTION_AFTER, SECTION_AWARDS, SECTION_CONTEXT, SECTION_DIGEST,
-    SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_PUBLISHED, SECTION_LINES, SECTION_LOTS, SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION,
-    SECTION_SOURCE, Slice,
+    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, RECEIPT_CHANNEL,
+    RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AFTER, SECTION_ATTRIBUTES, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_CONTEXT,
+    SECTION_COUNTERS, SECTION_DAYS, SECTION_DIGEST, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_IMAGE,
+    SECTION_LINES, SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_NOTICES, SECTION_OPENED, SECTION_PAID, SECTION_POSTINGS,
+    SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, SECTION_SEGMENTS, SECTION_SOURCE,
+    SECTION_VARIANTS, Slice,
 )
 
 cdef extern from "<stdint.h>" nogil:
@@ -24,40 +28,65 @@ cdef extern from "<stdint.h>" nogil:
 cdef enum:
     SEQUENCE, TIME, KIND, FLAGS, STATUS, MEMBER, PROGRAM, REFUSAL_A, REFUSAL_B
     RESERVATION_ID, RESERVATION_STATE, RESERVATION_WALLET, RESERVATION_RESERVED, RESERVATION_CAPTURED, RESERVATION_EXPIRE
+    RULES_DAY, RECEIPT_NUMBER, TIER_UNTIL, OPENED_DAY, BIRTHDAY, BIRTHDAY_FROM, NOTICE_COUNT
     POSTINGS, LOTS, LINES, AWARDS, AFTER, IDENTIFIERS   # how many rows the entry has in the tables below
+    TENDERS, PROMO_CODES, COUNTERS, CAMPAIGNS, DAYS, SEGMENTS_ADDED, SEGMENTS_REMOVED, CHOSEN, DISCOUNTS, PAID, VARIANTS, ENTITLEMENTS
+    NOTICES
     CONTEXT_FIRST               # CONTEXT tags 0..15
     ENTRY_COLUMNS = CONTEXT_FIRST + 16
     # Numbers, one per row of a list.
     POSTING_ACCOUNT = ENTRY_COLUMNS
     POSTING_WALLET, POSTING_POINTS
     LOT_WALLET, LOT_AVAILABLE, LOT_EXPIRY, LOT_FUNDER, LOT_POINTS, LOT_HELD
-    LINE_QUANTITY, LINE_AMOUNT
+    LINE_QUANTITY, LINE_AMOUNT, LINE_REGULAR, LINE_IS_WEIGHED
     AWARD_LINE, AWARD_RULE, AWARD_WALLET, AWARD_POINTS
     AFTER_WALLET, AFTER_POSTED, AFTER_PENDING, AFTER_RESERVED
     IDENTIFIER_TYPE
+    TENDER_AMOUNT
+    COUNTER, COUNTER_PER, COUNTER_WINDOW, COUNTER_INCREMENT
+    CAMPAIGN, CAMPAIGN_POINTS, CAMPAIGN_USES
+    DAY, DAY_RECEIPTS, DAY_SPENT
+    SEGMENT_ADDED, SEGMENT_REMOVED, FAVOURITE   # places in the programme
+    DISCOUNT_LINE, DISCOUNT_AMOUNT, PAID_LINE, PAID_AMOUNT
+    VARIANT
+    NOTICE_KIND, NOTICE_INDEX
     NUMBER_COLUMNS
 
 NUMBERS = (
     "sequence", "time", "kind", "flags", "status", "member", "program", "refusal_a", "refusal_b",
     "reservation_id", "reservation_state", "reservation_wallet", "reservation_reserved", "reservation_captured", "reservation_expire",
+    "rules_day", "receipt_number", "tier_until", "opened_day", "birthday", "birthday_from", "notice_count",
     "postings", "lots", "lines", "awards", "after", "identifiers",
+    "tenders", "promo_codes", "counters", "campaigns", "days", "segments_added", "segments_removed", "chosen", "discounts", "paid",
+    "variants", "entitlements", "notices",
     *(f"context_{tag}" for tag in range(16)),
     "posting_account", "posting_wallet", "posting_points",
     "lot_wallet", "lot_available", "lot_expiry", "lot_funder", "lot_points", "lot_held",
-    "line_quantity", "line_amount",
+    "line_quantity", "line_amount", "line_regular", "line_weighed",
     "award_line", "award_rule", "award_wallet", "award_points",
     "after_wallet", "after_posted", "after_pending", "after_reserved",
     "identifier_type",
+    "tender_amount",
+    "counter", "counter_per", "counter_window", "counter_increment",
+    "campaign", "campaign_points", "campaign_uses",
+    "day", "day_receipts", "day_spent",
+    "segment_added", "segment_removed", "favourite",
+    "discount_line", "discount_amount", "paid_line", "paid_amount",
+    "variant",
+    "notice_kind", "notice_index",
 )
 
 cdef enum:
     TEXT_REQUEST, TEXT_STORE, TEXT_TILL, TEXT_NUMBER, TEXT_OPERATOR, TEXT_REASON, TEXT_DIGEST, TEXT_IMAGE_HASH, TEXT_SOURCE
+    TEXT_CHANNEL, TEXT_TIER, TEXT_TIER_AFTER
     TEXT_SKU, TEXT_CATEGORY     # one per line
+    TEXT_TENDER, TEXT_PROMO_CODE, TEXT_ENTITLEMENT, TEXT_NOTICE     # one per row
     TEXT_COLUMNS
     CONTEXT_TEXT_FIRST = 128    # CONTEXT tags of texts
     CONTEXT_TEXT_COUNT = 5      # store, till, number, operator, reason
 
-TEXTS = ("request", "store", "till", "number", "operator", "reason", "digest", "image_hash", "source", "sku", "category")
+TEXTS = ("request", "store", "till", "number", "operator", "reason", "digest", "image_hash", "source", "channel", "tier", "tier_after",
+         "sku", "category", "tender", "promo_code", "entitlement", "notice")
 
 cdef struct Buffer:
     uint8_t* data
@@ -244,9 +273,11 @@ cdef bint add_context(Columns self, const EntryView* view) noexcept nogil:
 cdef bint add_rows(Columns self, const EntryView* view) noexcept nogil:
     # The lists.
     cdef Cursor cursor
+    cdef LineDetails details
     cdef Slice text
     cdef int64_t rows = 0
     cdef bint sound = True
+    details_open(&details, &view.sections[SECTION_LINE_DETAILS])
     cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
     while cursor_more(&cursor):
         put(self, POSTING_ACCOUNT, get_byte(&cursor))
@@ -277,8 +308,11 @@ cdef bint add_rows(Columns self, const EntryView* view) noexcept nogil:
         put(self, LINE_QUANTITY, <int64_t>get_varint(&cursor))
         put(self, LINE_AMOUNT, get_signed(&cursor))
         rows += 1
+        details_next(&details, <uint64_t>rows)
+        put(self, LINE_REGULAR, details.regular_minor if details.regular_minor != 0 else NONE)
+        put(self, LINE_IS_WEIGHED, details.flags & LINE_WEIGHED)
     put(self, LINES, rows)
-    sound = sound and not cursor.broken
+    sound = sound and not cursor.broken and not details.cursor.broken
     rows = 0
     cursor_open(&cursor, &view.sections[SECTION_AWARDS])
     while cursor_more(&cursor):
@@ -306,6 +340,193 @@ cdef bint add_rows(Columns self, const EntryView* view) noexcept nogil:
         get_bytes(&cursor, 16)
         rows += 1
     put(self, IDENTIFIERS, rows)
+    return sound and not cursor.broken
+
+
+cdef bint add_receipt(Columns self, const EntryView* view) noexcept nogil:
+    # What the till said of the receipt beside its lines.
+    cdef Cursor cursor
+    cdef Slice text, channel
+    cdef int64_t tenders = 0, codes = 0
+    cdef uint8_t tag
+    channel.data = NULL
+    channel.size = 0
+    cursor_open(&cursor, &view.sections[SECTION_RECEIPT])
+    while cursor_more(&cursor):
+        tag = get_byte(&cursor)
+        text = get_text(&cursor)
+        if tag == RECEIPT_CHANNEL:
+            channel = text
+        elif tag == RECEIPT_TENDER:
+            put_text(self, TEXT_TENDER, text.data, text.size)
+            put(self, TENDER_AMOUNT, <int64_t>get_varint(&cursor))
+            tenders += 1
+        elif tag == RECEIPT_PROMO_CODE:
+            put_text(self, TEXT_PROMO_CODE, text.data, text.size)
+            codes += 1
+        else:
+            return False
+    put_text(self, TEXT_CHANNEL, channel.data, channel.size)
+    put(self, TENDERS, tenders)
+    put(self, PROMO_CODES, codes)
+    return not cursor.broken
+
+
+cdef bint add_state(Columns self, const EntryView* view) noexcept nogil:
+    # What rules changed of the member and of campaigns.
+    cdef const Slice* state = &view.sections[SECTION_RULES_STATE]
+    cdef const Slice* opened = &view.sections[SECTION_OPENED]
+    cdef const uint8_t* key
+    cdef Cursor cursor
+    cdef Slice before, after
+    cdef int64_t rows = 0
+    cdef uint32_t name
+    cdef bint sound = True
+    before.data = after.data = NULL
+    before.size = after.size = 0
+    cursor_open(&cursor, state)
+    put(self, RULES_DAY, get_signed(&cursor) if state.data != NULL else NONE)
+    put(self, RECEIPT_NUMBER, <int64_t>get_varint(&cursor) if state.data != NULL else NONE)
+    get_byte(&cursor)
+    get_byte(&cursor)
+    put(self, TIER_UNTIL, <int64_t>get_varint(&cursor) if state.data != NULL else NONE)
+    if state.data != NULL:
+        before = get_text(&cursor)
+        after = get_text(&cursor)
+        if after.size == 0:
+            after = before
+        sound = not cursor.broken
+    put_text(self, TEXT_TIER, before.data, before.size)
+    put_text(self, TEXT_TIER_AFTER, after.data, after.size)
+    cursor_open(&cursor, opened)
+    put(self, OPENED_DAY, get_signed(&cursor) if opened.data != NULL else NONE)
+    sound = sound and (opened.data == NULL or not cursor.broken)
+    cursor_open(&cursor, &view.sections[SECTION_COUNTERS])
+    if cursor_more(&cursor):
+        get_signed(&cursor)
+    while cursor_more(&cursor):
+        key = get_bytes(&cursor, 4)
+        name = 0
+        if key != NULL:
+            memcpy(&name, key, 4)
+        put(self, COUNTER, name)
+        put(self, COUNTER_PER, get_byte(&cursor))
+        put(self, COUNTER_WINDOW, get_signed(&cursor))
+        put(self, COUNTER_INCREMENT, get_signed(&cursor))
+        rows += 1
+    put(self, COUNTERS, rows)
+    sound = sound and not cursor.broken
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_CAMPAIGNS])
+    while cursor_more(&cursor):
+        key = get_bytes(&cursor, 4)
+        name = 0
+        if key != NULL:
+            memcpy(&name, key, 4)
+        put(self, CAMPAIGN, name)
+        put(self, CAMPAIGN_POINTS, get_signed(&cursor))
+        put(self, CAMPAIGN_USES, get_signed(&cursor))
+        rows += 1
+    put(self, CAMPAIGNS, rows)
+    sound = sound and not cursor.broken
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_DAYS])
+    if cursor_more(&cursor):
+        get_varint(&cursor)
+    while cursor_more(&cursor):
+        put(self, DAY, get_signed(&cursor))
+        put(self, DAY_RECEIPTS, get_signed(&cursor))
+        put(self, DAY_SPENT, get_signed(&cursor))
+        rows += 1
+    put(self, DAYS, rows)
+    return sound and not cursor.broken
+
+
+cdef int64_t put_bits(Columns self, int column, uint64_t word, int64_t first) noexcept nogil:
+    # The places of the bits that are set. Returns how many.
+    cdef int64_t bit, count = 0
+    for bit in range(64):
+        if word >> bit & 1:
+            put(self, column, first + bit)
+            count += 1
+    return count
+
+
+cdef bint add_sets(Columns self, const EntryView* view) noexcept nogil:
+    # What was set of the member by hand.
+    cdef Cursor cursor
+    cdef int64_t added = 0, removed = 0, chosen = NONE, birthday = NONE, counts_from = NONE
+    cdef uint8_t tag
+    cdef bint sound
+    cursor_open(&cursor, &view.sections[SECTION_SEGMENTS])
+    if cursor_more(&cursor):
+        added = put_bits(self, SEGMENT_ADDED, get_varint(&cursor), 0)
+        added += put_bits(self, SEGMENT_ADDED, get_varint(&cursor), 64)
+        removed = put_bits(self, SEGMENT_REMOVED, get_varint(&cursor), 0)
+        removed += put_bits(self, SEGMENT_REMOVED, get_varint(&cursor), 64)
+    sound = not cursor.broken
+    cursor_open(&cursor, &view.sections[SECTION_ATTRIBUTES])
+    while cursor_more(&cursor):
+        tag = get_byte(&cursor)
+        if tag == ATTRIBUTE_BIRTHDAY:
+            birthday = <int64_t>get_varint(&cursor)
+            birthday = (birthday >> 5) * 100 + (birthday & 31)
+            counts_from = get_signed(&cursor)
+        elif tag == ATTRIBUTE_CHOSEN and chosen == NONE:
+            chosen = put_bits(self, FAVOURITE, get_varint(&cursor), 0)
+        else:
+            return False
+    put(self, SEGMENTS_ADDED, added)
+    put(self, SEGMENTS_REMOVED, removed)
+    put(self, CHOSEN, chosen)
+    put(self, BIRTHDAY, birthday)
+    put(self, BIRTHDAY_FROM, counts_from)
+    return sound and not cursor.broken
+
+
+cdef bint add_amounts(Columns self, const Slice* section, int line, int amount, int count) noexcept nogil:
+    cdef Cursor cursor
+    cdef int64_t rows = 0
+    cursor_open(&cursor, section)
+    while cursor_more(&cursor):
+        put(self, line, <int64_t>get_varint(&cursor))
+        put(self, amount, <int64_t>get_varint(&cursor))
+        rows += 1
+    put(self, count, rows)
+    return not cursor.broken
+
+
+cdef bint add_result(Columns self, const EntryView* view) noexcept nogil:
+    # What the rules made of the receipt, beside points.
+    cdef Cursor cursor
+    cdef Slice text
+    cdef int64_t rows = 0
+    cdef bint sound
+    sound = add_amounts(self, &view.sections[SECTION_DISCOUNTS], DISCOUNT_LINE, DISCOUNT_AMOUNT, DISCOUNTS)
+    sound = add_amounts(self, &view.sections[SECTION_PAID], PAID_LINE, PAID_AMOUNT, PAID) and sound
+    cursor_open(&cursor, &view.sections[SECTION_VARIANTS])
+    while cursor_more(&cursor):
+        put(self, VARIANT, get_byte(&cursor))
+        rows += 1
+    put(self, VARIANTS, rows)
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_ENTITLEMENTS])
+    while cursor_more(&cursor):
+        text = get_text(&cursor)
+        put_text(self, TEXT_ENTITLEMENT, text.data, text.size)
+        rows += 1
+    put(self, ENTITLEMENTS, rows)
+    sound = sound and not cursor.broken
+    rows = 0
+    cursor_open(&cursor, &view.sections[SECTION_NOTICES])
+    put(self, NOTICE_COUNT, <int64_t>get_varint(&cursor) if cursor_more(&cursor) else 0)
+    while cursor_more(&cursor):
+        put(self, NOTICE_KIND, get_byte(&cursor))
+        put(self, NOTICE_INDEX, <int64_t>get_varint(&cursor))
+        text = get_text(&cursor)
+        put_text(self, TEXT_NOTICE, text.data, text.size)
+        rows += 1
+    put(self, NOTICES, rows)
     return sound and not cursor.broken
 
 
@@ -371,6 +592,10 @@ cdef bint add_entry(Columns self, const EntryView* view, uint64_t sequence) noex
     sound = add_context(self, view) and sound
     sound = add_reservation(self, view) and sound
     sound = add_rows(self, view) and sound
+    sound = add_receipt(self, view) and sound
+    sound = add_state(self, view) and sound
+    sound = add_sets(self, view) and sound
+    sound = add_result(self, view) and sound
     self.count += 1
     return sound
 

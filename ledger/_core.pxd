@@ -2,6 +2,7 @@
 # cimported by ledger/_engine.pyx, ledger/_verifier.pyx, server/_local.pyx.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ledger._evaluate cimport Result2, Scratch
 from ledger._hash cimport Hash128
 from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, Lookup, METHOD_COUNT, Outcome, Slice, WALLETS_MAX
 from ledger._rules cimport Program
@@ -160,6 +161,10 @@ cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept
 cdef const Program* core_program(const Core* core) noexcept nogil
     # The programme in force; NULL before the first PROGRAM entry.
 cdef const CoreStats* core_stats(const Core* core) noexcept nogil
+cdef const Result2* core_result(const Core* core) noexcept nogil
+    # What rules of version 2 made of the last receipt that core_execute has decided; valid until the next one.
+cdef const Scratch* core_scratch(const Core* core) noexcept nogil
+    # Where the shares of that result stand.
 cdef Hash128 core_digest(const Core* core) noexcept nogil
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil
     # Decides one command at server time now_us and applies what it writes, as sequences stats.sequence + 1 and on.

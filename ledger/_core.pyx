@@ -315,6 +315,14 @@ cdef const CoreStats* core_stats(const Core* core) noexcept nogil:
     return &core.stats
 
 
+cdef const Result2* core_result(const Core* core) noexcept nogil:
+    return core.result
+
+
+cdef const Scratch* core_scratch(const Core* core) noexcept nogil:
+    return core.scratch
+
+
 cdef Hash128 core_digest(const Core* core) noexcept nogil:
     return core.digest
 

@@ -40,6 +40,8 @@ from ledger.journal import (
     read_group,
 )
 from ledger.published import read_published, told_of
+from ledger.rules import quoted
+from ledger.rules.syntax import ProgramError
 
 DAY_US = 86_400_000_000
 DAY_NEVER = 2_147_483_647  # expiry day of points that live for ever
@@ -56,11 +58,18 @@ REASON = pa.dictionary(pa.int16(), pa.string())
 POSTING = pa.struct([("account", WORD), ("wallet", WORD), ("points", pa.int64())])
 LOT = pa.struct([("wallet", WORD), ("available_day", pa.date32()), ("expiry_day", pa.date32()), ("funder", pa.int32()),
                  ("points", pa.int64()), ("held_points", pa.int64())])
-LINE = pa.struct([("sku", pa.string()), ("category", pa.string()), ("quantity_milli", pa.int64()), ("amount_minor", pa.int64())])
+LINE = pa.struct([("sku", pa.string()), ("category", pa.string()), ("quantity_milli", pa.int64()), ("amount_minor", pa.int64()),
+                  ("regular_amount_minor", pa.int64()), ("weighed", pa.bool_())])
+TENDER = pa.struct([("name", pa.string()), ("amount_minor", pa.int64())])
 AWARD = pa.struct([("line", pa.int32()), ("rule", pa.int32()), ("wallet", WORD), ("points", pa.int64())])
 BALANCE = pa.struct([("wallet", WORD), ("posted_points", pa.int64()), ("pending_points", pa.int64()), ("reserved_points", pa.int64())])
 RESERVATION = pa.struct([("reservation_id", pa.int64()), ("state", WORD), ("wallet", WORD), ("reserved_points", pa.int64()),
                          ("captured_points", pa.int64()), ("expire_time", TIME)])
+LINE_AMOUNT = pa.struct([("line", pa.int32()), ("amount_minor", pa.int64())])
+COUNTER = pa.struct([("counter", pa.int64()), ("per", WORD), ("window", pa.int32()), ("increment", pa.int64())])
+CAMPAIGN = pa.struct([("campaign", pa.int64()), ("amount", pa.int64()), ("uses", pa.int64())])
+DAY = pa.struct([("day", pa.date32()), ("receipts", pa.int64()), ("spent_minor", pa.int64())])
+NOTICE = pa.struct([("kind", WORD), ("index", pa.int32()), ("text", pa.string())])
 SCHEMA = pa.schema([
     pa.field("sequence", pa.int64(), nullable=False), pa.field("time", TIME, nullable=False), pa.field("kind", WORD, nullable=False),
     ("member_id", pa.int64()), pa.field("opened", pa.bool_(), nullable=False), pa.field("program_version", pa.int32(), nullable=False),
@@ -73,15 +82,37 @@ SCHEMA = pa.schema([
     ("postings", pa.list_(POSTING)), ("lot_changes", pa.list_(LOT)), ("lines", pa.list_(LINE)), ("awards", pa.list_(AWARD)),
     ("wallets", pa.list_(BALANCE)), ("reservation", RESERVATION), ("identifier_types", pa.list_(WORD)),
     ("digest", pa.binary(16)), ("program_hash", pa.binary(32)), ("program_source", pa.string()),
+    ("channel", pa.string()), ("tenders", pa.list_(TENDER)), ("promo_codes", pa.list_(pa.string())), ("quote", pa.int64()),
+    ("only_as_quoted", pa.bool_()),
+    ("rules_day", pa.date32()), ("receipt_number", pa.int64()), ("tier", pa.string()), ("tier_after", pa.string()),
+    ("tier_until", pa.date32()), ("opened_day", pa.date32()),
+    ("counters", pa.list_(COUNTER)), ("campaigns", pa.list_(CAMPAIGN)), ("days", pa.list_(DAY)),
+    ("segments_added", pa.list_(WORD)), ("segments_removed", pa.list_(WORD)), ("favourites", pa.list_(WORD)),
+    ("birthday", pa.int32()), ("birthday_from", pa.date32()),
+    ("discounts", pa.list_(LINE_AMOUNT)), ("paid", pa.list_(LINE_AMOUNT)), ("variants", pa.list_(pa.int32())),
+    ("entitlements", pa.list_(pa.string())), ("notice_count", pa.int32()), ("notices", pa.list_(NOTICE)),
 ])
 REPEATED = ["kind", "refusal", "store", "till", "payment", "requested_wallet", "operator", "reason", "program_version", "business_day",
             "postings.list.element.account", "postings.list.element.wallet", "lot_changes.list.element.wallet",
             "lot_changes.list.element.available_day", "lot_changes.list.element.expiry_day", "lines.list.element.sku",
             "lines.list.element.category", "lines.list.element.quantity_milli", "awards.list.element.wallet", "awards.list.element.rule",
-            "wallets.list.element.wallet", "reservation.state", "reservation.wallet", "identifier_types.list.element"]
+            "wallets.list.element.wallet", "reservation.state", "reservation.wallet", "identifier_types.list.element",
+            "channel", "tenders.list.element.name", "promo_codes.list.element", "rules_day", "tier", "tier_after", "tier_until",
+            "opened_day",
+            "counters.list.element.counter", "counters.list.element.per", "counters.list.element.window",
+            "campaigns.list.element.campaign", "days.list.element.day", "segments_added.list.element", "segments_removed.list.element",
+            "favourites.list.element", "birthday", "birthday_from", "variants.list.element", "entitlements.list.element",
+            "notices.list.element.kind", "notices.list.element.text"]
 """Columns that repeat few values: a dictionary pays there."""
 PAYMENTS = {1: "burn", 2: "capture"}
+PERS = {1: "day", 2: "week", 3: "month", 4: "year", 5: "ever", 6: "birthday", 7: "anniversary year"}
+NOTICES = {1: "unknown_store", 2: "unknown_sku", 3: "unknown_category", 4: "unknown_promo_code", 5: "unknown_tender", 6: "unknown_channel"}
 TAGS = {name: f"context_{tag}" for tag, name in CONTEXT.items() if tag < 128}
+
+Names = dict[str, list[str]]
+"""Names by place: `wallets`, `segments`, `favourites`. New ones only ever come at the end, so the newest programme names those of all
+before it."""
+NO_NAMES: Names = {"wallets": [], "segments": [], "favourites": []}
 
 Progress = Callable[[int, int], None]
 """progress(done, total): entries of this run."""
@@ -112,7 +143,7 @@ class _File:
     last_sequence: int
     head_sequence: int  # of the group that holds the last entry
     head_hash: str
-    wallets: list[str]  # names by index at its end
+    names: Names  # at its end
 
 
 def export(data: Path, out: Path, *, unfinished: bool = False, progress: Progress = lambda done, total: None) -> Exported:
@@ -158,7 +189,7 @@ def _read_metadata(path: Path) -> _File:
         said = json.loads((parquet.read_metadata(path).metadata or {})[METADATA_KEY])
         name = NAME.fullmatch(path.name)
         return _File(path, name[1], name[2] is not None, said["directory"], said["first_sequence"], said["last_sequence"],
-                     said["head_sequence"], said["head_hash"], said["wallets"])
+                     said["head_sequence"], said["head_hash"], {kind: said.get(kind, []) for kind in NO_NAMES})
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ExportRefused(f"{path} is no file of an export or damaged ({error}): remove it, and a new run writes it again") from None
 
@@ -172,7 +203,7 @@ class _Run:
         self.unfinished = unfinished
         self.progress = progress
         self.columns = Columns()
-        self.wallets = list(done.wallets) if done else []
+        self.names = done.names if done else NO_NAMES
         self.first_sequence = self.following = done.last_sequence + 1 if done else 1
         self.day_first = 0
         self.holder: Group | None = None  # the group that holds the last entry added
@@ -240,17 +271,16 @@ class _Run:
         return True
 
     def _flush(self) -> None:
-        if any(self.columns.program):
-            self.wallets = _wallets_of(*self.columns.program)
+        self.names = _names_of(self.columns, self.names)
         if self.columns.count:
-            self.writer.write(_table(self.columns, self.wallets))
+            self.writer.write(_table(self.columns, self.names))
             self.columns.clear()
 
     def _finish_day(self, *, part: bool) -> None:
         self._flush()
         self.files.append(self.writer.close(part=part, said={
             "directory": self.journal.directory.hex(), "first_sequence": self.day_first, "last_sequence": self.following - 1,
-            "head_sequence": self.holder.last_sequence, "head_hash": self.holder.hash.hex(), "wallets": self.wallets}))
+            "head_sequence": self.holder.last_sequence, "head_hash": self.holder.hash.hex(), **self.names}))
         self.writer = None
 
 
@@ -302,10 +332,22 @@ def _day_of_entry(group: Group, sequence: int) -> int:
     raise Damage(f"group {group.first_sequence}", f"sequence {sequence} is not in it")
 
 
-def _wallets_of(told: bytes, image: bytes) -> list[str]:
-    """Names by index. Wallets are only ever added at the end, so the newest programme names those of all before it."""
-    wallets = read_published(told)["wallets"] if told else told_of(image).wallets
-    return [name for name, _ in wallets]
+def _names_of(columns: Columns, names: Names) -> Names:
+    """The names of the newest programme among these entries, beside those that were known. A version that is one of before has no source."""
+    told, image = columns.program
+    if told or image:
+        wallets = read_published(told)["wallets"] if told else told_of(image).wallets
+        names = {**names, "wallets": [name for name, _ in wallets]}
+    ends, data = columns.text(TEXTS.index("source"))
+    offsets = np.frombuffer(ends, np.int32)
+    there = np.flatnonzero(np.diff(offsets, prepend=0))
+    if len(there):
+        source = data[offsets[there[-1] - 1] if there[-1] else 0:offsets[there[-1]]]
+        with contextlib.suppress(ProgramError):
+            for kind, keys in (("segments", ("segments",)), ("favourites", ("favourites", "choose_from"))):
+                found = quoted.list_of(source, *keys)
+                names = {**names, kind: found + names[kind][len(found):]}
+    return names
 
 
 # --- columns to arrays --------------------------------------------------------------------------------------------------
@@ -313,9 +355,9 @@ def _wallets_of(told: bytes, image: bytes) -> list[str]:
 class _Arrays:
     """The columns of one row group, by name."""
 
-    def __init__(self, columns: Columns, wallets: list[str]) -> None:
+    def __init__(self, columns: Columns, names: Names) -> None:
         self.columns = columns
-        self.wallets = dict(enumerate(wallets))
+        self.names = {kind: dict(enumerate(found)) for kind, found in names.items()}
         self.count = columns.count
 
     def raw(self, name: str) -> Any:
@@ -346,7 +388,7 @@ class _Arrays:
                                               pa.array(words, pa.string()))
 
     def wallet(self, name: str) -> pa.Array:
-        return self.word(name, self.wallets)
+        return self.word(name, self.names["wallets"])
 
     def _text(self, name: str) -> tuple[Any, bytes]:
         ends, data = self.columns.text(TEXTS.index(name))
@@ -368,14 +410,20 @@ class _Arrays:
         bits = np.packbits(there, bitorder="little")
         return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(there), [pa.py_buffer(bits), pa.py_buffer(filled)])
 
-    def rows(self, counts: str, values: pa.Array) -> pa.Array:
-        """A list per entry."""
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.raw(counts))]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), values)
+    def flag(self, name: str) -> pa.Array:
+        """Numbers that say yes (not 0) or no; null where there is none."""
+        values = self.raw(name)
+        return pa.array(values != 0, mask=values == NONE)
+
+    def rows(self, counts: str, values: pa.Array, *, nulls: bool = False) -> pa.Array:
+        """A list per entry. nulls: null where there is no count."""
+        found = self.raw(counts)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.where(found == NONE, 0, found))]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(found == NONE) if nulls else None)
 
 
-def _table(columns: Columns, wallets: list[str]) -> pa.Table:
-    a = _Arrays(columns, wallets)
+def _table(columns: Columns, names: Names) -> pa.Table:
+    a = _Arrays(columns, names)
 
     def struct_of(kind: Any, *arrays: pa.Array, mask: Any = None) -> pa.Array:
         return pa.StructArray.from_arrays(list(arrays), fields=list(kind), mask=mask)
@@ -402,7 +450,8 @@ def _table(columns: Columns, wallets: list[str]) -> pa.Table:
             LOT, a.wallet("lot_wallet"), a.number("lot_available", pa.date32()), a.number("lot_expiry", pa.date32(), none=DAY_NEVER),
             a.number("lot_funder", pa.int32()), a.number("lot_points"), a.number("lot_held"))),
         "lines": a.rows("lines", struct_of(
-            LINE, a.text("sku", nulls=False), a.text("category", nulls=False), a.number("line_quantity"), a.number("line_amount"))),
+            LINE, a.text("sku", nulls=False), a.text("category", nulls=False), a.number("line_quantity"), a.number("line_amount"),
+            a.number("line_regular"), a.flag("line_weighed"))),
         "awards": a.rows("awards", struct_of(
             AWARD, a.number("award_line", pa.int32()), a.number("award_rule", pa.int32()), a.wallet("award_wallet"),
             a.number("award_points"))),
@@ -414,5 +463,29 @@ def _table(columns: Columns, wallets: list[str]) -> pa.Table:
             mask=pa.array(a.raw("reservation_id") == NONE)),
         "identifier_types": a.rows("identifiers", a.word("identifier_type", IDENTIFIERS)),
         "digest": a.binary("digest", 16), "program_hash": a.binary("image_hash", 32), "program_source": a.text("source"),
+        "channel": a.text("channel"),
+        "tenders": a.rows("tenders", struct_of(TENDER, a.text("tender", nulls=False), a.number("tender_amount"))),
+        "promo_codes": a.rows("promo_codes", a.text("promo_code", nulls=False)),
+        "quote": a.number(TAGS["quote"]), "only_as_quoted": a.flag(TAGS["only_as_quoted"]),
+        "rules_day": a.number("rules_day", pa.date32()), "receipt_number": a.number("receipt_number"),
+        "tier": a.text("tier"), "tier_after": a.text("tier_after"), "tier_until": a.number("tier_until", pa.date32(), none=DAY_NEVER),
+        "opened_day": a.number("opened_day", pa.date32()),
+        "counters": a.rows("counters", struct_of(
+            COUNTER, a.number("counter"), a.word("counter_per", PERS), a.number("counter_window", pa.int32()),
+            a.number("counter_increment"))),
+        "campaigns": a.rows("campaigns", struct_of(
+            CAMPAIGN, a.number("campaign"), a.number("campaign_points"), a.number("campaign_uses"))),
+        "days": a.rows("days", struct_of(DAY, a.number("day", pa.date32()), a.number("day_receipts"), a.number("day_spent"))),
+        "segments_added": a.rows("segments_added", a.word("segment_added", a.names["segments"])),
+        "segments_removed": a.rows("segments_removed", a.word("segment_removed", a.names["segments"])),
+        "favourites": a.rows("chosen", a.word("favourite", a.names["favourites"]), nulls=True),
+        "birthday": a.number("birthday", pa.int32()), "birthday_from": a.number("birthday_from", pa.date32()),
+        "discounts": a.rows("discounts", struct_of(LINE_AMOUNT, a.number("discount_line", pa.int32()), a.number("discount_amount"))),
+        "paid": a.rows("paid", struct_of(LINE_AMOUNT, a.number("paid_line", pa.int32()), a.number("paid_amount"))),
+        "variants": a.rows("variants", a.number("variant", pa.int32())),
+        "entitlements": a.rows("entitlements", a.text("entitlement", nulls=False)),
+        "notice_count": a.number("notice_count", pa.int32()),
+        "notices": a.rows("notices", struct_of(
+            NOTICE, a.word("notice_kind", NOTICES), a.number("notice_index", pa.int32()), a.text("notice", nulls=False))),
     }
     return pa.Table.from_arrays([values[field.name] for field in SCHEMA], schema=SCHEMA)

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger import limits
-from server import cli_export, cli_follow, cli_index
+from server import cli_explain, cli_export, cli_follow, cli_index, cli_simulate
 from server.cli_admin import adjust, link, unlink
 from server.cli_backup import backup, restore
 from server.cli_ids import ids
@@ -216,6 +216,9 @@ def compile_program(
 app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(cli_follow.follow)
 app.command(epilog="Example: `daybook index data --rebuild`", rich_help_panel="Journal")(cli_index.index)
 app.command(epilog="Example: `daybook export data --to parquet --out days`", rich_help_panel="Journal")(cli_export.export)
+app.command(epilog="Example: `daybook simulate data --program programs/grocery.yaml --from 2026-03-01 --plot cost.svg`",
+            rich_help_panel="Programmes")(cli_simulate.simulate)
+app.command(epilog="Example: `daybook explain data 4711`", rich_help_panel="Programmes")(cli_explain.explain)
 app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --operator anna --reason 'ticket 4711'`",
             rich_help_panel="By hand")(adjust)
 app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator anna --reason 'ticket 4711'`",

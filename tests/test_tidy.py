@@ -29,7 +29,7 @@ LEAVES = {f"ledger.{name}" for name in (
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in (
     "apart", "catalogue", "check", "conditions", "currencies", "difference", "firing", "fits", "image2", "lower2", "lower_articles",
-    "lower_conditions", "lower_dimensions", "reference", "schema", "shape", "syntax", "tree", "words", "zones")}
+    "lower_conditions", "lower_dimensions", "quoted", "reference", "schema", "shape", "syntax", "tree", "words", "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
 ARROWS: dict[str, set[str]] = {
@@ -47,6 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger._feed": LEAVES | {"ledger._core", "ledger._tail"},
     "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
     "ledger._follower": LEAVES | {"ledger._core", "ledger._feed", "ledger._snapshot"},
+    "ledger._simulator": LEAVES | {"ledger._core", "ledger._feed", "ledger.published"},
     "ledger._index": LEAVES,
     "ledger._past": LEAVES,
     "ledger._columns": LEAVES,
@@ -63,7 +64,12 @@ ARROWS: dict[str, set[str]] = {
     "ledger.snapshot": {"ledger.limits", "ledger._snapshot"},
     "ledger.follower": {"ledger.limits", "ledger.journal", "ledger.snapshot", "ledger.verify", "ledger._follower", "ledger._snapshot"},
     "ledger.index": {"ledger.limits", "ledger.journal", "ledger._index"},
-    "ledger.export": {"ledger.errors", "ledger.journal", "ledger.published", "ledger._columns"},
+    "ledger.export": {"ledger.errors", "ledger.journal", "ledger._columns", "ledger.published", "ledger.rules.quoted",
+                      "ledger.rules.syntax"},
+    "ledger.simulate": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger.rules",
+                        "ledger.rules.quoted", "ledger.rules.syntax", "ledger.rules.tree"},
+    "ledger.explain": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger._index", "ledger.rules.quoted",
+                       "ledger.rules.syntax", "ledger.rules.tree"},
     "ledger.rules": {"ledger.limits"} | RULES,
     **{rules: {"ledger.limits", "ledger.rules"} | RULES for rules in RULES},
     "ledger.rules_compiled": set(),
@@ -101,18 +107,22 @@ ARROWS: dict[str, set[str]] = {
     "server.cli_rules": {"server.cli_admin", "server.console", "server.control"},
     "server.cli_backup": {"ledger._follower", "ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier",
                           "server.console"},
+    "server.cli_simulate": {"ledger.journal", "ledger.rules", "ledger.simulate", "server.console", "server.plot"},
+    "server.cli_explain": {"ledger.explain", "ledger.journal", "ledger.rules.tree", "server.console"},
+    "server.plot": set(),
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
-                   "server.cli_admin", "server.cli_backup", "server.cli_export", "server.cli_follow", "server.cli_ids", "server.cli_index",
-                   "server.cli_rules",
-                   "server.config", "server.console", "server.service"},
+                   "server.cli_admin", "server.cli_backup", "server.cli_explain", "server.cli_export", "server.cli_follow",
+                   "server.cli_ids", "server.cli_index", "server.cli_rules", "server.cli_simulate", "server.config", "server.console",
+                   "server.service"},
     "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
 }
 
 # The command line's modules.
-COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_export.py", "server/cli_follow.py",
-            "server/cli_ids.py", "server/cli_index.py", "server/cli_rules.py", "server/console.py"}
+COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_explain.py", "server/cli_export.py",
+            "server/cli_follow.py", "server/cli_ids.py", "server/cli_index.py", "server/cli_rules.py", "server/cli_simulate.py",
+            "server/console.py"}
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
 OTHERS = {
@@ -125,13 +135,14 @@ OTHERS = {
     "google": {"server/cli_admin.py", "server/cli_rules.py", "server/control.py", "server/reading.py", "server/rules.py",
                "server/segments.py"},
     "prometheus_client": {"server/metrics.py"},
-    "ruamel": {f"ledger/rules/{name}.py" for name in ("apart", "check", "conditions", "difference", "shape", "syntax")},
+    "ruamel": {f"ledger/rules/{name}.py" for name in ("apart", "check", "conditions", "difference", "quoted", "shape",
+                                                          "syntax")},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
-    "numpy": {"ledger/export.py", "ledger/index.py", "server/_local.pyi",
+    "numpy": {"ledger/export.py", "ledger/index.py", "ledger/simulate.py", "server/_local.pyi",
               *(f"ledger/rules/{name}.py" for name in ("fits", "image2", "lower2", "lower_articles", "lower_conditions",
                                                          "lower_dimensions"))},
-    "pyarrow": {"ledger/export.py", "ledger/rules/catalogue.py"},
+    "pyarrow": {"ledger/export.py", "ledger/simulate.py", "ledger/rules/catalogue.py"},
     "typer": COMMANDS,
     "rich": COMMANDS,
 }
@@ -291,7 +302,7 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py",
+STOPWATCHES = {"ledger/simulate.py", "ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py",
                "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py"}
 
 

@@ -19,12 +19,16 @@ from ledger import errors
 from ledger.export import DAY_NEVER, ExportRefused, export
 from ledger.journal import Damage, read_entry, scan
 from tests.ledger import forging
+from tests.rules.lived import Lived
 from tests.running import ROOT, RunningServer
 from tests.shop import PROGRAM, START_US, Shop
 
 SEED = random.randrange(1 << 32)
 DAY_US = 86_400_000_000
 FIRST_DAY = datetime.date(2026, 9, 20)
+PERS = {1: "day", 2: "week", 3: "month", 4: "year", 5: "ever", 6: "birthday", 7: "anniversary year"}
+NOTICES = {1: "unknown_store", 2: "unknown_sku", 3: "unknown_category", 4: "unknown_promo_code", 5: "unknown_tender", 6: "unknown_channel"}
+SEGMENTS, FAVOURITES = ["students", "staff"], ["Food/Dairy", "Food/Bakery"]
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -89,7 +93,7 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> dict[str, Any]:
         "lot_changes": [{"wallet": wallets[row["wallet"]], "available_day": day_of(row["available_day"]),
                          "expiry_day": day_of(row["expiry_day"]), "funder": row["funder"], "points": row["points"],
                          "held_points": row["held"]} for row in value.get("lots", ())],
-        "lines": value.get("lines", []), "awards": [{**row, "wallet": wallets[row["wallet"]]} for row in value.get("awards", ())],
+        "lines": expected_lines(value), "awards": [{**row, "wallet": wallets[row["wallet"]]} for row in value.get("awards", ())],
         "wallets": [{**row, "wallet": wallets[row["wallet"]]} for row in value.get("after", ())],
         "reservation": reservation and {
             "reservation_id": reservation["id"], "state": reservation["state"], "wallet": wallets[reservation["wallet"]],
@@ -97,8 +101,42 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> dict[str, Any]:
             "expire_time": time_of(reservation["expire_time_us"])},
         "identifier_types": [row["type"] for row in value.get("identifiers", ())],
         "digest": value.get("digest"), "program_hash": value["image"][8:40] if "image" in value else None,
-        "program_source": value.get("source"),
+        "program_source": value.get("source"), **expected_of_rules(value, context),
     }
+
+
+def expected_of_rules(value: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+    """The columns of what rules leave in an entry."""
+    receipt, state, attributes = value.get("receipt", {}), value.get("rules_state"), value.get("attributes", {})
+    birthday = attributes.get("birthday")
+    sets = {name: [place for place in range(128) if words[place // 64] >> place % 64 & 1] for name, words in
+            value.get("segments", {"add": [0, 0], "remove": [0, 0]}).items()}
+    return {
+        "channel": receipt.get("channel") or None, "tenders": receipt.get("tenders", []), "promo_codes": receipt.get("promo_codes", []),
+        "quote": context.get("quote"), "only_as_quoted": bool(context["only_as_quoted"]) if "only_as_quoted" in context else None,
+        "rules_day": state and day_of(state["day"]), "receipt_number": state and state["receipt"],
+        "tier": state and (state["tier_before_name"] or None),
+        "tier_after": state and (state["tier_name"] or state["tier_before_name"] or None),
+        "tier_until": state and day_of(state["tier_until"]),
+        "opened_day": day_of(value["opened_day"]) if "opened_day" in value else None,
+        "counters": [{**row, "per": PERS[row["per"]]} for row in value.get("counters", {}).get("rows", ())],
+        "campaigns": [{"campaign": row["campaign"], "amount": row["points"], "uses": row["uses"]} for row in value.get("campaigns", ())],
+        "days": [{"day": day_of(row["day"]), "receipts": row["receipts"], "spent_minor": row["spent"]}
+                 for row in value.get("days", {}).get("rows", ())],
+        "segments_added": [SEGMENTS[place] for place in sets["add"]], "segments_removed": [SEGMENTS[place] for place in sets["remove"]],
+        "favourites": [FAVOURITES[place] for place in range(64) if attributes["chosen"] >> place & 1] if "chosen" in attributes else None,
+        "birthday": None if birthday is None else birthday // 32 * 100 + birthday % 32,
+        "birthday_from": day_of(attributes["birthday_from"]) if birthday is not None else None,
+        "discounts": value.get("discounts", []), "paid": value.get("paid", []), "variants": value.get("variants", []),
+        "entitlements": value.get("entitlements", []), "notice_count": value.get("notices", {}).get("count", 0),
+        "notices": [{**row, "kind": NOTICES[row["kind"]]} for row in value.get("notices", {}).get("rows", ())],
+    }
+
+
+def expected_lines(value: dict[str, Any]) -> list[dict[str, Any]]:
+    details = {row["line"]: row for row in value.get("line_details", ())}
+    return [{**line, "regular_amount_minor": details.get(number, {}).get("regular_amount_minor") or None,
+             "weighed": bool(details.get(number, {}).get("flags", 0) & 1)} for number, line in enumerate(value.get("lines", ()), start=1)]
 
 
 def entries_of(data: Path) -> list[tuple[int, bytes]]:
@@ -130,6 +168,20 @@ def test_a_row_says_all_that_the_second_reader_finds(lived: Path, tmp_path: Path
     assert [row["sequence"] for row in rows] == [sequence for sequence, _ in there]
     for row, (sequence, entry) in zip(rows, there, strict=True):
         assert row == expected(sequence, entry, ["points", "stamps"])
+
+
+def test_a_row_says_what_rules_made_of_a_receipt(tmp_path: Path) -> None:
+    shop = Lived()
+    shop.everything()
+    shop.days(4, SEED)
+    print(f"seed {SEED}")
+    data = shop.write(tmp_path / "data")
+    export(data, tmp_path / "out", unfinished=True)
+    rows = rows_of(tmp_path / "out")
+    for row, (sequence, entry) in zip(rows, entries_of(data), strict=True):
+        assert row == expected(sequence, entry, ["points", "miles"])
+    filled = {name for row in rows for name, value in row.items() if value not in (None, [], 0)}
+    assert filled >= set(expected_of_rules({}, {})) - {"quote", "only_as_quoted"}, "the shop has not lived through everything"
 
 
 def test_columns_are_typed_as_the_page_says(lived: Path, tmp_path: Path) -> None:

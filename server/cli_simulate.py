@@ -1,0 +1,170 @@
+"""The command line of simulations: `daybook simulate`. Parses and prints; the work is in ledger/simulate.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from server.console import EXIT_FAILED, Bar, err, fail, out
+
+TOP_RULES = 40  # in the table; --json and --out have all
+
+
+def _moment(text: str | None) -> int | None:
+    """A day or a moment, UTC where it says nothing else, in us since 1970. Errors: ValueError."""
+    if text is None:
+        return None
+    moment = datetime.datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+
+
+def simulate(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A data directory (a service may run on it), a Parquet file of receipts, "
+                                                                  "or a directory of them (daybook export).")],
+    program: Annotated[Path, typer.Option(help="The programme in YAML that decides.")],
+    against: Annotated[Path | None, typer.Option(help="Another programme to compare with. Default: what was really given.")] = None,
+    begin: Annotated[str | None, typer.Option("--from", metavar="DAY", help="As if published then (2026-03-01, or 2026-03-01T06:00+01:00; "
+                                              "UTC where nothing is said): what is before it stays as it was. Default: from the first "
+                                              "receipt on.")] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Only what is before it.")] = None,
+    target: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write rules, members and days there, as Parquet files.")
+                      ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the cost day by day.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the tables.")] = False,
+) -> None:
+    """What would another programme have cost? Decides every receipt anew and compares: by wallet, rule, funder and member.
+
+    The core decides as it does in the service, with members whose tiers, caps and balances come out as they would have. Customers do what
+    they did: a burn that the programme does not allow is made as large as it allows. Costs are points at their wallet's worth, and
+    discounts. Nothing is written to the source. docs/simulate.md says more.
+    """
+    try:
+        from ledger import simulate as work
+    except ImportError as error:
+        raise fail(f"the simulation is not built here: {error}", "run `make build` in the project's directory") from None
+    from ledger.journal import JournalError
+    from ledger.rules import ProgramError, compile_file
+
+    try:
+        limits = {"from_us": _moment(begin), "until_us": _moment(end)}
+    except ValueError as error:
+        raise fail(f"--from and --to are days or moments such as 2026-03-01: {error}") from None
+    bar = Bar()
+    try:
+        compiled = compile_file(program)
+        other = compile_file(against) if against is not None else None
+        if (source / "FORMAT").exists():
+            made = work.simulate(source, compiled, against=other, progress=lambda done, total: bar.update("simulate", done, total),
+                                 **{name: value for name, value in limits.items() if value is not None})
+        else:
+            if begin or end:
+                raise fail("--from and --to are for data directories: give only the files of these days")
+            files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
+            if not files:
+                raise fail(f"{source} is no data directory (it has no FORMAT) and holds no Parquet files")
+            made = work.simulate_receipts(files, compiled, against=other,
+                                          progress=lambda done, total: bar.update("simulate", done, total))
+        written = work.write_parquet(made, target) if target is not None else []
+        if plot is not None:
+            plot.write_text(_picture(made))
+    except ModuleNotFoundError as error:
+        raise fail(f"Parquet files need pyarrow: {error}", "pip install 'daybook[export]'") from None
+    except ProgramError as error:
+        raise fail(str(error), code=EXIT_FAILED) from None
+    except (JournalError, work.SimulationRefused) as error:
+        raise fail(f"the simulation ended: {error}", code=EXIT_FAILED) from None
+    except OSError as error:
+        raise fail(f"cannot be read or written: {error}", code=EXIT_FAILED) from None
+    finally:
+        bar.stop()
+    if as_json:
+        found = {name: value for name, value in vars_of(made).items() if name != "member_rows"}
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _print(made)
+    for path in [*written, *([plot] if plot else [])]:
+        err.print(f"written: {escape(str(path))}")
+
+
+def vars_of(made: Any) -> dict[str, Any]:
+    """Fields by name, also those of rows inside."""
+    return {field.name: [dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in value] if isinstance(value, list)
+            else value for field in dataclasses.fields(made) for value in (getattr(made, field.name),)}
+
+
+def _picture(made: Any) -> str:
+    from server.plot import two_lines
+
+    return two_lines(f"{made.programme}: cost by day", made.currency, made.first_day, [row[1] for row in made.days],
+                     [row[2] for row in made.days], (made.against, made.programme), 10**made.currency_digits)
+
+
+def _print(made: Any) -> None:
+    def money(minor: int) -> str:
+        sign, text = "-" if minor < 0 else "", str(abs(minor)).rjust(made.currency_digits + 1, "0")
+        whole, part = (text[:-made.currency_digits], "." + text[-made.currency_digits:]) if made.currency_digits else (text, "")
+        return f"{sign}{int(whole):,}{part}"
+
+    def more(pair: tuple[int, int]) -> str:
+        return f"[{'red' if pair[1] > pair[0] else 'green'}]{'+' if pair[1] > pair[0] else ''}{money(pair[1] - pair[0])}[/]" \
+            if pair[0] != pair[1] else "0"
+
+    table = Table(title=f"{escape(made.programme)} against {escape(made.against)}", title_justify="left")
+    for name in ("", "before", "after", "difference"):
+        table.add_column(name, justify="left" if not name else "right")
+    rate = made.entries * 1_000_000 // max(1, made.duration_us)
+    table.add_row("receipts", *(f"{count:,}" for count in made.receipts), f"{made.receipts[1] - made.receipts[0]:,}")
+    table.add_row("refused", *(f"{count:,}" for count in made.refused),
+                  ", ".join(f"{name} {count:,}" for name, count in made.refusals.items()))
+    for wallet in made.wallets:
+        for what, pair in (("given", wallet.issued), ("taken by burns", wallet.burned), ("expired", wallet.expired)):
+            table.add_row(f"{escape(wallet.name)}, {what}", *(decimal(points, wallet.scale) for points in pair),
+                          decimal(pair[1] - pair[0], wallet.scale))
+    table.add_row("discounts", money(made.discounts[0]), money(made.discounts[1]), more(made.discounts))
+    table.add_row(f"cost, {made.currency}", money(made.cost[0]), money(made.cost[1]), more(made.cost))
+    out.print(table)
+    rules = Table(title="by rule", title_justify="left")
+    for name in ("rule", "funder", "receipts", "before", "after", "difference", "cut by limits", "held back"):
+        rules.add_column(name, justify="left" if name in ("rule", "funder") else "right")
+    ordered = sorted(made.rules, key=lambda rule: -max(rule.cost))
+    for rule in ordered[:TOP_RULES]:
+        scale = next((wallet.scale for wallet in made.wallets if wallet.name == rule.wallet), made.currency_digits)
+        rules.add_row(escape(rule.name), escape(rule.funder), f"{rule.receipts[1]:,}", money(rule.cost[0]), money(rule.cost[1]),
+                      more(rule.cost), decimal(rule.cut, scale) if rule.cut else "", f"{rule.held_back:,}" if rule.held_back else "")
+    out.print(rules)
+    if len(ordered) > TOP_RULES:
+        out.print(f"and {len(ordered) - TOP_RULES} rules more: --json or --out has all")
+    if len(made.funders) > 1:
+        funders = Table("funder", title=f"who pays, {made.currency}", title_justify="left")
+        for name in ("before", "after", "difference"):
+            funders.add_column(name, justify="right")
+        for name, pair in made.funders.items():
+            funders.add_row(escape(name) or "the chain", money(pair[0]), money(pair[1]), more(pair))
+        out.print(funders)
+    people = Table(title="members", show_header=False, title_justify="left")
+    people.add_row("with receipts", f"{made.members:,}")
+    people.add_row("get more", f"{made.gained:,}, together {money(made.gains)} {made.currency}")
+    people.add_row("get less", f"{made.lost:,}, together {money(made.losses)} {made.currency}")
+    people.add_row("get the same", f"{made.members - made.gained - made.lost:,}")
+    for name, rows in (("the most more", made.most), ("the most less", made.least)):
+        if rows:
+            people.add_row(name, ", ".join(f"{member} ({money(minor)})" for member, minor in rows[:5]))
+    if made.cut_burns:
+        people.add_row("burns made smaller", f"{made.cut_burns:,}: the programme allows less, or there was less to burn")
+    out.print(people)
+    out.print(f"{made.entries:,} entries in {made.duration_us // 1000:,} ms ({rate:,}/s)")
+
+
+def decimal(value: int, digits: int) -> str:
+    """150 with 2 decimals is 1.50."""
+    sign, text = "-" if value < 0 else "", str(abs(value)).rjust(digits + 1, "0")
+    whole, part = (text[:-digits], "." + text[-digits:]) if digits else (text, "")
+    return f"{sign}{int(whole):,}{part}"
