@@ -43,9 +43,10 @@ often = settings(max_examples=30, deadline=None, suppress_health_check=list(Heal
 class Shop:
     """A core and the reference, side by side."""
 
-    def __init__(self, programme: tree.Programme, now_us: int) -> None:
+    def __init__(self, programme: tree.Programme, now_us: int, members_max: int = 50, ids_max: int = 1000) -> None:
         self.compiled, self.programme, self.now = Compiled(programme), programme, now_us
-        self.core = LocalLedger(self.compiled.image, b"", now_us, members_max=50, ids_max=1000)
+        self.sizes = {"members_max": members_max, "ids_max": ids_max}
+        self.core = LocalLedger(self.compiled.image, b"", now_us, **self.sizes)
         self.members: dict[int, Member] = {}
         self.shared = NOBODY
         self.requests = 0
@@ -169,11 +170,11 @@ class Shop:
         for sequence, entry in enumerate(self.core.entries(), start=1):
             state.apply(sequence, read_entry(entry))
         assert state.digest() == self.core.digest()
-        replayed = LocalLedger.replay(self.core.entries(), members_max=50, ids_max=1000)
+        replayed = LocalLedger.replay(self.core.entries(), **self.sizes)
         assert replayed.digest() == self.core.digest()
         with tempfile.TemporaryDirectory() as folder:
             self.core.save(Path(folder) / "snap")
-            loaded = LocalLedger.load(Path(folder) / "snap", self.core.entries(), members_max=50, ids_max=1000)
+            loaded = LocalLedger.load(Path(folder) / "snap", self.core.entries(), **self.sizes)
         assert loaded.digest() == self.core.digest()
         for number, member in self.members.items():
             known = state.rules.profiles[number]
