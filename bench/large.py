@@ -155,6 +155,7 @@ class LargeLedger:
             yield copy
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.sync()  # the same: disks are told of freed blocks, too
 
     # --- running on it ----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A reader beside the tills: reads lists of a store's day from the follower again and again, in a process of its own.
+"""A reader beside the tills: reads a list of a store's day from the follower every second, in a process of its own.
 
     python -m bench.lists PORT ENTRIES DAY STORES
 
@@ -20,6 +20,7 @@ import grpc
 from ledger import limits
 from server._pb.loyalty.ledger.v1 import journal_pb2, journal_pb2_grpc
 
+PERIOD_S = 1.0  # from one list to the next: more than all the offices of a chain ask for; without a pause it would be a load test of the reader
 PATIENCE_S = 600  # until the index has read what is new
 
 
@@ -60,6 +61,7 @@ def main() -> None:
                 first = first or time.perf_counter() - begun
             print(json.dumps({"entries": read, "pages": count, "seconds": round(time.perf_counter() - begun, 4),
                               "first_page_ms": round(first * 1000, 2)}), flush=True)
+            time.sleep(max(0.0, begun + PERIOD_S - time.perf_counter()))
 
 
 if __name__ == "__main__":

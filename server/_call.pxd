@@ -51,6 +51,8 @@ cdef struct Batch:              # a BatchPost or BatchGetBalances under way
 
 cdef void call_read(Caller* caller, uint32_t place, uint8_t method, const uint8_t* request, uint32_t size) noexcept nogil
     # Decodes into a place (0..CALLS_AHEAD - 1). The request's bytes must stay until call_run.
+cdef int64_t call_business_us(const Caller* caller, uint32_t place) noexcept nogil
+    # When the customer stood at the till, as the call in this place says; the end of time if it does not say or is refused.
 cdef void call_prepare(Caller* caller, Engine* engine, uint32_t count) noexcept nogil
     # Starts the memory reads of the first `count` places.
 cdef bint call_run(Caller* caller, Engine* engine, uint32_t place, Answer* answer) noexcept nogil

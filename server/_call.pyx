@@ -5,11 +5,11 @@
 # A batch is calls behind each other whose answers stand in one. It goes step by step, so that the transport can look after others in
 # between; what it has come to stands in Batch. Its commands never see that they are in a batch.
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, strlen
 from ledger._core cimport CoreStats, core_execute, core_prepare, core_program, core_stats
 from ledger._engine cimport engine_execute, engine_foresee, engine_park, engine_prepare, engine_program, engine_reading, engine_room
-from ledger._layout cimport Facts, LOOKED_UP, Lookup, METHOD_BATCH_POST, METHOD_GET_BALANCE
+from ledger._layout cimport Facts, GIVEN_BUSINESS_TIME, LOOKED_UP, Lookup, METHOD_BATCH_POST, METHOD_GET_BALANCE
 from ledger._limits cimport BATCH_STEP
 from ledger._status cimport STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_OK, STATUS_WALLET_NOT_FOUND
 from server._wire cimport (
@@ -26,6 +26,12 @@ cdef const char* UNREADABLE = "the entry that answers this request cannot be rea
 cdef void call_read(Caller* caller, uint32_t place, uint8_t method, const uint8_t* request, uint32_t size) noexcept nogil:
     # A request that the codec refuses looked at nothing: its answer waits for no sequence.
     caller.decoded[place] = wire_decode(method, request, size, &caller.commands[place], &caller.outcomes[place])
+
+
+cdef int64_t call_business_us(const Caller* caller, uint32_t place) noexcept nogil:
+    if caller.decoded[place] and caller.commands[place].given & GIVEN_BUSINESS_TIME:
+        return caller.commands[place].business_time_us
+    return INT64_MAX
 
 
 cdef inline uint32_t good_commands(Caller* caller, uint32_t count, Command** commands) noexcept nogil:

@@ -36,6 +36,7 @@ class Stats(TypedDict):
     turns: int  # of the loop
     in_batches: dict[tuple[int, int], int]
     """(method, status) -> commands of BatchPost and members of BatchGetBalances, by their own method; 0: refused before that was known."""
+    late_calls: int  # calls that were put behind those for which somebody waits
     batch_turns: int  # turns of the loop in which batches went on
 
 class CheckoutServer:

@@ -32,7 +32,7 @@ from ledger._engine cimport (
 from ledger._layout cimport Facts, METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, BATCHES_MAX, BATCHES_PER_CONNECTION_MAX, BATCH_ANSWER_BYTES_MAX, BATCH_COMMANDS_BESIDE, BATCH_REQUEST_BYTES_MAX,
-    CALLS_PER_TURN_MAX,
+    CALLS_PER_TURN_MAX, LATE_AFTER_S, LATE_CALLS_BESIDE,
     CONNECTIONS_MAX, CONTROL_FRAMES_BURST_MAX, CONTROL_FRAMES_PER_CALL, CONTROL_FRAMES_PER_S_MAX, DRAIN_GRACE_S, HEADER_BYTES_MAX,
     IDLE_TIMEOUT_S, INBOX_CALLS_MAX, LARGE_BUFFERS_MAX, LARGE_BUFFERS_PER_CONNECTION_MAX, REQUEST_BYTES_MAX, RESETS_BURST_MAX,
     RESETS_PER_S_MAX, SLOW_CLIENT_TIMEOUT_S, STREAMS_MAX, STREAMS_PER_CONNECTION_MAX, STREAMS_SHARE_MIN,
@@ -43,7 +43,7 @@ from ledger._status cimport (
 )
 from server._frames cimport FRAME_BYTES_MAX, FRAME_HEAD_BYTES, HTTP2_CANCEL, HTTP2_ENHANCE_YOUR_CALM, HTTP2_NO_ERROR
 from server._call cimport (
-    Answer, Batch, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, batch_begin, batch_step, batch_tell, call, call_park,
+    Answer, Batch, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, batch_begin, batch_step, batch_tell, call, call_business_us, call_park,
     call_prepare, call_read, call_refuse, call_run,
 )
 from server._grpc cimport (
@@ -127,8 +127,9 @@ cdef enum:
     LISTENERS_MAX = 8           # addresses of one name
     ALONE_SPIN_US = 100         # how long the loop looks for a lone caller's next request before it sleeps: waking costs ~50 us
     CROWD_US = 10_000           # how long the loop remembers that somebody else waited; see server_alone
-    TILLS_US = 10_000           # how long after a single call of the checkout port the batches hold back
-    BATCH_SHARE = 6             # and how far: they get one part in so many of the time, BATCH_COMMANDS_BESIDE at once
+    TILLS_US = 10_000           # how long after a call for which somebody waits the late ones and the batches hold back
+    LATE_SHARE = 2              # and how far: late calls get one part in so many of the time, LATE_CALLS_BESIDE at once,
+    BATCH_SHARE = 6             # commands of batches one in so many, BATCH_COMMANDS_BESIDE at once
     LINGER_US = 1_000_000       # how long a closed connection may take to close from the other side
     NOTICE_MS = 1000            # how long a drain waits for the peer to have seen its notice
     MESSAGE_ROOM = 3 * MESSAGE_BYTES_MAX    # of a percent-encoded grpc-message
@@ -150,6 +151,7 @@ cdef enum StreamState:
     STREAM_HELD = 3             # decided, in server.held until durable
     STREAM_ANSWERED = 4         # may leave, in server.answered
     STREAM_QUEUED = 6           # complete, in its connection's `queued`: others of it are in server.ready
+    STREAM_LATE = 7             # complete, in server.late
     STREAM_PARKED = 5           # not decided: waits for what the runs of dropped ids say; its request is still in the buffer
 
 cdef struct Stream:             # one call
@@ -259,6 +261,7 @@ cdef struct Counters:           # plain aligned words: written by the hot thread
     uint64_t bytes_sent
     uint64_t turns
     uint64_t batch_turns        # turns in which commands of batches ran
+    uint64_t late_calls         # calls that were put behind those for which somebody waits
 
 cdef struct Server:
     Engine* engine
@@ -301,6 +304,7 @@ cdef struct Server:
 
     StreamList receiving        # by time of HEADERS
     StreamList ready            # calls that wait, of every connection that has some; see ready_append
+    StreamList late             # calls that wait and for which nobody waits, the oldest first; see server_run_late
     StreamList answered         # by time of the answer
     OpenBatch* first_batch      # complete requests, not yet all run, the oldest first
     OpenBatch* last_batch
@@ -313,8 +317,10 @@ cdef struct Server:
     int64_t now_us              # monotonic us, read at each socket and phase
     int64_t spin_until_us       # a lone caller was answered: until then the loop does not sleep; 0: it may
     int64_t crowd_until_us
-    int64_t tills_until_us      # until then the batches hold back
-    int64_t batches_from_us     # while they do: not before
+    int64_t time_us             # server time of this turn
+    int64_t tills_until_us      # until then late calls and batches hold back
+    int64_t late_from_us        # while they do: not before
+    int64_t batches_from_us
     int64_t next_look_us
     int64_t look_us             # between two looks at the time-outs
     int64_t stop_us             # when the stop was noticed; 0: not yet
@@ -584,6 +590,9 @@ cdef void stream_closed(Server* server, Stream* stream, bint well) noexcept nogi
         server.counters.calls_cancelled += 1
     elif stream.state == STREAM_QUEUED:
         list_remove(&connection.queued, stream)
+        server.counters.calls_cancelled += 1
+    elif stream.state == STREAM_LATE:
+        list_remove(&server.late, stream)
         server.counters.calls_cancelled += 1
     else:
         list_remove(&server.answered, stream)
@@ -1086,7 +1095,7 @@ cdef void server_accept(Server* server, int listener) noexcept nogil:
 
 cdef inline bint server_must_pause(Server* server) noexcept nogil:
     """Whether the engine has no room for the calls that wait, and one more read of a socket could use up the streams."""
-    return server.ready.count > 0 and server.streams_max - server.stream_count < STREAMS_PER_CONNECTION_MAX
+    return server.ready.count + server.late.count > 0 and server.streams_max - server.stream_count < STREAMS_PER_CONNECTION_MAX
 
 
 cdef void server_resume(Server* server) noexcept nogil:
@@ -1123,9 +1132,8 @@ cdef void server_event(Server* server, epoll_event* event) noexcept nogil:
         connection_doom(connection)
 
 
-cdef uint32_t server_read_ready(Server* server) noexcept nogil:
-    """Decodes the next few calls that wait, so that their memory reads start together; returns how many. They stay in the queue."""
-    cdef Stream* stream = server.ready.first
+cdef uint32_t server_read_calls(Server* server, Stream* stream) noexcept nogil:
+    """Decodes the next few calls of a queue, so that their memory reads start together; returns how many. They stay where they are."""
     cdef uint32_t count = 0
     while stream != NULL and count < CALLS_AHEAD:
         call_read(server.caller, count, stream.method,
@@ -1153,19 +1161,26 @@ cdef void stream_decided(Server* server, Stream* stream, const Answer* answer) n
     stream_hold(server, stream, answer.wait_sequence)
 
 
-cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
-    """Runs the first of the queue, which was read into `place`; False: the engine has no room."""
-    cdef Stream* stream = server.ready.first
+cdef inline void call_take(Server* server, Stream* stream) noexcept nogil:
+    """Out of the queue in which it waits."""
+    if stream.state == STREAM_LATE:
+        list_remove(&server.late, stream)
+    else:
+        ready_remove(server, stream.connection, stream)
+
+
+cdef bint server_run_call(Server* server, Stream* stream, uint32_t place) noexcept nogil:
+    """Runs the first of its queue, which was read into `place`; False: the engine has no room."""
     cdef Answer* answer = &server.answer
     if stream.deadline_us != 0:
         server.now_us = monotonic_us()
         if server.now_us >= stream.deadline_us:
-            ready_remove(server, stream.connection, stream)
+            call_take(server, stream)
             stream_refuse(server, stream, STATUS_DEADLINE_PASSED, 0, 0)
             return True
     if not engine_room(server.engine):
         return False
-    ready_remove(server, stream.connection, stream)
+    call_take(server, stream)
     answer.wait_sequence = 0
     if call_run(server.caller, server.engine, place, answer):
         stream_decided(server, stream, answer)
@@ -1177,14 +1192,49 @@ cdef bint server_run_call(Server* server, uint32_t place) noexcept nogil:
 
 
 cdef void server_run_ready(Server* server) noexcept nogil:
-    """Runs the calls that wait, the connections in turn, until the engine has no room or it is the sockets' turn again."""
+    """Runs the calls that wait, the connections in turn, until the engine has no room or it is the sockets' turn again. Those that are late
+    make way for the others: they go into a queue of their own."""
     cdef uint32_t done = 0, place, count
-    if server.ready.first != NULL:
-        server.tills_until_us = server.now_us + TILLS_US
+    cdef int64_t late_before_us = server.time_us - <int64_t>LATE_AFTER_S * 1_000_000
+    cdef Stream* stream
     while done < CALLS_PER_TURN_MAX and server.ready.first != NULL and engine_room(server.engine):
-        count = server_read_ready(server)
+        count = server_read_calls(server, server.ready.first)
         for place in range(count):
-            if not server_run_call(server, place):
+            stream = server.ready.first
+            if call_business_us(server.caller, place) < late_before_us:
+                ready_remove(server, stream.connection, stream)
+                stream.state = STREAM_LATE
+                list_append(&server.late, stream)
+                server.counters.late_calls += 1
+                continue
+            server.tills_until_us = server.now_us + TILLS_US
+            if not server_run_call(server, stream, place):
+                return
+        done += count
+
+
+cdef void server_run_late(Server* server) noexcept nogil:
+    """Goes on with the late calls: a store was offline and sends what it did yesterday. No customer waits for them, so while tills call
+    they take a part of the time and leave the rest, as batches do. When the streams run short they do not hold back: the calls that come
+    would have no place."""
+    cdef int64_t begun_us
+    if server.late.first == NULL:
+        return
+    if server.now_us >= server.tills_until_us or server.stream_count > server.streams_max / 2:
+        server_step_late(server, CALLS_PER_TURN_MAX)
+        return
+    begun_us = monotonic_us()
+    if begun_us >= server.late_from_us:
+        server_step_late(server, LATE_CALLS_BESIDE)
+        server.late_from_us = begun_us + LATE_SHARE * (monotonic_us() - begun_us)
+
+
+cdef void server_step_late(Server* server, uint32_t count_max) noexcept nogil:
+    cdef uint32_t done = 0, place, count
+    while done < count_max and server.late.first != NULL and engine_room(server.engine):
+        count = server_read_calls(server, server.late.first)
+        for place in range(count):
+            if not server_run_call(server, server.late.first, place):
                 return
         done += count
 
@@ -1555,7 +1605,7 @@ cdef bint server_alone(Server* server, uint32_t inbox_calls) noexcept nogil:
     Two open calls, or one of the control port, are a crowd; a crowd is remembered for CROWD_US. A crowd that only forms during an
     inline flush is found by server_probe."""
     if (server.stream_count > 1 or inbox_calls > 0 or server.control_count > 0 or server.ready.count > 0
-            or server.first_batch != NULL):
+            or server.late.count > 0 or server.first_batch != NULL):
         server.crowd_until_us = server.now_us + CROWD_US
         server.spin_until_us = 0
         return False
@@ -1679,10 +1729,15 @@ cdef int server_timeout_ms(Server* server) noexcept nogil:
     cdef int64_t now_us, sleep_us, held_us = 0
     if server.dirty != NULL or server.doomed != NULL:
         return 0
-    if server.first_batch != NULL and engine_room(server.engine):
+    if (server.first_batch != NULL or server.late.first != NULL) and engine_room(server.engine):
         now_us = monotonic_us()
         if now_us < server.tills_until_us:
-            held_us = min_i64(server.batches_from_us, server.tills_until_us) - now_us
+            held_us = server.tills_until_us
+            if server.first_batch != NULL:
+                held_us = min_i64(held_us, server.batches_from_us)
+            if server.late.first != NULL:
+                held_us = min_i64(held_us, server.late_from_us)
+            held_us -= now_us
         if held_us <= 0:
             return 0
     if (server.ready.first != NULL or server.told_left) and engine_room(server.engine):
@@ -1713,7 +1768,7 @@ cdef void server_turn(Server* server) noexcept nogil:
             return
         count = 0
     server.counters.turns += 1
-    engine_begin_turn(server.engine)
+    server.time_us = engine_begin_turn(server.engine)
     server.now_us = monotonic_us()
     server.stopping = engine_stopping(server.engine)
     if engine_durable(server.engine) != server.released_sequence and (server.held_count > 0 or server.control_count > 0):
@@ -1728,6 +1783,7 @@ cdef void server_turn(Server* server) noexcept nogil:
         server_begin_stop(server)
     server_run_told(server)
     server_run_ready(server)
+    server_run_late(server)
     inbox_calls = server_run_inbox(server)
     server_run_batches(server)
     server_release_control(server)
@@ -1974,6 +2030,7 @@ cdef class CheckoutServer:
             "bytes_sent": counters.bytes_sent,
             "turns": counters.turns,
             "batch_turns": counters.batch_turns,
+            "late_calls": counters.late_calls,
         }
 
 

@@ -265,8 +265,8 @@ def answered_batches(records: list[Record]) -> list[tuple[int, int]]:
 
 
 def answered(records: list[Record]) -> list[tuple[int, int]]:
-    """(place of the send, sequence) of every answer; in all of them field 1 is the entry."""
-    return [(place, ledger_pb2.EarnPointsResponse.FromString(raw).entry.sequence) for place, raw in answers(records)]
+    """(place of the send, sequence) of every answer; in all of them field 1 is the entry, and this message knows nothing else of them."""
+    return [(place, ledger_pb2.EnrollMemberResponse.FromString(raw).entry.sequence) for place, raw in answers(records)]
 
 
 def served(laboratory: Laboratory, *, seed: int, each: int, ids_max: int = 5000, follows: bool = False,

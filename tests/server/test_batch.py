@@ -203,6 +203,62 @@ def test_commands_of_batches_are_counted_by_what_they_came_to(new_port: Callable
 
 # --- turns -------------------------------------------------------------------------------------------------------
 
+def earns(count: int, *, age_s: int) -> list[pb.EarnPointsRequest]:
+    made = [till.earn(f"late-{next(_numbers):x}", 100) for _ in range(count)]
+    for request in made:
+        request.receipt.purchase_time.seconds = NOW_S - age_s
+    return made
+
+
+def send_all(peer: Peer, method: str, requests: list[Any]) -> list[int]:
+    """Whole in the socket at once. Shape: their streams."""
+    fields, calls, data = headers(method), [], b""
+    for request in requests:
+        calls.append(peer.new_stream())
+        data += peer.headers_frame(calls[-1], fields).serialize()
+        data += peer.data_frame(calls[-1], message(request.SerializeToString())).serialize()
+    assert len(data) < 60_000, "more than one read takes from a socket"
+    peer.send_raw(data)
+    return calls
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one connection", "two connections"])
+def test_calls_for_which_nobody_waits_come_behind_the_others(late: LatePort, peers: Callable[..., Peer], together: bool) -> None:
+    """A store that was offline sends yesterday's receipts, perhaps through the gateway that today's come through."""
+    old_peer = peers(late)
+    new_peer = old_peer if together else peers(late)
+    older, enough = earns(120, age_s=2 * limits.LATE_AFTER_S), earns(20, age_s=limits.LATE_AFTER_S // 2)
+    if together:
+        calls = send_all(old_peer, "EarnPoints", older + enough)
+        old, new = calls[:120], calls[120:]
+    else:
+        old, new = send_all(old_peer, "EarnPoints", older), send_all(new_peer, "EarnPoints", enough)
+    late.start()
+    late.hot.start()
+    old_ones, new_ones = ([pb.EarnPointsResponse.FromString(peer.finish(call).body).entry.sequence for call in calls]
+                          for peer, calls in ((old_peer, old), (new_peer, new)))
+    assert max(new_ones) < min(old_ones)
+    assert old_ones == sorted(old_ones) and len(set(old_ones)) == 120
+    assert late.stat("late_calls") == 120
+
+
+def test_late_calls_whose_caller_goes_are_forgotten(late: LatePort, peers: Callable[..., Peer]) -> None:
+    """While tills call, late calls wait; those that are given up meanwhile leave no trace, the others are run."""
+    gone, stays, tills = peers(late), peers(late), peers(late)
+    late.start()
+    late.hot.start()
+    staying = []
+    for _ in range(20):
+        calls = send_all(gone, "EarnPoints", earns(100, age_s=2 * limits.LATE_AFTER_S))
+        staying += send_all(stays, "EarnPoints", earns(20, age_s=2 * limits.LATE_AFTER_S))
+        send_all(tills, "EarnPoints", earns(5, age_s=0))
+        gone.send_raw(b"".join(RstStreamFrame(call, error_code=8).serialize() for call in calls))
+    sequences = {pb.EarnPointsResponse.FromString(stays.finish(call).body).entry.sequence for call in staying}
+    assert len(sequences) == len(staying)
+    until(lambda: late.stat("streams") == 0)
+    assert late.stat("calls_cancelled") + late.stat("answers_dropped") <= 2000
+
+
 def test_single_calls_run_between_the_parts_of_a_batch(late: LatePort, peers: Callable[..., Peer]) -> None:
     """Both are whole in the sockets when the hot thread begins: 600 single calls and a batch of 1000."""
     batching, single = peers(late), peers(late)
