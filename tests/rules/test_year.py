@@ -27,7 +27,7 @@ SEED = 20_261_122
 HOUSEHOLDS = 40
 ARTICLES_MAX = 20_000  # as many as an image of one entry can have; the others are unknown to the programme
 KOPECKS_PER_CENT = 60
-SIZES = {"members_max": 50_000, "ids_max": 500_000}  # days of shopping, counters and lots get their room by the number of members
+MEMBERS_MAX, IDS_MAX = 5_000, 500_000
 PAYS_EVERY, TOO_MUCH_EVERY, LATE_EVERY, LATE_DAYS = 7, 5, 31, 4
 
 
@@ -136,7 +136,7 @@ def run(programme: tree.Programme, households: set[int], till: Callable[[Receipt
     """Every receipt through core and reference. What each came to, in the order of the journal: what paid for it, and points by rule."""
     shop, numbers, rows = None, {}, []
     for number_of_receipt, (arrival, time_us, receipt, row) in enumerate(receipts_of(households, programme.zone, till, late=late)):
-        shop = shop or Shop(programme, arrival, **SIZES)
+        shop = shop or Shop(programme, arrival, MEMBERS_MAX, IDS_MAX)
         shop.now = arrival
         if row.household not in numbers:
             numbers[row.household] = len(numbers) + 1
