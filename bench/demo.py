@@ -234,17 +234,23 @@ def programme(folder: Path) -> Programme:
 
 # --- what came of it ------------------------------------------------------------------------------------------------
 
-def given_points(data: Path, rules: list[str]) -> pd.DataFrame:
+def begin_export(data: Path) -> tuple[Path, subprocess.Popen[str]]:
+    """`daybook export` of the journal so far, into a folder beside it."""
+    folder = data.with_name(data.name + ".export")
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "server", "export", str(data), "--out", str(folder), "--all"]
+    return folder, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def given_points(exported: tuple[Path, subprocess.Popen[str]], rules: list[str]) -> pd.DataFrame:
     """What each rule (columns) gave to each receipt (index: basket), as the exported journal tells it, in its order. Errors: DemoFailed."""
     import pandas as pd
     from pyarrow import compute, dataset
 
-    folder = data.with_name(data.name + ".export")
-    shutil.rmtree(folder, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "server", "export", str(data), "--out", str(folder), "--all"], cwd=ROOT,
-                          capture_output=True, text=True)
-    if made.returncode:
-        raise DemoFailed(f"the journal could not be exported: {made.stdout}{made.stderr}")
+    folder, process = exported
+    said = process.communicate()[0]
+    if process.returncode:
+        raise DemoFailed(f"the journal could not be exported: {said}")
     entries = dataset.dataset(folder, format="parquet", exclude_invalid_files=True)
     receipts = entries.to_table(columns=["sequence", "number", "awards"], filter=dataset.field("kind") == "commit").sort_by("sequence")
     shutil.rmtree(folder)
@@ -372,14 +378,15 @@ def run(data: Path, ports: dict[str, str], *, once: bool, console: Console) -> N
         service.wait()
         outcome = replay(service, requests, console)
         samples = settle(service)
-        with console.status("computing the points once more"):
-            given = given_points(data, played.rules)
-            check_points(given, year, requests)
-            sums = check_sums(samples, given, requests)
-        console.print(summary(year, requests, given, outcome, sums))
+        exported = begin_export(data)  # meanwhile:
         verified = subprocess.run([sys.executable, "-m", "server", "verify", str(data)], cwd=ROOT)
         if verified.returncode:
             raise DemoFailed(f"the journal did not pass its verification (status {verified.returncode})")
+        with console.status("computing the points once more"):
+            given = given_points(exported, played.rules)
+            check_points(given, year, requests)
+            sums = check_sums(samples, given, requests)
+        console.print(summary(year, requests, given, outcome, sums))
         if not once:
             console.print(f"The ledger keeps serving until Ctrl-C: calls on 127.0.0.1:{service.ports['checkout']} (checkout) and "
                           f":{service.ports['control']} (control), metrics on http://127.0.0.1:{service.ports['http']}/metrics.\n"

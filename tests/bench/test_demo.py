@@ -116,7 +116,7 @@ def test_the_demo_on_a_made_up_year_meets_its_own_recomputation(tmp_path: Path):
         outcome = demo.replay(service, requests, CONSOLE)
         assert outcome["total"]["calls"] == len(requests.sizes)
         samples = demo.settle(service)
-        given = demo.given_points(tmp_path / "data", rules)
+        given = demo.given_points(demo.begin_export(tmp_path / "data"), rules)
         demo.check_points(given, year, requests)
         assert (given.drop(columns="Grill week").sum() > 0).all(), "every rule gave something, whatever the season"
         sums = demo.check_sums(samples, given, requests)
