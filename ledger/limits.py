@@ -86,7 +86,7 @@ SPACE_CHECK_MS = 100  # how often free disk space is asked for; 150 MB/s * 0.1 s
 # --- back-ups ---------------------------------------------------------------------------------------------------
 BACKUP_FILE_BYTES = 268_435_456  # a file of a back-up ends behind this: small enough to send again, few enough to list
 BACKUP_FLUSH_BYTES = 4_194_304  # written between two flushes: a larger one would stand before the service's own for too long
-BACKUP_BYTES_PER_S = 50_000_000  # copied a second unless told otherwise: a third of a plain disk; 50 GB take 17 minutes
+BACKUP_BYTES_PER_S = 25_000_000  # copied a second unless told otherwise, for the same reason; 50 GB take 33 minutes
 RESTORE_COMMIT_BYTES = 67_108_864  # one LMDB transaction of a restore: bounds its dirty pages in memory
 
 # --- snapshots (the follower writes them) -----------------------------------------------------------------------
@@ -96,7 +96,7 @@ SNAPSHOT_PAUSE_S = 60  # between two, however fast entries come: the disk has ot
 SNAPSHOT_STOP_SHARE = 1  # at a stop one is written when it spares more entries than it writes members: each takes about a microsecond
 SNAPSHOTS_KEPT = 2  # the newest, and one more in case it is damaged
 SNAPSHOT_SYNC_BYTES = 16_777_216  # flushed at a time: a longer flush holds up the service's own on the same disk
-SNAPSHOT_BYTES_PER_S = 67_108_864  # 10M members (1 GB) in 16 s, with most of the disk left to the service
+SNAPSHOT_BYTES_PER_S = 25_165_824  # 10M members (1.9 GB) in 75 s; what a device has not written yet, each flush of a group waits for
 
 # --- tables, sized at start -------------------------------------------------------------------------------------
 MEMBERS_MAX_DEFAULT = 2_000_000  # --members-max
@@ -138,7 +138,7 @@ INBOX_BYTES = 8_388_608  # their bytes: 60 of the largest, 20,000 usual ones
 OUTBOX_BYTES = 4_194_304  # answers on their way back: 64 of the largest; a full one waits in the hot thread
 CALLS_PER_TURN_MAX = 256  # calls run before other sockets are read: ~0.3 ms
 LATE_AFTER_S = 3600  # a call whose purchase is older: nobody waits at the till; a till's clock may be wrong by minutes
-LATE_CALLS_BESIDE = 32  # late calls at once while tills call: ~60 us, as BATCH_COMMANDS_BESIDE
+LATE_CALLS_BESIDE = 48  # late calls at once while tills call: ~80 us, which a customer may wait
 RESETS_BURST_MAX = 4096  # RST_STREAM frames of a connection at once: four times all its calls given up together
 RESETS_PER_S_MAX = 1024  # and for ever: above it, resetting is all that the peer does
 CONTROL_FRAMES_BURST_MAX = 8192  # frames that carry no call (PING, SETTINGS, WINDOW_UPDATE, empty DATA, ...) at once
