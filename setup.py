@@ -70,7 +70,8 @@ if ASAN:
     compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
     link_args += ["-fsanitize=address,undefined"]
 
-HEADERS = glob("ledger/*.pxd") + glob("ledger/*.pxi") + glob("ledger/*.h") + glob("server/*.pxd") + glob("bench/*.pxd")
+HEADERS = [path for pattern in ("ledger/*.pxd", "ledger/*.pxi", "ledger/*.h", "server/*.pxd", "server/*.pxi", "bench/*.pxd")
+           for path in glob(pattern)]
 
 MODULES = {  # module: libraries
     "ledger._core": ["crypto"],
@@ -86,7 +87,7 @@ MODULES = {  # module: libraries
     "ledger._past": ["crypto"],
     "ledger._columns": [],
     "ledger._probe": ["crypto"],
-    "server._wire": [],
+    "server._wire": ["crypto"],
     "server._call": [],
     "server._entries": ["crypto"],
     "server._local": ["crypto"],

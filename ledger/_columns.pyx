@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 from ledger._entry cimport (
-    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
+    Cursor, EntryView, cursor_more, cursor_open, deciding_program, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
     ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, SECTION_AFTER, SECTION_AWARDS, SECTION_CONTEXT, SECTION_DIGEST,
@@ -335,7 +335,7 @@ cdef bint add_entry(Columns self, const EntryView* view, uint64_t sequence) noex
     put(self, FLAGS, view.header.flags)
     put(self, STATUS, view.header.status)
     put(self, MEMBER, view.header.member)
-    put(self, PROGRAM, view.header.program)
+    put(self, PROGRAM, deciding_program(view))
     cursor_open(&cursor, refusal)
     put(self, REFUSAL_A, get_signed(&cursor) if refusal.data != NULL else NONE)
     put(self, REFUSAL_B, get_signed(&cursor) if refusal.data != NULL else NONE)

@@ -157,6 +157,9 @@ cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept
     # Counts an entry of the journal as the next sequence and remembers its keys, nothing else. ApplyResult.
 cdef const Program* core_program(const Core* core) noexcept nogil
     # The programme in force; NULL before the first PROGRAM entry.
+cdef const Program* core_program_by_hash(const Core* core, const uint8_t* hash, uint32_t size) noexcept nogil
+    # The programme whose image's hash begins with these bytes, in force or not; NULL: it is not in memory (any more). It stays at least 15
+    # minutes behind its time. Of version 2 when its `rules` is not NULL.
 cdef const CoreStats* core_stats(const Core* core) noexcept nogil
 cdef Hash128 core_digest(const Core* core) noexcept nogil
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil

@@ -29,8 +29,8 @@ from ledger._evaluate cimport (
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
-    CAP_USES, ImageCampaign, ImageName, ImageText, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_FAVOURITES, SECTION2_ROLLING,
-    SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
+    CAP_USES, ENTITLEMENTS_MAX, ImageCampaign, ImageName, ImageText, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES,
+    SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
     WINDOW_ROLLING, WINDOW_YEAR, name_find,
 )
 from ledger._layout cimport *
@@ -40,6 +40,10 @@ from ledger._lots cimport (
     units_of,
 )
 from ledger._programme cimport programme_load
+from ledger._quote cimport (
+    Mac, QUOTE_DISCOUNTS, QUOTE_IMAGE_BYTES, QUOTE_MAC_BYTES, QUOTE_PAID, QUOTE_PARTS, QUOTE_POINTS, QUOTE_STANDING, QUOTE_TOKEN_VERSION,
+    QuoteToken, QuoteView, mac_differs, mac_of, mac_open,
+)
 from ledger._rules cimport Program, program_day, program_day_start_us, program_wallet
 from ledger._status cimport *
 from ledger._table cimport (
@@ -136,6 +140,11 @@ cdef struct Decision:           # scratch of the command being decided
     int64_t adjusted[WALLETS_MAX]   # below 0: taken
     const Award* awards         # award_count of them
     uint64_t sets[4]            # of SetSegments and SetAttributes: their names as bits
+    const Program* program      # what decides the receipt: the programme in force, or that of its quote
+    bint due                    # reservations of the member are over that nobody has posted as expired: what they hold is free
+    bint quoted                 # `token` is of this receipt
+    uint8_t changed             # in which parts the receipt differs from its quote
+    QuoteToken token
 
 cdef struct DayCache:           # [from, until) is `day`
     int64_t from_us
@@ -192,6 +201,11 @@ cdef struct Core:
     Result2* result
     Facts2 facts
     Limits2 limits
+    uint64_t campaign_sequence  # of the last entry that changed a campaign
+    QuoteView quote             # of the command just executed
+    uint8_t* quote_entry        # COMMAND_ENTRY_BYTES_MAX
+    uint8_t quote_key[16]       # made from the identity key
+    Mac quote_mac
     Change changes[CHANGES_MAX]
 
 
@@ -225,7 +239,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     core.limits.core = core
     core.limits.used = limits_used
     core.limits.campaign_used = limits_campaign_used
-    ok = ok and core.scratch != NULL and core.result != NULL
+    ok = ok and core.scratch != NULL and core.result != NULL and quotes_open(core)
     ok = ok and keys_open(&core.keys[KEYS_REQUEST], sizes.ids_max)
     ok = ok and keys_open(&core.keys[KEYS_RECEIPT], sizes.ids_max)
     ok = ok and reservations_open(&core.reservation_map, core.pool_max)
@@ -246,6 +260,7 @@ cdef void core_close(Core* core) noexcept:
     members_close(core)
     scratch_close(core.scratch)
     result_close(core.result)
+    unreserve_memory(core.quote_entry, COMMAND_ENTRY_BYTES_MAX)
     keys_close(&core.keys[KEYS_REQUEST])
     keys_close(&core.keys[KEYS_RECEIPT])
     reservations_close(&core.reservation_map)
@@ -426,6 +441,11 @@ cdef int64_t due_held(const Core* core, const Account* account, const Lot* lot, 
                     held += hold.points
         index = reservation.next
     return held
+
+
+cdef inline int64_t held_of(const Core* core, const Decision* d, const Account* account, const Lot* lot) noexcept nogil:
+    # What reservations hold of a lot at the moment of the decision.
+    return lot.held - due_held(core, account, lot, d.now_us) if d.due else lot.held
 
 
 cdef bint core_reservation_due(const Core* core, int64_t now_us) noexcept nogil:
@@ -617,6 +637,15 @@ cdef bint check_member(Core* core, const MemberRef* member, int32_t index, Hash1
     return True
 
 
+cdef bint check_quoted_key(const Command* command, Outcome* outcome) noexcept nogil:
+    # As much of it as the till knows.
+    if command.business_day != 0 and day_from_yyyymmdd(command.business_day) < 0:
+        return refuse_number(outcome, FIELD_RECEIPT_BUSINESS_DAY, command.business_day)
+    return (check_text(command.store, 0, STORE_BYTES_MAX, FIELD_RECEIPT_STORE, outcome)
+            and check_text(command.till, 0, TILL_BYTES_MAX, FIELD_RECEIPT_TILL, outcome)
+            and check_text(command.number, 0, RECEIPT_NUMBER_BYTES_MAX, FIELD_RECEIPT_NUMBER, outcome))
+
+
 cdef bint check_receipt_key(const Command* command, bint in_receipt, Decision* d, Outcome* outcome) noexcept nogil:
     if not check_text(command.store, 1, STORE_BYTES_MAX, FIELD_RECEIPT_STORE if in_receipt else FIELD_KEY_STORE, outcome):
         return False
@@ -658,10 +687,13 @@ cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) n
     if not command.given & GIVEN_RECEIPT:
         refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT)
         return False
-    if not command.given & GIVEN_RECEIPT_KEY:
+    if command.method == METHOD_QUOTE:
+        if not check_quoted_key(command, outcome):
+            return False
+    elif not command.given & GIVEN_RECEIPT_KEY:
         refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_KEY)
         return False
-    if not check_receipt_key(command, True, d, outcome):
+    elif not check_receipt_key(command, True, d, outcome):
         return False
     if command.total_minor < 0 or command.total_minor > AMOUNT_MINOR_MAX:
         return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
@@ -705,8 +737,10 @@ cdef bint check_receipt_end(const Command* command, Outcome* outcome) noexcept n
         if not check_text(command.promo_codes[i], 1, PROMO_CODE_BYTES_MAX, FIELD_RECEIPT_PROMO_CODES, outcome):
             return False
     outcome.index = -1
-    if command.quote_token.size != 0:       # no quote was ever given
+    if command.quote_token.size != 0 and (command.quote_token.size != QUOTE_TOKEN_BYTES or command.method == METHOD_QUOTE):
         return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_QUOTE_TOKEN, command.quote_token)
+    if command.given & GIVEN_ONLY_AS_QUOTED and command.quote_token.size == 0:
+        return refuse_number(outcome, FIELD_RECEIPT_ONLY_AS_QUOTED, 1)
     return True
 
 
@@ -720,10 +754,8 @@ cdef bint check_adjustment(const Command* command, Outcome* outcome) noexcept no
     return check_by_hand(command, outcome)
 
 
-cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
-    # Everything that can be told from the request alone, in the order of its fields.
-    cdef uint8_t method = command.method
-    cdef uint32_t i, j
+cdef bint check_request(const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+    # What names a write.
     if not check_request_id(command.request_id, outcome):
         return False
     if command.hashed & HASHED_REQUEST:
@@ -734,6 +766,15 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         if command.given & GIVEN_SENT_TIME:
             return refuse_number(outcome, FIELD_SENT_TIME, command.sent_time_us)
         refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_SENT_TIME)
+        return False
+    return True
+
+
+cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+    # Everything that can be told from the request alone, in the order of its fields.
+    cdef uint8_t method = command.method
+    cdef uint32_t i, j
+    if method != METHOD_QUOTE and not check_request(command, d, outcome):
         return False
     if method == METHOD_ENROLL:
         if command.identifier_count < 1 or command.identifier_count > IDENTIFIERS_PER_REQUEST_MAX:
@@ -766,7 +807,7 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         return check_adjustment(command, outcome)
     if sets_member(method):
         return check_birthday(command, outcome) and check_by_hand(command, outcome)
-    if method == METHOD_EARN or method == METHOD_COMMIT:
+    if earns_by(method):
         if not check_receipt(command, d, outcome):
             return False
     if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
@@ -790,11 +831,11 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
 
 cdef bint check_world(Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
     # What depends on the clock and the programme; a repeat is answered before this.
-    cdef bint in_receipt = command.method == METHOD_EARN or command.method == METHOD_COMMIT
+    cdef bint in_receipt = earns_by(command.method)
     cdef int64_t ahead = d.now_us + <int64_t>CLOCK_AHEAD_S_MAX * MICROSECONDS
     cdef int wallet
     cdef int32_t day
-    if command.sent_time_us > ahead:
+    if command.given & GIVEN_SENT_TIME and command.sent_time_us > ahead:
         return refuse_number(outcome, FIELD_SENT_TIME, command.sent_time_us)
     d.business_us = d.now_us
     if command.given & GIVEN_BUSINESS_TIME:
@@ -1058,12 +1099,17 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
         field = differing_receipt_end(command, &view.sections[SECTION_RECEIPT])
     if field != 0:
         return field
+    if context.values[CONTEXT_QUOTE] != mark_of(command):
+        return FIELD_RECEIPT_QUOTE_TOKEN
+    if (context.values[CONTEXT_ONLY_AS_QUOTED] != 0) != (command.given & GIVEN_ONLY_AS_QUOTED != 0):
+        return FIELD_RECEIPT_ONLY_AS_QUOTED
     if context.values[CONTEXT_PAYMENT] != command.payment:
         return FIELD_PAYMENT
     return differing_payment(core, command, &context) if command.payment != PAYMENT_NONE else 0
 
 
 include "_core_decide.pxi"
+include "_core_quote.pxi"
 
 
 cdef bint names_identifier(const EntryView* view, uint8_t kind, Hash128 hashed) noexcept nogil:
@@ -1211,7 +1257,7 @@ cdef int64_t take_available(Core* core, Decision* d, const Account* account, int
         lot = &core.arena.lots[account.lots + i]
         if lot.wallet != d.wallet or lot.expiry_day <= later or lot.available_day > earlier:
             continue
-        free_points = lot.points - lot.held
+        free_points = lot.points - held_of(core, d, account, lot)
         if free_points <= 0:
             continue
         taken = min_i64(free_points, left)
@@ -1242,9 +1288,9 @@ cdef void give_back(Core* core, Decision* d, const Reservation* reservation, int
         add_change(core, d, hold, -taken, -hold.points)
 
 
-cdef bint lot_counts(const Lot* lot, int32_t today) noexcept nogil:
+cdef inline bint lot_counts(const Core* core, const Decision* d, const Account* account, const Lot* lot) noexcept nogil:
     # An expired lot does not count, ticked or not, but for what is held of it.
-    return lot.expiry_day > today or lot.held > 0
+    return lot.expiry_day > d.today or held_of(core, d, account, lot) > 0
 
 
 cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const Account* account, Outcome* outcome) noexcept nogil:
@@ -1297,9 +1343,9 @@ cdef uint16_t check_room(Core* core, const Decision* d, const Account* account, 
         if account != NULL:
             for i in range(account.lot_count):
                 lot = &core.arena.lots[account.lots + i]
-                if lot.wallet != w or not lot_counts(lot, d.today):
+                if lot.wallet != w or not lot_counts(core, d, account, lot):
                     continue
-                posted += lot.points if lot.expiry_day > d.today else lot.held
+                posted += lot.points if lot.expiry_day > d.today else held_of(core, d, account, lot)
                 lots += 1
         if given[w] > WALLET_POINTS_MAX - posted or add_overflow(total[w], given[w], &sum):
             outcome.a = posted
@@ -1313,7 +1359,7 @@ cdef uint16_t check_room(Core* core, const Decision* d, const Account* account, 
                 change = &core.changes[i]
                 at = lot_search(&core.arena.lots[account.lots], account.lot_count, change.wallet, change.expiry_day,
                                 change.available_day, change.funder, &found)
-                if found and lot_counts(&core.arena.lots[account.lots + at], d.today):
+                if found and lot_counts(core, d, account, &core.arena.lots[account.lots + at]):
                     continue
             j += 1
             if not found:
@@ -1383,6 +1429,10 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_IDENTIFIER, <int64_t>d.identifiers[0].lo)
     if method == METHOD_ADJUST and command.expiry_day != 0:
         put_tag(writer, CONTEXT_EXPIRY_DAY, command.expiry_day)
+    if command.quote_token.size != 0:
+        put_tag(writer, CONTEXT_QUOTE, mark_of(command))
+    if command.given & GIVEN_ONLY_AS_QUOTED:
+        put_tag(writer, CONTEXT_ONLY_AS_QUOTED, 1)
     if d.receipt_keyed:
         put_tag_text(writer, CONTEXT_STORE, command.store)
         put_tag_text(writer, CONTEXT_TILL, command.till)
@@ -1547,6 +1597,19 @@ cdef void fill_header(Core* core, EntryHeader* header, uint8_t kind, const Decis
     memcpy(header.request, &d.request, 16)
 
 
+cdef void open_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
+    # Before anything is known.
+    d.now_us = max_i64(now_us, core.stats.time_us)
+    d.program = core.program
+    d.member = 0
+    d.wallet = 0
+    d.named = 0
+    d.receipt_keyed = 0
+    d.due = False
+    d.quoted = False
+    d.changed = 0
+
+
 cdef void begin_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
     d.change_count = 0
     d.award_count = 0
@@ -1656,8 +1719,8 @@ cdef uint16_t decide_take(Core* core, const Command* command, Decision* d, Accou
     reservation = &core.pool[index]
     if reservation.member != d.member:
         return STATUS_RESERVATION_FOREIGN
-    if reservation.state != RESERVATION_ACTIVE:
-        outcome.b = reservation.state
+    if reservation.state != RESERVATION_ACTIVE or (d.due and reservation.expire_time_us <= d.now_us):
+        outcome.b = reservation.state if reservation.state != RESERVATION_ACTIVE else RESERVATION_EXPIRED
         return STATUS_RESERVATION_NOT_ACTIVE
     captured_points[0] = 0
     if command.method != METHOD_RELEASE:
@@ -1671,6 +1734,28 @@ cdef uint16_t decide_take(Core* core, const Command* command, Decision* d, Accou
     d.burned[reservation.wallet] = captured_points[0]
     captured[0] = reservation
     return STATUS_OK
+
+
+cdef inline bint may_open(const Core* core, const Command* command) noexcept nogil:
+    # Whether a receipt of somebody unknown opens an account.
+    return core.program.opens_anonymous and command.payment == PAYMENT_NONE and command.member.kind != MEMBER_BY_ID
+
+
+cdef uint16_t decide_receipt(Core* core, const Command* command, Decision* d, Account* account, const Reservation** captured,
+                             int64_t* captured_points, Outcome* outcome) noexcept nogil:
+    # Payment, rules and room of EarnPoints, CommitReceipt and QuoteReceipt. Returns a status.
+    cdef uint16_t status = STATUS_OK
+    if command.payment != PAYMENT_NONE:
+        status = decide_take(core, command, d, account, captured, captured_points, outcome)
+    if status == STATUS_OK:
+        status = decide_rules(core, command, d, account, captured[0], captured_points[0], outcome)
+    if status == STATUS_OK:
+        status = add_awards(core, command, d, account, outcome)
+    if status == STATUS_OK and account == NULL and (
+            core.stats.members >= core.accounts_max or core.identifiers.count >= core.identifiers.count_max):
+        outcome.a = <int64_t>core.accounts_max
+        status = STATUS_MEMBERS_LIMIT
+    return status
 
 
 cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_t* entry, Outcome* outcome) noexcept nogil:
@@ -1799,11 +1884,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     cdef uint32_t size
     cdef bint earns = method == METHOD_EARN or method == METHOD_COMMIT
     cdef bint pays = method == METHOD_BURN or method == METHOD_CAPTURE or command.payment != PAYMENT_NONE
-    d.now_us = max_i64(now_us, core.stats.time_us)
-    d.member = 0
-    d.wallet = 0
-    d.named = 0
-    d.receipt_keyed = 0
+    open_decision(core, d, now_us)
     if not check_fields(core, command, d, outcome):
         return
     if method != METHOD_ENROLL and method != METHOD_UNLINK:
@@ -1846,7 +1927,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
 
     # Whose is it?
     if d.member == 0:
-        if not (earns and not pays and core.program.opens_anonymous and command.member.kind != MEMBER_BY_ID):
+        if not (earns and may_open(core, command)):
             refuse_not_found(core, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind), outcome)
             return
     else:
@@ -1873,6 +1954,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
             outcome.wait_sequence = max_i64(<int64_t>posted_by, <int64_t>outcome.wait_sequence)
             return
 
+    if command.quote_token.size != 0 and not take_token(core, command, d, outcome):
+        return
     if account != NULL and reservations_due(core, account, d.now_us):
         settle_member(core, d, entry, outcome)
         outcome.wait_sequence = account.sequence
@@ -1895,16 +1978,16 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
                 status = STATUS_TABLE_FULL
     elif method == METHOD_ADJUST:
         status = decide_adjustment(core, command, d, account, outcome)
-    elif pays or method == METHOD_RELEASE:
+    elif earns:
+        status = decide_receipt(core, command, d, account, &captured, &captured_points, outcome)
+        if status == STATUS_OK and d.quoted:
+            d.changed = differs_from_quote(core, d)
+            if d.changed != 0 and command.given & GIVEN_ONLY_AS_QUOTED:
+                status = STATUS_QUOTE_CHANGED
+                outcome.a = d.changed
+                outcome.b = 0
+    else:
         status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
-    if status == STATUS_OK and earns:
-        status = decide_rules(core, command, d, account, captured, captured_points, outcome)
-    if status == STATUS_OK and earns:
-        status = add_awards(core, command, d, account, outcome)
-        if status == STATUS_OK and account == NULL and (
-                core.stats.members >= core.accounts_max or core.identifiers.count >= core.identifiers.count_max):
-            refuse(outcome, STATUS_MEMBERS_LIMIT, <int64_t>core.accounts_max, 0)
-            return
     if status != STATUS_OK:
         if STATUS_ROWS[status].remembered:
             refuse_remembered(core, command, d, status, entry, outcome)
@@ -1940,19 +2023,21 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if earns:
         write_receipt_end(&writer, command)
         write_rules(&writer, core, d, command, account == NULL)
+        if d.quoted:
+            write_quote(&writer, d)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
 
 
 cdef void prepare_hashes(Core* core, Command* command) noexcept nogil:
     # Only of what is well formed; the rest is refused by check_fields, which does not need them.
-    if command.method != METHOD_GET_BALANCE and REQUEST_ID_BYTES_MIN <= command.request_id.size <= REQUEST_ID_BYTES_MAX:
+    if REQUEST_ID_BYTES_MIN <= command.request_id.size <= REQUEST_ID_BYTES_MAX:
         command.request_hash = siphash(PUBLIC_KEY, command.request_id.data, command.request_id.size)
         command.hashed |= HASHED_REQUEST
     if (command.member.kind >= MEMBER_BY_CARD
             and identity_hash(core.identity_key, command.member.kind, command.member.text, &command.member_hash)):
         command.hashed |= HASHED_MEMBER
-    if (command.given & GIVEN_RECEIPT_KEY and command.store.size <= STORE_BYTES_MAX and command.till.size <= TILL_BYTES_MAX
+    if (command.given & GIVEN_RECEIPT_KEY and command.method != METHOD_QUOTE and command.store.size <= STORE_BYTES_MAX and command.till.size <= TILL_BYTES_MAX
             and command.number.size <= RECEIPT_NUMBER_BYTES_MAX):
         command.receipt_hash = receipt_key_hash(command.business_day, command.store, command.till, command.number)
         command.hashed |= HASHED_RECEIPT
@@ -2035,7 +2120,11 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
         read_balance(core, command, max_i64(now_us, core.stats.time_us), outcome)
     elif command.method == METHOD_GET_OPERATION:
         read_operation(core, command, outcome)
-    elif is_write(command.method) and core.program.rules != NULL:
+    elif core.program.rules == NULL:
+        refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
+    elif command.method == METHOD_QUOTE:
+        read_quote(core, command, now_us, outcome)
+    elif is_write(command.method):
         execute_write(core, command, now_us, entry, outcome)
     else:
         refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
@@ -2184,6 +2273,11 @@ cdef int put_in_force(Core* core, const uint8_t* image, uint32_t size, uint32_t 
     core.other_day = core.now_day
     core.age_day = core.now_day
     return APPLY_OK
+
+
+cdef const Program* core_program_by_hash(const Core* core, const uint8_t* hash, uint32_t size) noexcept nogil:
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    return core.program if rules != NULL and memcmp(rules.header.hash, hash, size) == 0 else NULL
 
 
 cdef int apply_identifiers(Core* core, const Slice* section, uint32_t member) noexcept nogil:

@@ -48,7 +48,7 @@ cdef void gather_facts(Core* core, const Decision* d, const Account* account) no
         # As take_available has it.
         lot = &core.arena.lots[account.lots + i]
         if lot.expiry_day > later and lot.available_day <= earlier:
-            facts.available[lot.wallet] += lot.points - lot.held
+            facts.available[lot.wallet] += lot.points - held_of(core, d, account, lot)
 
 
 # --- deciding -----------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ cdef uint16_t decide_rules(Core* core, const Command* command, const Decision* d
         wallet = captured.wallet
         points = captured_points
         core.facts.available[wallet] += captured.reserved_points
-    evaluate(<const Program2*>core.program.rules, command, d.business_us, &core.facts, &core.limits, wallet, points, core.scratch, core.result)
+    evaluate(<const Program2*>core.decision.program.rules, command, d.business_us, &core.facts, &core.limits, wallet, points, core.scratch, core.result)
     if core.result.refused != 0:
         return refuse_by_rules(core, command, wallet, points, outcome)
     if account != NULL:
@@ -117,7 +117,7 @@ cdef void put_counter(EntryWriter* writer, uint32_t counter, uint8_t per, int32_
 
 
 cdef void write_rules_state(EntryWriter* writer, const Core* core) noexcept nogil:
-    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef const Program2* rules = <const Program2*>core.decision.program.rules
     cdef const Result2* result = core.result
     cdef Slice before, after
     before.size = after.size = 0
@@ -139,7 +139,7 @@ cdef void write_rules_state(EntryWriter* writer, const Core* core) noexcept nogi
 
 cdef void write_counters(EntryWriter* writer, const Core* core, const Decision* d) noexcept nogil:
     # Of caps, and of the windows that tiers look at.
-    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef const Program2* rules = <const Program2*>core.decision.program.rules
     cdef const Result2* result = core.result
     cdef const CounterChange* change
     cdef uint8_t per
@@ -172,7 +172,7 @@ cdef void write_counters(EntryWriter* writer, const Core* core, const Decision* 
 
 cdef void write_days(EntryWriter* writer, const Core* core) noexcept nogil:
     # Where tiers look at rolling days.
-    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef const Program2* rules = <const Program2*>core.decision.program.rules
     cdef uint32_t i, longest = 0
     for i in range(rules.counts[SECTION2_ROLLING]):
         if rules.rolling[i] > longest:
@@ -240,7 +240,7 @@ cdef void write_opened(EntryWriter* writer, const Core* core, const Decision* d)
 
 cdef void write_rules(EntryWriter* writer, const Core* core, const Decision* d, const Command* command, bint opens) noexcept nogil:
     # What the rules made of a receipt, beside its awards.
-    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef const Program2* rules = <const Program2*>core.decision.program.rules
     cdef const Result2* result = core.result
     cdef const ImageCampaign* campaign
     cdef uint32_t i

@@ -450,6 +450,7 @@ cdef int apply_campaigns(Core* core, const Slice* section) noexcept nogil:
         if add_overflow(row.points, points, &row.points) or add_overflow(row.uses, uses, &row.uses):
             return APPLY_SUM
         digest_add(&core.digest, campaign_fact(row))
+    core.campaign_sequence = core.stats.sequence + 1
     return APPLY_FRAMING if cursor.broken else APPLY_OK
 
 

@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from ledger._layout cimport (
     CONTEXT_NAMED, CONTEXT_NUMBER, CONTEXT_OPERATOR, CONTEXT_REASON, CONTEXT_STORE, CONTEXT_TILL, ENTRY_HEADER_BYTES, EntryHeader,
-    SECTION_CONTEXT, SECTION_COUNT, Slice,
+    SECTION_CONTEXT, SECTION_COUNT, SECTION_QUOTE, Slice,
 )
 from ledger._limits cimport IDENTIFIERS_PER_REQUEST_MAX
 
@@ -201,6 +201,17 @@ cdef inline Slice get_text(Cursor* cursor) noexcept nogil:
     if cursor.broken:
         text.size = 0
     return text
+
+
+cdef inline uint32_t deciding_program(const EntryView* view) noexcept nogil:
+    # The version whose rules an entry speaks of: that of its quote, else the one in force.
+    cdef Cursor cursor
+    cdef uint64_t version
+    if view.sections[SECTION_QUOTE].data == NULL:
+        return view.header.program
+    cursor_open(&cursor, &view.sections[SECTION_QUOTE])
+    version = get_varint(&cursor)
+    return <uint32_t>version if version <= view.header.program else view.header.program
 
 
 cdef inline void details_read(LineDetails* details) noexcept nogil:

@@ -88,7 +88,8 @@ cdef enum:                      # SectionType
     SECTION_VARIANTS = 25
     SECTION_ENTITLEMENTS = 26
     SECTION_NOTICES = 27
-    SECTION_COUNT = 28          # known types are 1..27; others are kept and skipped
+    SECTION_QUOTE = 28          # the quote that it was decided by
+    SECTION_COUNT = 29          # known types are 1..28; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag
@@ -300,6 +301,7 @@ cdef struct Outcome:
     uint32_t written_size       # bytes of all new entries in the buffer
     Lookup lookup               # valid with `parked`
     BalanceView balance         # for METHOD_GET_BALANCE
+    const void* quote           # QuoteView of ledger/_quote.pxd, for METHOD_QUOTE; `entry` is what a commit would write, and nobody posts it
 
 cdef struct Award:              # what a rule gave; written by the rules, read by _core
     int64_t points              # 1..POINTS_MAX

@@ -220,8 +220,8 @@ def _replaces(image: bytes, compiled: CompiledProgram, program: Path, warn: Call
     wallets = [(wallet.name, wallet.scale) for wallet in compiled.program.wallets]
     if wallets[:len(kept)] != kept:
         raise StartRefused(
-            f"{program} cannot take the place of the programme that the journal runs (hash {image[8:40].hex()}): its wallets must begin with "
-            f"{_in_words(kept)}, as there, but are {_in_words(wallets)}; wallets keep order and scale for ever, new ones go to the end")
+            f"{program} cannot take the place of the programme that the journal runs (hash {image[8:40].hex()}): its wallets must begin "
+            f"with {_in_words(kept)}, as there, but are {_in_words(wallets)}; wallets keep order and scale for ever, new ones go last")
     warn(f"{program} (hash {compiled.hash}) takes the place of the programme that the journal ran (hash {image[8:40].hex()})")
     return True
 

@@ -676,13 +676,14 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     25: ("variants", lambda c: list(c.take(len(c.data)))),
     26: ("entitlements", lambda c: [row["name"] for row in _rows(c, name="text")]),
     27: ("notices", lambda c: {"count": c.varint(), "rows": _rows(c, kind="byte", index="varint", text="text")}),
+    28: ("quote", lambda c: {"program": c.varint(), "business_time_us": c.signed(), "changed": c.byte()}),
 }
 
 
 def read_entry(entry: bytes, *, where: str = "entry") -> dict[str, Any]:
     """Take an entry apart into plain values; only the sections that it has, unknown ones as `section_<type>` bytes.
 
-    Units: as docs/journal-format.md; times of CONTEXT and RESERVATION are made absolute (us since 1970).
+    Units: as docs/journal-format.md; times of CONTEXT, RESERVATION and QUOTE are made absolute (us since 1970).
     Errors: Damage at `where`.
     """
     if len(entry) < ENTRY_HEADER.size:
@@ -710,4 +711,6 @@ def read_entry(entry: bytes, *, where: str = "entry") -> dict[str, Any]:
             value["context"][name] += time_us
     if "reservation" in value:
         value["reservation"]["expire_time_us"] += time_us
+    if "quote" in value:
+        value["quote"]["business_time_us"] += time_us
     return value

@@ -13,15 +13,22 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._entry cimport (
-    Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_text, get_varint,
+    Cursor, EntryView, cursor_more, cursor_open, deciding_program, entry_view, get_byte, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
     METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE,
-    PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS,
+    PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
     SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
+)
+from ledger._evaluate cimport (
+    BurnLimit2, Given, Missing2, NotGiven, REASON_CAP, REASON_LOST_TO, Result2, Scratch,
+)
+from ledger._image cimport (
+    CAP_USES, ImageRule, ImageThreshold, MEASURE_RECEIPTS, Program2, RULE_DISCOUNT_LINE, RULE_DISCOUNT_RECEIPT, RULE_ENTITLE, RULE_KIND_COUNT,
+    SECTION2_TIERS, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH, WINDOW_ROLLING, WINDOW_YEAR, first_bit,
 )
 from ledger._limits cimport (
     ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, CATEGORY_BYTES_MAX, CATEGORY_PATH_BYTES_MAX, CHANNEL_BYTES_MAX, EMAIL_BYTES_MAX, FAVOURITES_MAX,
@@ -30,6 +37,7 @@ from ledger._limits cimport (
     REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, REQUEST_BYTES_MAX, SEGMENTS_MAX, SEGMENT_BYTES_MAX, SKU_BYTES_MAX, STORE_BYTES_MAX,
     NOTICES_TOLD_MAX, TENDERS_PER_RECEIPT_MAX, TENDER_BYTES_MAX, TILL_BYTES_MAX, WALLETS_MAX, WALLET_NAME_BYTES_MAX,
 )
+from ledger._quote cimport QuoteToken, QuoteView, wide_micro
 from ledger._status cimport (
     ERROR_DOMAIN, FIELD_AS_OF_TIME, FIELD_CHANGES, FIELD_CHANGES_ADD, FIELD_CHANGES_REMOVE, FIELD_FAVOURITES, FIELD_LINE_REGULAR_AMOUNT_MINOR, FIELD_LINE_WEIGHED,
     FIELD_RECEIPT_CHANNEL, FIELD_RECEIPT_PROMO_CODES, FIELD_RECEIPT_QUOTE_TOKEN, FIELD_RECEIPT_TENDERS, FIELD_RECEIPT_TENDERS_AMOUNT_MINOR,
@@ -1208,6 +1216,25 @@ cdef void out_wallet(Out* out, uint8_t tag, const Program* program, uint64_t wal
     out_close(out, body)
 
 
+cdef void out_awards(Out* out, uint8_t tag, const Slice* section, const uint8_t* room_end) noexcept nogil:
+    # None where room_end is NULL. The core never writes more than fit; the check is for bytes that somebody else wrote.
+    cdef Cursor cursor
+    cdef uint64_t line, rule
+    cdef int64_t points
+    cdef uint8_t* body
+    cursor_open(&cursor, section)
+    while cursor_more(&cursor) and out.at < room_end:
+        line = get_varint(&cursor)
+        rule = get_varint(&cursor)
+        get_varint(&cursor)
+        points = get_signed(&cursor)
+        body = out_open(out, tag)
+        out_int(out, 8, <int64_t>line)
+        out_int(out, 16, <int64_t>rule)
+        out_int(out, 24, points)
+        out_close(out, body)
+
+
 cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t sequence, const uint8_t* room_end) noexcept nogil:
     cdef int64_t earned = 0
     cdef int64_t burned = 0
@@ -1215,9 +1242,7 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
     cdef int64_t adjusted = 0
     cdef int64_t points
     cdef uint8_t account
-    cdef uint64_t line, rule
     cdef Cursor cursor
-    cdef uint8_t* inner
     cdef uint8_t* body = out_open(out, tag)
     cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
     while cursor_more(&cursor):
@@ -1239,19 +1264,8 @@ cdef void out_entry(Out* out, uint8_t tag, const EntryView* view, uint64_t seque
     out_int(out, 40, earned)
     out_int(out, 48, burned)
     out_int(out, 56, expired)
-    out_int(out, 64, view.header.program)
-    cursor_open(&cursor, &view.sections[SECTION_AWARDS])
-    # Without awards where room_end is NULL. The core never writes more than fit; the check is for bytes that somebody else wrote.
-    while cursor_more(&cursor) and out.at < room_end:
-        line = get_varint(&cursor)
-        rule = get_varint(&cursor)
-        get_varint(&cursor)
-        points = get_signed(&cursor)
-        inner = out_open(out, 74)
-        out_int(out, 8, <int64_t>line)
-        out_int(out, 16, <int64_t>rule)
-        out_int(out, 24, points)
-        out_close(out, inner)
+    out_int(out, 64, deciding_program(view))
+    out_awards(out, 74, &view.sections[SECTION_AWARDS], room_end)
     out_int(out, 80, adjusted)
     out_close(out, body)
 
@@ -1317,7 +1331,8 @@ cdef int64_t out_line_amounts(Out* out, uint32_t tag, const Slice* section) noex
     return sum
 
 
-cdef void out_standing(Out* out, uint32_t tag, const Slice* section) noexcept nogil:
+cdef void out_standing(Out* out, uint32_t tag, const Slice* section, const QuoteView* quote) noexcept nogil:
+    # quote: also what is missing to the next level; NULL: of an entry, which does not know it.
     cdef Cursor cursor
     cdef Slice before, after
     cdef int64_t until
@@ -1339,10 +1354,33 @@ cdef void out_standing(Out* out, uint32_t tag, const Slice* section) noexcept no
     if 0 <= until < 84_006:     # 2200-01-01
         civil_from_day(<int32_t>until, &year, &month, &day)
         out_int(out, 24, year * 10_000 + month * 100 + day)
+    if quote != NULL:
+        out_missing(out, 34, quote)
     out_close(out, body)
 
 
+cdef void out_changed(Out* out, uint32_t tag, const Slice* section) noexcept nogil:
+    # QuoteDifferences of an entry that a token decided.
+    cdef Cursor cursor
+    cdef uint8_t differences[8]
+    cdef uint8_t changed
+    cdef uint32_t i, count = 0
+    cursor_open(&cursor, section)
+    get_varint(&cursor)
+    get_signed(&cursor)
+    changed = get_byte(&cursor)
+    for i in range(8u):
+        if changed >> i & 1:
+            differences[count] = <uint8_t>(i + 1)
+            count += 1
+    out_bytes(out, tag, differences, count)
+
+
 cdef void out_result(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
+    out_result_of(out, tag, view, NULL)
+
+
+cdef void out_result_of(Out* out, uint32_t tag, const EntryView* view, const QuoteView* quote) noexcept nogil:
     cdef Cursor cursor
     cdef Slice text
     cdef uint8_t kind
@@ -1356,7 +1394,7 @@ cdef void out_result(Out* out, uint32_t tag, const EntryView* view) noexcept nog
     body = out_open(out, tag)
     out_int(out, 16, out_line_amounts(out, 10, &view.sections[SECTION_DISCOUNTS]))
     out_int(out, 32, out_line_amounts(out, 26, &view.sections[SECTION_PAID]))
-    out_standing(out, 42, &view.sections[SECTION_RULES_STATE])
+    out_standing(out, 42, &view.sections[SECTION_RULES_STATE], quote)
     cursor_open(&cursor, &view.sections[SECTION_ENTITLEMENTS])
     while cursor_more(&cursor) and count < 64:
         text = get_text(&cursor)
@@ -1377,7 +1415,11 @@ cdef void out_result(Out* out, uint32_t tag, const EntryView* view) noexcept nog
         out_close(out, inner)
         count += 1
     out_int(out, 64, <int64_t>(notices & 0xFFFF))
+    out_changed(out, 74, &view.sections[SECTION_QUOTE])
     out_close(out, body)
+
+
+include "_wire_quote.pxi"
 
 
 cdef void out_refusal(Out* out, uint8_t tag, const Program* program, uint8_t method, const Outcome* outcome) noexcept nogil:
@@ -1437,6 +1479,9 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
         return 0
     if method == METHOD_GET_OPERATION:
         out_operation(&writer, program, &view, outcome, room_end)
+        return <uint32_t>(writer.at - out)
+    if method == METHOD_QUOTE:
+        out_quote(&writer, program, &view, <const QuoteView*>outcome.quote, room_end, out + ANSWER_BYTES_MAX)
         return <uint32_t>(writer.at - out)
     if method == METHOD_SET_SEGMENTS:
         body = out_open(&writer, 10)        # the one result of the one change

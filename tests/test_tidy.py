@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
     "_arith", "_atomic", "_clock", "_entry", "_evaluate", "_hash", "_identity", "_image", "_layout", "_lmdb", "_lots", "_programme",
-    "_rules", "_table", "_thread")} | GENERATED
+    "_quote", "_rules", "_table", "_thread")} | GENERATED
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in (
     "catalogue", "check", "conditions", "currencies", "firing", "image2", "lower2", "lower_articles",
@@ -133,7 +133,8 @@ HEADERS = {
     "lmdb.h": {"ledger/_lmdb.pxd"},
     "nghttp2/nghttp2.h": {"server/_nghttp2.pxd"},
     "openssl/evp.h": {"ledger/_tail.pxd", "ledger/_tail.pyx"},
-    "openssl/sha.h": {"ledger/_image.pxd", "ledger/_rules.pxd", "ledger/_feed.pyx", "ledger/_snapshot.pyx"},
+    "openssl/crypto.h": {"ledger/_quote.pxd"},
+    "openssl/sha.h": {"ledger/_image.pxd", "ledger/_quote.pxd", "ledger/_rules.pxd", "ledger/_feed.pyx", "ledger/_snapshot.pyx"},
 }
 
 # --- reading the files ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A year of real receipts under every programme of programs/: the core gives each what the reference gives, and pandas agrees.
+"""A year of real receipts under every programme of programs/: the core quotes and gives what the reference says, and pandas agrees.
 
 The receipts are those of `make run` (bench/journey.py), turned into what the tills of each programme would send. Some come days late, and
 some are paid with as many points as the programme allows. Here a few households of a seeded choice; `make soak` runs all of them.
@@ -136,7 +136,7 @@ def run(programme: tree.Programme, households: set[int], till: Callable[[Receipt
     """Every receipt through core and reference. What each came to, in the order of the journal: what paid for it, and points by rule."""
     shop, numbers, rows = None, {}, []
     for number_of_receipt, (arrival, time_us, receipt, row) in enumerate(receipts_of(households, programme.zone, till, late=late)):
-        shop = shop or Shop(programme, arrival, MEMBERS_MAX, IDS_MAX)
+        shop = shop or Shop(programme, arrival, members_max=MEMBERS_MAX, ids_max=IDS_MAX)
         shop.now = arrival
         if row.household not in numbers:
             numbers[row.household] = len(numbers) + 1
@@ -149,7 +149,7 @@ def run(programme: tree.Programme, households: set[int], till: Callable[[Receipt
             if largest.points and number_of_receipt % TOO_MUCH_EVERY == 0:
                 too_much(shop, number, receipt, largest, time_us)
             receipt = replace(receipt, burn=largest.points)
-        result = shop.sell(number, receipt, time_us)
+        result = shop.sell(number, receipt, time_us, reserves=number_of_receipt % 2 == 0)
         assert result.refused is None, (row, result.refused)
         rows.append({"basket": row.basket, "household": row.household, "date": row.date, "codes": row.codes,
                      "paid_cents": sum(result.paid), **{programme.rules[given.rule].name: given.given for given in result.given}})

@@ -276,6 +276,7 @@ CASES = [
     ((EARN, COMMIT),        promo_codes("x" * 33),                                   "receipt.promo_codes[0]", "x" * 33),
     ((EARN, COMMIT),        set_to("receipt.quote_token", b"x" * 71),                "receipt.quote_token", "x" * 64),
     ((EARN, COMMIT),        set_to("receipt.quote_token", b"x" * 72),                "receipt.quote_token", "x" * 64),
+    ((EARN, COMMIT),        set_to("receipt.only_as_quoted", True),                  "receipt.only_as_quoted", "1"),
     ((BURN, RESERVE, GET_BALANCE), set_to("wallet", "x" * 33),                       "wallet",              "x" * 33),
     ((BURN, RESERVE, GET_BALANCE), set_to("wallet", "po\u0085ints"),                 "wallet",              "po\\xc2\\x85ints"),
     ((BURN, RESERVE),       clear("points"),                                         "points",              "0"),
