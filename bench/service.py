@@ -80,8 +80,8 @@ class Service(_Process):
 
     what = "the service"
 
-    def __init__(self, data: Path, ports: dict[str, str], *arguments: str, start_s: float = START_S_MAX) -> None:
-        super().__init__(data, "", ports, ["serve", "--no-follow", "--data", str(data), "--program", str(PROGRAM), *arguments], start_s)
+    def __init__(self, data: Path, ports: dict[str, str], *arguments: str, program: Path = PROGRAM, start_s: float = START_S_MAX) -> None:
+        super().__init__(data, "", ports, ["serve", "--no-follow", "--data", str(data), "--program", str(program), *arguments], start_s)
 
 
 class Follower(_Process):

@@ -91,11 +91,13 @@ cdef Hash128 campaign_fact(const Campaign* campaign) noexcept nogil:
 # --- pieces -------------------------------------------------------------------------------------------------------
 
 cdef bint members_open(Core* core, uint64_t members_max) noexcept nogil:
+    # Every class may have a last block that is not full, and beside them one entry may need a block of every class (members_room).
+    cdef uint64_t growth = <uint64_t>LOT_CLASS_COUNT << BLOCK_SHIFT
     core.profiles = <Profile*>reserve_memory(members_max * sizeof(Profile) + 64)
     core.campaigns = <Campaign*>reserve_memory(<uint64_t>CAMPAIGNS_KEPT_MAX * sizeof(Campaign))
     return (core.profiles != NULL and core.campaigns != NULL
-            and arena_open(&core.counters, members_max * COUNTERS_PER_MEMBER_PLANNED)
-            and arena_open(&core.days, members_max * DAY_UNITS_PER_MEMBER_PLANNED))
+            and arena_open(&core.counters, members_max * COUNTERS_PER_MEMBER_PLANNED + growth)
+            and arena_open(&core.days, members_max * DAY_UNITS_PER_MEMBER_PLANNED + growth))
 
 
 cdef void members_close(Core* core) noexcept nogil:

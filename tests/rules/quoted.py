@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
+from ledger.limits import NOTICES_TOLD_MAX
 from ledger.rules import tree
 from ledger.rules.reference import EPOCH, BurnLimit, Given, Missing, Receipt, Result
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
@@ -37,7 +38,7 @@ def result_of(programme: tree.Programme, receipt: Receipt, result: Result) -> An
         made.standing.new_tier = levels[result.tier_after] if result.tier_after != result.tier else ""
         if (until := result.changes.tier_until) is not None:
             made.standing.held_until_day = int(f"{day_of(until):%Y%m%d}")
-    for notice in result.notices:
+    for notice in result.notices[:NOTICES_TOLD_MAX]:
         kind, _, text = notice.partition(" ")
         made.notices.add(kind=KINDS[kind], text=text)
     return made

@@ -233,8 +233,8 @@ class Till:
                 told = {key: value for key, value in told.items() if key in expected}
             assert texts(told) == texts(expected), f"{where}: {what} is {texts(told)}, expected {texts(expected)}; all of it: {result}"
 
-    def tell(self, story: Mapping[str, Any], where: str) -> None:
-        """Run a whole story."""
+    def tell(self, story: Mapping[str, Any], where: str) -> Result:
+        """Run a whole story; what its last receipt comes to."""
         assert not set(story) - {"programme", "member", "members", "receipt", "receipts", "expect", "story"}, f"{where}: unknown words"
         self.open(1, story.get("member", {}))
         for number, facts in story.get("members", {}).items():
@@ -242,9 +242,9 @@ class Till:
         receipts = story["receipts"] if "receipts" in story else [{**story["receipt"], "expect": story["expect"]}]
         for i, receipt in enumerate(receipts, start=1):
             assert receipt.get("expect"), f"{where}, receipt {i}: expects nothing"
-            self.check(
-                self.sell(receipt), receipt["expect"], f"{where}, receipt {i}" + (f" ({receipt['what']})" if "what" in receipt else "")
-            )
+            result = self.sell(receipt)
+            self.check(result, receipt["expect"], f"{where}, receipt {i}" + (f" ({receipt['what']})" if "what" in receipt else ""))
+        return result
 
 
 def texts(value: Any) -> Any:
