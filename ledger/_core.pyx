@@ -44,7 +44,7 @@ from ledger._quote cimport (
     Mac, QUOTE_DISCOUNTS, QUOTE_IMAGE_BYTES, QUOTE_MAC_BYTES, QUOTE_PAID, QUOTE_PARTS, QUOTE_POINTS, QUOTE_STANDING, QUOTE_TOKEN_VERSION,
     QuoteToken, QuoteView, mac_differs, mac_of, mac_open,
 )
-from ledger._rules cimport Program, program_day, program_day_start_us, program_evaluate, program_wallet
+from ledger._rules cimport Program, program_day, program_day_start_us, program_wallet
 from ledger._status cimport *
 from ledger._table cimport (
     Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
@@ -206,7 +206,6 @@ cdef struct Core:
     uint8_t* quote_entry        # COMMAND_ENTRY_BYTES_MAX
     uint8_t quote_key[16]       # made from the identity key
     Mac quote_mac
-    Award awards[AWARDS_MAX]    # of rules of version 1
     Change changes[CHANGES_MAX]
 
 
@@ -681,10 +680,9 @@ cdef Hash128 receipt_key_hash(int32_t business_day, Slice store, Slice till, Sli
     return siphash(PUBLIC_KEY, buffer, at)
 
 
-cdef bint check_receipt(const Command* command, bint rules_1, Decision* d, Outcome* outcome) noexcept nogil:
-    # rules_1: rules of version 1 are in force.
+cdef bint check_receipt(const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+    # Whether the lines come to the total is the programme's to say: it has a tolerance.
     cdef const Line* line
-    cdef int64_t total = 0
     cdef uint32_t i
     if not command.given & GIVEN_RECEIPT:
         refuse_field(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT)
@@ -714,11 +712,7 @@ cdef bint check_receipt(const Command* command, bint rules_1, Decision* d, Outco
             return refuse_number(outcome, FIELD_LINE_AMOUNT_MINOR, line.amount_minor)
         if line.regular_minor < 0 or line.regular_minor > AMOUNT_MINOR_MAX:
             return refuse_number(outcome, FIELD_LINE_REGULAR_AMOUNT_MINOR, line.regular_minor)
-        total += line.amount_minor      # at most LINES_MAX * AMOUNT_MINOR_MAX = 10^15
     outcome.index = -1
-    # With rules of version 2 the programme says how far they may differ.
-    if rules_1 and command.line_count != 0 and total != command.total_minor:
-        return refuse_number(outcome, FIELD_RECEIPT_TOTAL_MINOR, command.total_minor)
     return check_receipt_end(command, outcome)
 
 
@@ -814,7 +808,7 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
     if sets_member(method):
         return check_birthday(command, outcome) and check_by_hand(command, outcome)
     if earns_by(method):
-        if not check_receipt(command, core.program.rules == NULL, d, outcome):
+        if not check_receipt(command, d, outcome):
             return False
     if method == METHOD_BURN or method == METHOD_RESERVE or command.payment == PAYMENT_BURN:
         if command.given & GIVEN_WALLET and not check_text(command.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
@@ -1300,22 +1294,13 @@ cdef inline bint lot_counts(const Core* core, const Decision* d, const Account* 
 
 
 cdef uint16_t add_awards(Core* core, const Command* command, Decision* d, const Account* account, Outcome* outcome) noexcept nogil:
-    # Runs rules of version 1 (decide_rules has run those of version 2) and turns the awards into lot changes. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
+    # Turns the awards of decide_rules into lot changes. Returns a status; on POINTS_OVERFLOW and LOTS_LIMIT a and b are set.
     cdef const Award* award
     cdef Change* change
     cdef Lot key
     cdef uint32_t i, j, first = d.change_count
-    cdef int32_t count
-    if d.program.rules != NULL:
-        d.awards = core.result.awards
-        d.award_count = core.result.award_count
-    else:
-        count = program_evaluate(d.program, command, d.business_us, core.awards)
-        if count < 0:
-            outcome.a = 0
-            return STATUS_POINTS_OVERFLOW
-        d.awards = core.awards
-        d.award_count = <uint32_t>count
+    d.awards = core.result.awards
+    d.award_count = core.result.award_count
     memset(&key, 0, sizeof(Lot))
     for i in range(d.award_count):
         award = &d.awards[i]
@@ -1762,7 +1747,7 @@ cdef uint16_t decide_receipt(Core* core, const Command* command, Decision* d, Ac
     cdef uint16_t status = STATUS_OK
     if command.payment != PAYMENT_NONE:
         status = decide_take(core, command, d, account, captured, captured_points, outcome)
-    if status == STATUS_OK and d.program.rules != NULL:
+    if status == STATUS_OK:
         status = decide_rules(core, command, d, account, captured[0], captured_points[0], outcome)
     if status == STATUS_OK:
         status = add_awards(core, command, d, account, outcome)
@@ -2037,8 +2022,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         section_end(&writer)
     if earns:
         write_receipt_end(&writer, command)
-        if d.program.rules != NULL:
-            write_rules(&writer, core, d, command, account == NULL)
+        write_rules(&writer, core, d, command, account == NULL)
         if d.quoted:
             write_quote(&writer, d)
     size = entry_finish(&writer)
@@ -2113,8 +2097,7 @@ cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept 
             account = &core.accounts[member - 1]
             if account.lots != NO_PIECE:
                 touch(&core.arena.lots[account.lots])
-            if core.program.rules != NULL:
-                touch(&core.profiles[member - 1])
+            touch(&core.profiles[member - 1])
 
 
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:
@@ -2137,9 +2120,9 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
         read_balance(core, command, max_i64(now_us, core.stats.time_us), outcome)
     elif command.method == METHOD_GET_OPERATION:
         read_operation(core, command, outcome)
-    elif command.method == METHOD_QUOTE:
+    elif command.method == METHOD_QUOTE and core.program.rules != NULL:
         read_quote(core, command, now_us, outcome)
-    elif is_write(command.method):
+    elif is_write(command.method) and core.program.rules != NULL:
         execute_write(core, command, now_us, entry, outcome)
     else:
         refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)

@@ -233,10 +233,9 @@ cdef void write_notices(EntryWriter* writer, const Core* core, const Command* co
 
 cdef void write_opened(EntryWriter* writer, const Core* core, const Decision* d) noexcept nogil:
     # In an entry that opens an account.
-    if core.program.rules != NULL:
-        section_begin(writer, SECTION_OPENED)
-        put_signed(writer, d.today)
-        section_end(writer)
+    section_begin(writer, SECTION_OPENED)
+    put_signed(writer, d.today)
+    section_end(writer)
 
 
 cdef void write_rules(EntryWriter* writer, const Core* core, const Decision* d, const Command* command, bint opens) noexcept nogil:
@@ -283,10 +282,7 @@ cdef const SectionPlace* image_place(const Program2* rules, uint32_t kind) noexc
 cdef int32_t segment_place(const Core* core, Slice name) noexcept nogil:
     # The programme's number of a segment, from 0; -1: there is none of this name.
     cdef const Program2* rules = <const Program2*>core.program.rules
-    cdef const SectionPlace* place
-    if rules == NULL:
-        return -1
-    place = image_place(rules, SECTION2_SEGMENTS)
+    cdef const SectionPlace* place = image_place(rules, SECTION2_SEGMENTS)
     return name_find(<const ImageName*>(rules.image + place.offset), place.count, &name)
 
 
@@ -296,8 +292,6 @@ cdef int32_t favourite_place(const Core* core, Slice path) noexcept nogil:
     cdef const ImageText* texts
     cdef const uint8_t* bytes
     cdef uint32_t i
-    if rules == NULL:
-        return -1
     place = image_place(rules, SECTION2_FAVOURITES)
     texts = <const ImageText*>(rules.image + place.offset)
     bytes = rules.image + image_place(rules, SECTION2_TEXTS).offset

@@ -1489,15 +1489,13 @@ cdef class EngineHandle:
         }
 
     def seed(self, bytes image, bytes source):
-        """The first PROGRAM entry of an empty journal; durable when this returns. Before the threads are started."""
+        """A PROGRAM entry, the first one of an empty journal too; durable when this returns. Before the threads are started."""
         cdef Engine* engine = self.engine
         cdef uint32_t size
-        if engine.core_stats.sequence != 0:
-            raise RuntimeError("only an empty journal is seeded")
         clock_turn(&engine.clock)
         group_open(engine)
-        size = core_write_program(engine.core, engine.clock.last_us, image, <uint32_t>len(image), source, <uint32_t>len(source), True,
-                                  group_next(engine))
+        size = core_write_program(engine.core, engine.clock.last_us, image, <uint32_t>len(image), source, <uint32_t>len(source),
+                                  engine.core_stats.sequence == 0, group_next(engine))
         if size == 0:
             raise StartRefused("the compiled programme does not load: this is a fault of the compiler, not of the file")
         group_add(engine, 1, size)

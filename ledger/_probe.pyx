@@ -21,8 +21,9 @@ from ledger._image cimport (
 )
 from ledger._layout cimport Award, Command, EntryHeader, SECTION_COUNT, Slice
 from ledger._limits cimport AWARDS_MAX, COMMAND_ENTRY_BYTES_MAX, LINES_MAX, WALLETS_MAX
+from ledger._programme cimport programme_load
 from ledger._rules cimport (
-    ImageHeader, ImageWallet, Program, RuleOp, ZoneSpan, program_day, program_day_start_us, program_evaluate, program_load, program_wallet,
+    ImageHeader, ImageWallet, Program, RuleOp, ZoneSpan, program_day, program_day_start_us, program_wallet,
 )
 from ledger._table cimport (
     IDENTIFIER_MEMBER_MASK, IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove,
@@ -181,28 +182,25 @@ def section_read(bytes section not None, kinds):
 
 
 cdef class LoadedProgram:
-    """A compiled image, loaded in place. ValueError: program_load refuses it."""
+    """An image of any version, loaded in place. ValueError: programme_load refuses it."""
 
     cdef Program program
+    cdef Program2* rules
     cdef uint8_t* copy
-    cdef Command* command
-    cdef Award* awards
 
     def __cinit__(self, bytes image not None):
         cdef const uint8_t* data = image
         self.copy = <uint8_t*>calloc(len(image) + 8, 1)
-        self.command = <Command*>calloc(1, sizeof(Command))
-        self.awards = <Award*>calloc(AWARDS_MAX, sizeof(Award))
-        if self.copy == NULL or self.command == NULL or self.awards == NULL:
+        self.rules = <Program2*>calloc(1, sizeof(Program2))
+        if self.copy == NULL or self.rules == NULL:
             raise MemoryError
         memcpy(self.copy, data, <size_t>len(image))
-        if program_load(&self.program, self.copy, <uint32_t>len(image)) != 0:
+        if programme_load(&self.program, self.rules, self.copy, <uint32_t>len(image)) != 0:
             raise ValueError("the image is damaged")
 
     def __dealloc__(self):
         free(self.copy)
-        free(self.command)
-        free(self.awards)
+        free(self.rules)
 
     def wallet(self, bytes name not None):
         """The wallet's index, or -1."""
@@ -220,22 +218,6 @@ cdef class LoadedProgram:
 
     def day_start_us(self, int32_t day):
         return program_day_start_us(&self.program, day)
-
-    def evaluate(self, int64_t total_minor, amounts, int64_t business_time_us):
-        """The awards as tuples (line, rule, wallet, funder, points, available day, expiry day); None: overflow."""
-        cdef uint32_t i = 0
-        if len(amounts) > LINES_MAX:
-            raise ValueError("too many lines")
-        self.command.total_minor = total_minor
-        self.command.line_count = <uint32_t>len(amounts)
-        for amount in amounts:
-            self.command.lines[i].amount_minor = amount
-            i += 1
-        cdef int32_t count = program_evaluate(&self.program, self.command, business_time_us, self.awards)
-        if count < 0:
-            return None
-        return [(self.awards[j].line, self.awards[j].rule, self.awards[j].wallet, self.awards[j].funder, self.awards[j].points,
-                 self.awards[j].available_day, self.awards[j].expiry_day) for j in range(count)]
 
 
 cdef class Identifiers:

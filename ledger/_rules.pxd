@@ -1,15 +1,13 @@
-# Leaves: a compiled programme image, loaded in place and evaluated. No Python, nothing allocated.
-# Not for YAML (ledger/rules/) and not for state. cimported by _core (evaluate), _wire (wallet names), _engine.
-# The image's byte form: docs/journal-format.md, section "Image"; written by ledger/rules/lower.py.
+# Leaves: what every programme has (wallets, currency, days of its zone), and images of version 1, read in place. Nothing allocated.
+# Not for rules: those of version 2 are ledger/_image.pxd and ledger/_evaluate.pxd; those of version 1 are of old journals, whose entries
+# say what they gave, and are run no more. cimported by _programme, _core (days), _wire (wallet names), _engine.
+# The byte form of version 1: docs/journal-format.md, section "Image".
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
-from ledger._arith cimport day_add_months, div_floor, max_i64, mul_div_rem, mul_overflow
-from ledger._layout cimport Award, Command, DAY_NEVER, Slice, WalletDefinition
-from ledger._limits cimport (
-    AMOUNT_MINOR_MAX, AWARDS_MAX, IMAGE_BYTES_MAX, LINES_MAX, POINTS_MAX, POINTS_PER_STEP_MAX, RULES_MAX, WALLETS_MAX,
-    WALLET_NAME_BYTES_MAX,
-)
+from ledger._arith cimport div_floor, max_i64
+from ledger._layout cimport Slice, WalletDefinition
+from ledger._limits cimport AMOUNT_MINOR_MAX, IMAGE_BYTES_MAX, POINTS_PER_STEP_MAX, RULES_MAX, WALLETS_MAX
 
 cdef extern from "<openssl/sha.h>" nogil:
     uint8_t* SHA256(const uint8_t* data, size_t size, uint8_t* digest)
@@ -94,11 +92,9 @@ cdef struct Program:
     uint8_t opens_anonymous     # 1: an earn of an unknown card, phone, email or app opens an account
     int64_t max_age_us          # how old a business time may be
     uint32_t rule_count
-    const void* rules           # a Program2 (ledger/_image.pxd) of an image of version 2; NULL: of version 1, whose rules are the ops below
+    const void* rules           # a Program2 (ledger/_image.pxd) of an image of version 2; NULL: of version 1, whose rules are not run
     # private to this file
-    uint32_t op_count
     uint32_t zone_count
-    const RuleOp* ops
     const ZoneSpan* zone
     uint16_t zone_bucket[ZONE_BUCKETS]  # span in force at the bucket's first moment
 
@@ -224,8 +220,6 @@ cdef inline int program_load(Program* program, const uint8_t* image, uint32_t si
     program.opens_anonymous = header.flags & IMAGE_OPENS_ANONYMOUS
     program.max_age_us = header.max_age_us
     program.rule_count = header.sections[IMAGE_SECTION_RULES].count
-    program.op_count = header.sections[IMAGE_SECTION_OPS].count
-    program.ops = ops
     program.zone_count = zone_count
     program.zone = zone
     program_buckets(program)
@@ -271,94 +265,3 @@ cdef inline int64_t program_day_start_us(const Program* program, int32_t day) no
         if span + 1 >= program.zone_count or start < program.zone[span + 1].start_us:
             return max_i64(start, program.zone[span].start_us) if span > 0 else start
         span += 1
-
-
-cdef inline uint32_t spread_over_lines(const Command* command, int64_t points, Award* awards) noexcept nogil:
-    # Shares points among the lines pro rata to their amounts, whole points by largest remainder, ties to the earlier line.
-    # Fills points and line of one award per line that gets any, in line order; returns how many. The amounts sum to the total.
-    cdef int64_t share[LINES_MAX]
-    cdef int64_t remainder[LINES_MAX]
-    cdef uint16_t heap[LINES_MAX]       # lines, the one with the next claim to a point on top
-    cdef uint32_t size = command.line_count, i, at, child, count = 0
-    cdef int64_t left = points
-    cdef uint16_t moved
-    for i in range(size):
-        mul_div_rem(points, command.lines[i].amount_minor, command.total_minor, &share[i], &remainder[i])
-        left -= share[i]
-        heap[i] = <uint16_t>i
-    if left > 0:
-        i = size >> 1
-        while i > 0:
-            i -= 1
-            claim_down(heap, remainder, size, i)
-        while left > 0 and size > 0:
-            share[heap[0]] += 1
-            left -= 1
-            size -= 1
-            heap[0] = heap[size]
-            claim_down(heap, remainder, size, 0)
-    for i in range(command.line_count):
-        if share[i] > 0:
-            awards[count].points = share[i]
-            awards[count].line = <uint16_t>(i + 1)
-            count += 1
-    return count
-
-
-cdef inline bint claims_before(const int64_t* remainder, uint16_t a, uint16_t b) noexcept nogil:
-    return remainder[a] > remainder[b] or (remainder[a] == remainder[b] and a < b)
-
-
-cdef inline void claim_down(uint16_t* heap, const int64_t* remainder, uint32_t size, uint32_t at) noexcept nogil:
-    # Restores the heap below `at`.
-    cdef uint16_t moved = heap[at]
-    cdef uint32_t child = 2 * at + 1
-    while child < size:
-        if child + 1 < size and claims_before(remainder, heap[child + 1], heap[child]):
-            child += 1
-        if claims_before(remainder, moved, heap[child]):
-            break
-        heap[at] = heap[child]
-        at = child
-        child = 2 * at + 1
-    heap[at] = moved
-
-
-cdef inline int32_t program_evaluate(const Program* program, const Command* command, int64_t business_time_us, Award* awards) noexcept nogil:
-    # What the rules give for the command's receipt: awards written, 0..AWARDS_MAX; -1: more than POINTS_MAX points.
-    # command: line_count <= LINES_MAX, 0 <= total_minor <= AMOUNT_MINOR_MAX and, with lines, their sum. awards: room for AWARDS_MAX.
-    # A rule's points go to the lines; to the receipt as a whole (line 0) without lines, or when the awards would not fit.
-    cdef const RuleOp* op
-    cdef int32_t today = program_day(program, business_time_us), available_day, expiry_day
-    cdef uint32_t count = 0, first, i
-    cdef int64_t points
-    for i in range(program.op_count):
-        op = &program.ops[i]
-        points = 0
-        if op.code == OP_PER_STEP:
-            if mul_overflow(div_floor(command.total_minor, op.step), op.give, &points) or points > POINTS_MAX:
-                return -1
-        if points == 0:
-            continue
-        available_day = today + op.available_after
-        if op.lifetime_unit == LIFE_MONTHS:
-            expiry_day = day_add_months(today, op.lifetime)
-        elif op.lifetime_unit == LIFE_DAYS:
-            expiry_day = today + op.lifetime
-        else:
-            expiry_day = DAY_NEVER
-        first = count
-        if command.line_count > 0 and count + command.line_count + (program.op_count - i - 1) <= AWARDS_MAX:
-            count += spread_over_lines(command, points, awards + first)
-        else:
-            awards[first].points = points
-            awards[first].line = 0
-            count += 1
-        while first < count:
-            awards[first].available_day = available_day
-            awards[first].expiry_day = expiry_day
-            awards[first].rule = <uint16_t>op.rule
-            awards[first].wallet = op.wallet
-            awards[first].funder = op.funder
-            first += 1
-    return <int32_t>count

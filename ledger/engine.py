@@ -27,6 +27,7 @@ from ledger import ids, limits, snapshot
 from ledger._engine import EngineHandle, StartRefused
 from ledger._snapshot import SnapshotUnusable, TablesTooSmall
 from ledger.rules import CompiledProgram, ProgramError, compile_file
+from ledger.rules_compiled import wallets_of
 
 __all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "create_tail", "open_ledger", "read_key", "sync_directory",
            "sync_way", "write_file"]
@@ -171,10 +172,8 @@ def open_ledger(
         try:
             begun_at = _load_snapshot(handle, data, directory, warn, progress)
             found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
-            if found["sequence"] == 0:
+            if found["sequence"] == 0 or _replaces(handle.program_image(), compiled, program, warn):
                 handle.seed(compiled.image, compiled.source)
-            else:
-                _check_program(handle.program_image(), compiled, program)
         except BaseException:
             handle.close()
             raise
@@ -213,11 +212,22 @@ def _load_snapshot(handle: EngineHandle, data: Path, directory: bytes, warn: Cal
     return 0
 
 
-def _check_program(image: bytes, compiled: CompiledProgram, program: Path) -> None:
-    if image != compiled.image:
+def _replaces(image: bytes, compiled: CompiledProgram, program: Path, warn: Callable[[str], None]) -> bool:
+    """Whether the file's programme takes the place of the one in force, which is said. Errors: StartRefused, it must not."""
+    if image == compiled.image:
+        return False
+    kept = wallets_of(image)
+    wallets = [(wallet.name, wallet.scale) for wallet in compiled.program.wallets]
+    if wallets[:len(kept)] != kept:
         raise StartRefused(
-            f"the journal runs another programme (hash {image[8:40].hex()}) than {program} (hash {compiled.hash}): a programme in force is "
-            "changed with PublishRules, not by a restart; start with the file that the journal runs")
+            f"{program} cannot take the place of the programme that the journal runs (hash {image[8:40].hex()}): its wallets must begin with "
+            f"{_in_words(kept)}, as there, but are {_in_words(wallets)}; wallets keep order and scale for ever, new ones go to the end")
+    warn(f"{program} (hash {compiled.hash}) takes the place of the programme that the journal ran (hash {image[8:40].hex()})")
+    return True
+
+
+def _in_words(wallets: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} (scale {scale})" for name, scale in wallets)
 
 
 # --- the directory ----------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import datetime
 import json
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from ledger.journal import (
     check_link,
     read_group,
 )
+from ledger.rules_compiled import wallets_of
 
 DAY_US = 86_400_000_000
 DAY_NEVER = 2_147_483_647  # expiry day of points that live for ever
@@ -241,7 +241,8 @@ class _Run:
 
     def _flush(self) -> None:
         if self.columns.image:
-            self.wallets = _wallets_of(self.columns.image)
+            # Wallets are only ever added at the end, so the newest programme names those of all before it.
+            self.wallets = [name for name, _ in wallets_of(self.columns.image)]
         if self.columns.count:
             self.writer.write(_table(self.columns, self.wallets))
             self.columns.clear()
@@ -300,12 +301,6 @@ def _day_of_entry(group: Group, sequence: int) -> int:
         if number == sequence:
             return ENTRY_HEADER.unpack_from(entry)[4] // DAY_US
     raise Damage(f"group {group.first_sequence}", f"sequence {sequence} is not in it")
-
-
-def _wallets_of(image: bytes) -> list[str]:
-    """Names by index. Wallets are only ever added at the end, so the newest programme names those of all before it."""
-    offset, count = struct.unpack_from("<II", image, 160)
-    return [image[offset + 40 * number:offset + 40 * number + 32].rstrip(b"\0").decode() for number in range(count)]
 
 
 # --- columns to arrays --------------------------------------------------------------------------------------------------

@@ -8,24 +8,29 @@ interpreter, the two hashes of the digest from the leaves that tests/ledger/test
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any, NamedTuple
 
 from ledger._probe import fact_hash_, siphash_
 
 from ledger import errors, limits
-from ledger.rules import reference_v1 as reference
-from ledger.rules.model_v1 import Program
+from ledger.rules import reference
+from ledger.rules.tree import Programme
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+from tests.rules.compiled import Award, awards
 
 SECOND = 1_000_000
+DAY = 86_400 * SECOND
 METHODS = ("", "EarnPoints", "BurnPoints", "ReservePoints", "CaptureReservation", "ReleaseReservation", "CommitReceipt", "EnrollMember",
            "GetBalance", "GetOperation", "", "AdjustPoints", "LinkIdentifier", "UnlinkIdentifier")
 ADJUST, LINK, UNLINK = BY_HAND = 11, 12, 13
 ENTRY_KINDS = {ADJUST: 10, LINK: 11, UNLINK: 12}  # the others have the number of their method
 IDENTIFIER_KINDS = ("", "member_id", "card", "phone", "email", "app")
 ACTIVE, CAPTURED, RELEASED, EXPIRED = 1, 2, 3, 4
+DAY_NEVER = 2**31 - 1
+NOTICES = {"unknown_sku": 2, "unknown_category": 3, "unknown_promo_code": 4, "unknown_tender": 5, "unknown_channel": 6}
 LINE_FIELDS = ("sku", "category", "quantity_milli", "amount_minor", "regular_amount_minor", "weighed")
 
 
@@ -82,6 +87,7 @@ class Member:
     number: int
     sequence: int = 0
     identifiers: int = 0
+    known: reference.Member | None = None  # what rules know of it
     lots: dict[LotKey, Lot] = field(default_factory=dict)
 
 
@@ -174,6 +180,24 @@ class Keys:
         return sum(len(generation.facts) for generation in self.generations[self.dropped:])
 
 
+def day_number(yyyymmdd: int) -> int:
+    """Days since 1970 of a date written as yyyymmdd; -1: no date of the years 2000..2199."""
+    try:
+        day = date(yyyymmdd // 10000, yyyymmdd // 100 % 100, yyyymmdd % 100)
+    except ValueError:
+        return -1
+    return (day - date(1970, 1, 1)).days if 2000 <= day.year <= 2199 else -1
+
+
+def said(receipt: Any, burn: int, wallet: int) -> reference.Receipt:
+    """A receipt as rules see it."""
+    lines = tuple(reference.Line(line.sku, line.amount_minor, line.quantity_milli, line.category, line.regular_amount_minor or None,
+                                 line.weighed) for line in receipt.lines)
+    return reference.Receipt(receipt.total_minor, lines, receipt.key.store,
+                             tuple((tender.name, tender.amount_minor) for tender in receipt.tenders), receipt.channel,
+                             tuple(receipt.promo_codes), burn, wallet)
+
+
 def us(stamp: Any) -> int:
     """A Timestamp or Duration in us."""
     return stamp.seconds * SECOND + stamp.nanos // 1000
@@ -186,12 +210,14 @@ def set_us(stamp: Any, value: int) -> None:
 class Oracle:
     """The ledger. `call` answers one request at a moment; `due` and `expire_*` are the ticks."""
 
-    def __init__(self, program: Program, identity_key: bytes, now_us: int, members_max: int, ids_max: int, reservations_max: int,
+    def __init__(self, program: Programme, identity_key: bytes, now_us: int, members_max: int, ids_max: int, reservations_max: int,
                  runs: bool = False):
         self.program, self.identity_key = program, identity_key
         self.members_max, self.reservations_max = members_max, reservations_max
         self.sequence, self.time_us = 1, now_us  # entry 1 is the programme
         self.members: list[Member] = []
+        self.shared = reference.Shared()
+        self.midnights: dict[int, int] = {}  # of days that were asked for
         self.owners: dict[tuple[int, bytes], int] = {}  # kind and normalised value of an identifier -> member
         self.reservations: dict[int, Reservation] = {}  # finished ones in the order of their ends, before the active ones
         self.ids, self.receipts = Keys(ids_max, runs), Keys(ids_max, runs)
@@ -270,6 +296,8 @@ class Oracle:
         answer = pb.GetOperationResponse(entry=written.answer.entry)
         if hasattr(written.answer, "wallets"):
             answer.wallets.extend(written.answer.wallets)
+        if hasattr(written.answer, "result") and written.answer.HasField("result"):
+            answer.result.CopyFrom(written.answer.result)
         if hasattr(written.answer, "reservation") and written.answer.HasField("reservation"):
             answer.reservation.CopyFrom(written.answer.reservation)
         return answer
@@ -294,7 +322,7 @@ class Oracle:
             soon: dict[int, int] = defaultdict(int)
             for key, lot in member.lots.items():
                 unheld = lot.points - lot.held + sum(points for r in gone for hold, points in r.holds if hold == key)
-                if key.wallet == wallet and today < key.expiry < reference.DAY_NEVER and unheld:
+                if key.wallet == wallet and today < key.expiry < DAY_NEVER and unheld:
                     soon[key.expiry] += unheld
             for day in sorted(soon)[:limits.NEXT_EXPIRIES_MAX]:
                 expiry = answer.wallets[-1].next_expiries.add(points=soon[day])
@@ -329,7 +357,6 @@ class Oracle:
                 yield 0 <= line.quantity_milli <= limits.QUANTITY_MILLI_MAX, f"receipt.lines[{i}].quantity_milli"
                 yield 0 <= line.amount_minor <= limits.AMOUNT_MINOR_MAX, f"receipt.lines[{i}].amount_minor"
                 yield 0 <= line.regular_amount_minor <= limits.AMOUNT_MINOR_MAX, f"receipt.lines[{i}].regular_amount_minor"
-            yield not receipt.lines or sum(line.amount_minor for line in receipt.lines) == receipt.total_minor, "receipt.total_minor"
             yield len(receipt.tenders) <= limits.TENDERS_PER_RECEIPT_MAX, "receipt.tenders"
             for i, tender in enumerate(receipt.tenders):
                 yield good_text(tender.name, 1, limits.TENDER_BYTES_MAX), f"receipt.tenders[{i}].name"
@@ -350,7 +377,7 @@ class Oracle:
             yield good_text(request.wallet, 0, limits.WALLET_NAME_BYTES_MAX), "wallet"
             yield 1 <= abs(request.points) <= limits.POINTS_MAX, "points"
             expiry = request.expiry_day
-            yield expiry == 0 or (request.points > 0 and reference.day_number(expiry) >= 0), "expiry_day"
+            yield expiry == 0 or (request.points > 0 and day_number(expiry) >= 0), "expiry_day"
         if method in BY_HAND:
             yield from self.by_hand_checks(request)
         if method == 3 and request.HasField("ttl"):
@@ -376,12 +403,12 @@ class Oracle:
         yield bought is None or now_us - max_age <= bought <= ahead, where
         key, where = self.receipt_key(method, request)
         if key is not None:
-            day = reference.day_number(key.business_day)
+            day = day_number(key.business_day)
             yield self.day(now_us - max_age) - 1 <= day <= self.day(now_us) + 1, where + "business_day"
         if method in (1, 6):
             yield request.receipt.currency_code == self.program.currency, "receipt.currency_code"
         if method == ADJUST:
-            yield request.expiry_day == 0 or reference.day_number(request.expiry_day) > self.day(now_us), "expiry_day"
+            yield request.expiry_day == 0 or day_number(request.expiry_day) > self.day(now_us), "expiry_day"
 
     def member_field(self, ref: Any) -> str:
         kind = ref.WhichOneof("ref")
@@ -493,7 +520,7 @@ class Oracle:
             raise Refused("IDENTIFIERS_LIMIT", a=self.members[number - 1].identifiers + len(fresh), b=limits.IDENTIFIERS_PER_MEMBER_MAX)
         if (not number and len(self.members) == self.members_max) or len(self.owners) + len(fresh) > 3 * self.members_max:
             raise Refused("MEMBERS_LIMIT", a=self.members_max)
-        member = self.members[number - 1] if number else self.open()
+        member = self.members[number - 1] if number else self.open(self.day(now_us))
         self.link(member, fresh)
         entry, _ = self.write(7, member, [], now_us)
         return member.number, pb.EnrollMemberResponse(entry=entry, opened=not number)
@@ -555,7 +582,7 @@ class Oracle:
         if method == ADJUST:
             adjusted = request.points
         if adjusted > 0:
-            expiry = reference.day_number(request.expiry_day) if request.expiry_day else reference.DAY_NEVER
+            expiry = day_number(request.expiry_day) if request.expiry_day else DAY_NEVER
             lot_key = LotKey(wallet, expiry, today, 0)
             self.check_room(member, {lot_key: adjusted}, today)
             changes.append((lot_key, adjusted, 0))
@@ -591,21 +618,27 @@ class Oracle:
             back, expired = self.give_back(reservation, captured, today)
             changes += back
 
-        awards = []
+        gifts: list[Award] = []
+        result = reference.Result()
         if earns:
-            lines = [line.amount_minor for line in request.receipt.lines]
-            awards, given = self.earn(member, request.receipt.total_minor, lines, now_us if bought is None else bought, today)
+            knows = member.known or reference.Member(len(self.members) + 1, today)
+            available = self.available(member, today, business_day, reservation)
+            receipt_said = said(request.receipt, burned, wallet)
+            result = self.evaluate(replace(knows, available=available), receipt_said, now_us if bought is None else bought)
+            gifts, given = self.earn(member, result, not request.receipt.lines, today)
             changes += given
             if not number and (len(self.members) == self.members_max or len(self.owners) == 3 * self.members_max):
                 raise Refused("MEMBERS_LIMIT", a=self.members_max)
 
         # From here on it succeeds.
         if not number:
-            member = self.open()
+            member = self.open(today)
             self.link(member, [self.identity(request.member)])
+        if earns:
+            member.known, self.shared = reference.apply(self.program, member.known, self.shared, result)
         if reservation is not None:
             self.end(reservation, RELEASED if method == 5 else CAPTURED, captured)
-        entry, wallets = self.write(ENTRY_KINDS.get(method, method), member, changes, now_us, burned=burned, expired=expired, awards=awards,
+        entry, wallets = self.write(ENTRY_KINDS.get(method, method), member, changes, now_us, burned=burned, expired=expired, awards=gifts,
                                     adjusted=adjusted)
         if method == 3:
             ttl = us(request.ttl) if request.HasField("ttl") else limits.TTL_S_DEFAULT * SECOND
@@ -616,20 +649,58 @@ class Oracle:
         answer = answer_type(method)(entry=entry, wallets=wallets)
         if reservation is not None:
             answer.reservation.CopyFrom(self.reservation(reservation))
+        if earns:
+            answer.result.CopyFrom(self.told(result, request.receipt))
         return member.number, answer
 
-    def earn(self, member: Member, total: int, lines: list[int], bought: int, today: int) -> tuple[list[Any], list[Change]]:
+    def available(self, member: Member, today: int, business_day: int, captured: Reservation | None) -> tuple[int, ...]:
+        """What can pay, by wallet: as many points as may be taken, and those that are held for the reservation."""
+        found = [0] * len(self.program.wallets)
+        for key, lot in member.lots.items():
+            if key.expiry > max(today, business_day) and key.available <= min(today, business_day):
+                found[key.wallet] += lot.points - lot.held
+        if captured is not None:
+            found[captured.wallet] += captured.reserved
+        return tuple(found)
+
+    def evaluate(self, member: reference.Member, receipt: reference.Receipt, bought: int) -> reference.Result:
+        """What the rules make of a receipt. Refused: nothing."""
+        result = reference.evaluate(self.program, member, receipt, bought, self.shared)
+        if result.refused in ("absurd_amount", "total_differs"):
+            raise Refused("FIELD_INVALID", "receipt.total_minor")
+        if result.refused == "points_overflow":
+            raise Refused("POINTS_OVERFLOW")
+        if result.refused is not None:
+            largest = next((limit.points for limit in result.burn_limits if limit.wallet == receipt.burn_wallet), 0)
+            raise Refused("BURN_NOT_ALLOWED", a=largest, b=receipt.burn)
+        return result
+
+    def told(self, result: reference.Result, receipt: Any) -> Any:
+        """What an answer says of a receipt, beside its awards."""
+        nameless = not receipt.lines
+        out = pb.ReceiptResult(discount_minor=sum(result.discounts), paid_minor=sum(result.paid), notice_count=len(result.notices),
+                               entitlements=result.entitlements)
+        for rows, amounts in ((out.discounts, result.discounts), (out.paid, result.paid)):
+            for i, amount in enumerate(amounts, start=1):
+                if amount:
+                    rows.add(line=0 if nameless else i, amount_minor=amount)
+        names = {2: [line.sku for line in receipt.lines], 3: [line.category for line in receipt.lines], 4: list(receipt.promo_codes),
+                 5: [tender.name for tender in receipt.tenders]}
+        for notice in result.notices:
+            kind, _, text = notice.partition(" ")
+            number = NOTICES[kind]
+            out.notices.add(kind=number, text=text, index=names[number].index(text) + 1 if number in names else 0)
+        return out
+
+    def earn(self, member: Member, result: reference.Result, nameless: bool, today: int) -> tuple[list[Award], list[Change]]:
         """The awards of a receipt and the lots that they go into."""
-        try:
-            awards = reference.evaluate(self.program, total, lines, bought)
-        except reference.Overflow:
-            raise Refused("POINTS_OVERFLOW") from None
+        gifts = awards(self.program, result.given, nameless)
         lots: dict[LotKey, int] = {}
-        for award in awards:
+        for award in gifts:
             key = LotKey(award.wallet, award.expiry_day, award.available_day, award.funder)
             lots[key] = lots.get(key, 0) + award.points
         self.check_room(member, lots, today)
-        return awards, [(key, points, 0) for key, points in lots.items()]
+        return gifts, [(key, points, 0) for key, points in lots.items()]
 
     def check_room(self, member: Member, lots: dict[LotKey, int], today: int) -> None:
         """Whether these points may be added to these lots. Refused: not."""
@@ -641,8 +712,9 @@ class Oracle:
             if len(counting | {key for key in lots if key.wallet == wallet}) > limits.LOTS_PER_WALLET_MAX:
                 raise Refused("LOTS_LIMIT", a=len(counting), b=limits.LOTS_PER_WALLET_MAX)
 
-    def open(self) -> Member:
-        self.members.append(Member(len(self.members) + 1))
+    def open(self, today: int) -> Member:
+        number = len(self.members) + 1
+        self.members.append(Member(number, known=reference.Member(number, today)))
         return self.members[-1]
 
     def link(self, member: Member, identities: list[Any]) -> None:
@@ -761,10 +833,17 @@ class Oracle:
     # --- days and the digest
 
     def day(self, time_us: int) -> int:
-        return reference.day_of(self.program, time_us)
+        return reference.programme_day(self.program, time_us)
 
     def midnight(self, day: int) -> int:
-        return reference.day_start_us(self.program, day)
+        """The first moment of a day in the programme's zone, or the first behind it where the zone skips the day."""
+        if day not in self.midnights:
+            low, high = (day - 2) * DAY, (day + 2) * DAY
+            while high - low > 1:  # low is before the day, high is not
+                middle = (low + high) // 2
+                low, high = (middle, high) if self.day(middle) < day else (low, middle)
+            self.midnights[day] = high
+        return self.midnights[day]
 
     def digest(self) -> int:
         """The state digest, computed anew from every fact (docs/journal-format.md)."""
@@ -773,6 +852,10 @@ class Oracle:
             total += fact_hash_(1, m.number, m.sequence, m.identifiers, 0, 0)
             for key, lot in m.lots.items():
                 total += fact_hash_(2, m.number, key.wallet + key.funder * 2**16, key.available + key.expiry * 2**32, lot.points, lot.held)
+            known = m.known
+            total += fact_hash_(5, m.number, known.opened_day + (known.first_day or 0) * 2**32,
+                                (known.last_day or 0) + (DAY_NEVER if known.receipts else 0) * 2**32, known.receipts, 0)
+            total += fact_hash_(6, m.number, 0, 0, 0, 0)
         for r in self.reservations.values():
             if r.state == ACTIVE:
                 total += fact_hash_(3, r.member, r.id, r.wallet, r.reserved, r.expire_us)
@@ -798,5 +881,5 @@ def good_stamp(stamp: Any) -> bool:
 def key_checks(key: Any, where: str) -> Any:
     yield good_text(key.store, 1, limits.STORE_BYTES_MAX), where + "store"
     yield good_text(key.till, 1, limits.TILL_BYTES_MAX), where + "till"
-    yield reference.day_number(key.business_day) >= 0, where + "business_day"
+    yield day_number(key.business_day) >= 0, where + "business_day"
     yield good_text(key.number, 1, limits.RECEIPT_NUMBER_BYTES_MAX), where + "number"

@@ -7,7 +7,6 @@ called from here). Called by whoever compiles, explains or tests a programme. Al
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -795,20 +794,3 @@ class _Programme:
 def _conjuncts(condition: object) -> list:
     """What must hold anyway."""
     return [atom for part in condition.parts for atom in _conjuncts(part)] if isinstance(condition, tree.All) else [condition]
-
-
-def main(paths: list[str]) -> int:
-    """Say what is wrong with files. 1: something is."""
-    wrong = 0
-    for path in paths:
-        try:
-            programme = check_file(Path(path))
-            print(f"{path}: good, {len(programme.rules)} rules, {len(programme.burn)} for paying with points")
-        except ProgramError as error:
-            print(error)
-            wrong = 1
-    return wrong
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

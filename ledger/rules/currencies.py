@@ -1,6 +1,6 @@
 """ISO 4217: the currencies in use and the decimals of their minor units.
 
-Not for money itself, which is integer minor units everywhere. Read by `check.py` and `check_v1.py`.
+Not for money itself, which is integer minor units everywhere. Read by `check.py`.
 Source: ISO 4217 list one (amendment 177); funds, metals and test codes left out.
 """
 

@@ -278,6 +278,11 @@ def words_of(rule_count: int) -> int:
     return max(1, (rule_count + 63) // 64)
 
 
+def image_hash(image: bytes) -> str:
+    """The content hash that an image carries, in hex."""
+    return image[8:40].hex()
+
+
 MASK = 2**64 - 1
 
 

@@ -1,6 +1,6 @@
 """YAML text to values that still know where they stood, and the errors that say so.
 
-Not for what a programme means (`check.py`, `check_v1.py`). Numbers are read from the text itself, digit by digit: nothing passes
+Not for what a programme means (`check.py`). Numbers are read from the text itself, digit by digit: nothing passes
 through binary fractions. Several problems are collected and reported together.
 """
 

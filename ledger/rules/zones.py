@@ -1,11 +1,13 @@
 """Time zones from the pinned PyPI `tzdata`, never from the machine: the same programme has the same days everywhere.
 
-Not for clocks. Read by `check.py` (names) and `lower.py` (spans of constant offset); the compiled twin that walks the
+Not for clocks. Read by `check.py` (names) and `lower2.py` (spans of constant offset); the compiled twin that walks the
 spans is `program_day` in `ledger/_rules.pxd`.
 """
 
 from __future__ import annotations
 
+import io
+import struct
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from importlib.resources import files
@@ -41,36 +43,58 @@ def names() -> frozenset[str]:
 @lru_cache(maxsize=64)
 def load(name: str) -> ZoneInfo:
     """The zone from `tzdata`. KeyError: no such zone."""
+    return ZoneInfo.from_file(io.BytesIO(_file(name)), key=name)
+
+
+def _file(name: str) -> bytes:
     if name not in names():
         raise KeyError(name)
-    with files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as data:
-        return ZoneInfo.from_file(data, key=name)
+    return files("tzdata").joinpath("zoneinfo", *name.split("/")).read_bytes()
 
 
 @lru_cache(maxsize=64)
 def spans(name: str) -> tuple[Span, ...]:
-    """The spans from 1990 to 2200. Since 1990 no two changes of a zone are less than a day apart, so days are probed."""
+    """The spans from 1990 to 2200."""
     zone = load(name)
 
-    def offset(moment: datetime) -> int:
-        return round(moment.astimezone(zone).utcoffset() / timedelta(seconds=1))
+    def offset(second: int) -> int:
+        return round((EPOCH + timedelta(seconds=second)).astimezone(zone).utcoffset() / timedelta(seconds=1))
 
-    found = [Span(_us(FIRST), offset(FIRST), 0)]
-    before = FIRST
-    while before < LAST:
-        after = before + timedelta(days=1)
-        if offset(after) != found[-1].offset_s:
+    first, last = _s(FIRST), _s(LAST)
+    written = [first, *(change for change in _changes(_file(name)) if first < change < last)]
+    # Behind the last change that is written out a rule repeats itself, at most twice a year: it is probed.
+    changes, before = written[1:], written[-1]
+    while before < last:
+        after = min(before + _PROBE_S, last)
+        was = offset(before)
+        if offset(after) != was:
             low, high = before, after  # the change is in (low, high]
-            while high - low > timedelta(seconds=1):
-                middle = low + timedelta(seconds=(high - low) // timedelta(seconds=2))
-                low, high = (middle, high) if offset(middle) == found[-1].offset_s else (low, middle)
-            start_us = _us(high)
-            last_day = (start_us - 1 + found[-1].offset_s * 1_000_000) // DAY_US
-            first_day = max(last_day, (start_us + offset(high) * 1_000_000) // DAY_US)
-            found.append(Span(start_us, offset(high), first_day))
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if offset(middle) == was else (low, middle)
+            changes.append(high)
         before = after
+    found = [Span(first * 1_000_000, offset(first), 0)]
+    for change in changes:
+        now = offset(change)
+        if now != found[-1].offset_s:
+            last_day = (change * 1_000_000 - 1 + found[-1].offset_s * 1_000_000) // DAY_US
+            found.append(Span(change * 1_000_000, now, max(last_day, (change + now) * 1_000_000 // DAY_US)))
     return tuple(found)
 
 
-def _us(moment: datetime) -> int:
-    return (moment - EPOCH) // timedelta(microseconds=1)
+_PROBE_S = 21 * 86_400  # no rule that repeats itself changes twice within three weeks
+_HEADER = struct.Struct(">4sc15x6I")
+
+
+def _changes(data: bytes) -> tuple[int, ...]:
+    """The moments (seconds since 1970) that a TZif file (RFC 9636) writes out: the second part, of 64 bits."""
+    _, version, utc, wall, leap, times, kinds, letters = _HEADER.unpack_from(data)
+    assert version >= b"2", "pinned zone data is of version 2 or later"
+    at = _HEADER.size + times * 5 + kinds * 6 + letters + leap * 8 + wall + utc
+    times = _HEADER.unpack_from(data, at)[5]
+    return struct.unpack_from(f">{times}q", data, at + _HEADER.size)
+
+
+def _s(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(seconds=1)

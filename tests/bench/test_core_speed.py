@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ledger._probe import LoadedProgram, fact_hash_, siphash_
+from ledger._probe import fact_hash_, siphash_
 
 from bench import _load
 from ledger import rules
+from ledger.rules.reference import Line, Member, Receipt, Shared
 from server._local import LocalLedger, bench_answer, bench_decode
+from tests.rules.compiled import Compiled
 
 PROGRAM = rules.compile_file(Path(__file__).resolve().parents[2] / "programs" / "base.yaml")
 LOOP = 1000  # calls inside one C loop, where there is one
@@ -100,9 +102,12 @@ def fund(ledger: LocalLedger) -> None:
 
 
 def test_evaluate_the_base_programme(benchmark) -> None:
-    program = LoadedProgram(PROGRAM.image)
-    awards = benchmark(program.evaluate, 2499, [499, 500, 300, 400, 500, 300], now_us())
-    assert sum(points for _, _, _, _, points, _, _ in awards) == 24 * 5
+    compiled = Compiled(PROGRAM.program)
+    lines = tuple(Line(f"sku-{i}", amount) for i, amount in enumerate((499, 500, 300, 400, 500, 300)))
+    compiled.give(Member(1, 0), Receipt(2499, lines), now_us(), Shared())
+    benchmark.extra_info["per"] = LOOP
+    benchmark(compiled.loaded.run, LOOP)
+    assert compiled.loaded.evaluate()["points"] == [24 * 5]
 
 
 def test_hash_a_request_id(benchmark) -> None:

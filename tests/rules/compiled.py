@@ -7,7 +7,7 @@ again. Used by whatever compares the two; nothing of what rules mean is worked o
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from ledger._probe import LoadedImage
 
@@ -27,6 +27,31 @@ POINTS = ("points", "add_percent", "times")
 
 def none_if_never(day: int) -> int | None:
     return None if day == DAY_NEVER else day
+
+
+class Award(NamedTuple):
+    """Points that a rule (from 1) gave to a line (from 1; 0: the receipt as a whole)."""
+
+    line: int
+    rule: int
+    wallet: int
+    funder: int
+    points: int
+    available_day: int
+    expiry_day: int
+
+
+def awards(programme: tree.Programme, given: tuple[Given, ...], nameless: bool) -> list[Award]:
+    """The awards that the contract asks for: rules in the file's order, one row of line 0 where the rows would not fit."""
+    rows = sorted((row for row in given if programme.rules[row.rule].kind in POINTS), key=lambda row: row.rule)
+    found: list[Award] = []
+    for behind, row in zip(range(len(rows) - 1, -1, -1), rows, strict=True):
+        rule = programme.rules[row.rule]
+        expiry = DAY_NEVER if row.expiry_day is None else row.expiry_day
+        whole = nameless or len(found) + sum(share > 0 for share in row.lines) + behind > AWARDS_MAX
+        shares = [(0, row.given)] if whole else [(i, share) for i, share in enumerate(row.lines, start=1) if share]
+        found += [Award(line, rule.index + 1, rule.wallet, rule.funder, share, row.available_day, expiry) for line, share in shares]
+    return found
 
 
 class Compiled:
@@ -123,17 +148,8 @@ class Compiled:
                      tuple((self.reason(rule.index, reason), points) for reason, points in row["cuts"]), row["given"], tuple(row["lines"]),
                      row["available_day"] if earns else None, none_if_never(row["expiry_day"]) if earns else None)
 
-    def awards(self, given: tuple[Given, ...], nameless: bool) -> list[tuple]:
-        """The awards that the contract asks for: rules in the file's order, one row of line 0 where the rows would not fit."""
-        rows = sorted((row for row in given if self.programme.rules[row.rule].kind in POINTS), key=lambda row: row.rule)
-        found: list[tuple] = []
-        for behind, row in zip(range(len(rows) - 1, -1, -1), rows, strict=True):
-            rule = self.programme.rules[row.rule]
-            expiry = DAY_NEVER if row.expiry_day is None else row.expiry_day
-            whole = nameless or len(found) + sum(share > 0 for share in row.lines) + behind > AWARDS_MAX
-            shares = [(0, row.given)] if whole else [(i, share) for i, share in enumerate(row.lines, start=1) if share]
-            found += [(line, rule.index + 1, rule.wallet, rule.funder, share, row.available_day, expiry) for line, share in shares]
-        return found
+    def awards(self, given: tuple[Given, ...], nameless: bool) -> list[Award]:
+        return awards(self.programme, given, nameless)
 
     def notice(self, receipt: Receipt, kind: int, at: int) -> str:
         text = {1: receipt.store, 6: receipt.channel}.get(kind)
