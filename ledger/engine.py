@@ -23,11 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import ids, limits, snapshot
+from ledger import ids, limits, published, snapshot
 from ledger._engine import EngineHandle, StartRefused
 from ledger._snapshot import SnapshotUnusable, TablesTooSmall
 from ledger.rules import CompiledProgram, ProgramError, compile_file
-from ledger.rules_compiled import wallets_of
 
 __all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "create_tail", "open_ledger", "read_key", "sync_directory",
            "sync_way", "write_file"]
@@ -172,7 +171,7 @@ def open_ledger(
         try:
             begun_at = _load_snapshot(handle, data, directory, warn, progress)
             found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
-            if found["sequence"] == 0 or _replaces(handle.program_image(), compiled, program, warn):
+            if not handle.versions() or _compiles_anew(handle, compiled, program, warn):
                 handle.seed(compiled.image, compiled.source)
         except BaseException:
             handle.close()
@@ -212,22 +211,29 @@ def _load_snapshot(handle: EngineHandle, data: Path, directory: bytes, warn: Cal
     return 0
 
 
-def _replaces(image: bytes, compiled: CompiledProgram, program: Path, warn: Callable[[str], None]) -> bool:
-    """Whether the file's programme takes the place of the one in force, which is said. Errors: StartRefused, it must not."""
-    if image == compiled.image:
+def _compiles_anew(handle: EngineHandle, compiled: CompiledProgram, program: Path, warn: Callable[[str], None]) -> bool:
+    """Whether this is the source in force, compiled to another image (by a newer compiler, with newer zone data): that takes its place.
+
+    Any version that was ever published may be named: what is in force stays. Errors: StartRefused: it is none of them.
+    """
+    versions = handle.versions()
+    current = published.in_force((moment for _, moment in versions), handle.time_us)
+    found = {number: handle.find_entry(sequence) for number, (sequence, _) in enumerate(versions, 1)}
+    told = {number: published.read_version(number, 0, entry) for number, entry in found.items()}
+    if any(version.hash == compiled.image[published.HASH_AT:][:32] for version in told.values()):
         return False
-    kept = wallets_of(image)
-    wallets = [(wallet.name, wallet.scale) for wallet in compiled.program.wallets]
-    if wallets[:len(kept)] != kept:
-        raise StartRefused(
-            f"{program} cannot take the place of the programme that the journal runs (hash {image[8:40].hex()}): its wallets must begin with "
-            f"{_in_words(kept)}, as there, but are {_in_words(wallets)}; wallets keep order and scale for ever, new ones go to the end")
-    warn(f"{program} (hash {compiled.hash}) takes the place of the programme that the journal ran (hash {image[8:40].hex()})")
-    return True
-
-
-def _in_words(wallets: list[tuple[str, int]]) -> str:
-    return ", ".join(f"{name} (scale {scale})" for name, scale in wallets)
+    own = current
+    while told[own].again:
+        own = told[own].again
+    if published.source_of(found[own]) == compiled.source:
+        warn(f"{program} compiles to another image (hash {compiled.hash}) than the journal runs (hash {told[current].hash.hex()}): a newer "
+             "compiler or newer zone data; it takes its place")
+        return True
+    if any(published.source_of(entry) == compiled.source for entry in found.values()):
+        return False
+    raise StartRefused(
+        f"the journal runs another programme (version {current}, hash {told[current].hash.hex()}) than {program} (hash {compiled.hash}): a "
+        "programme in force is changed with PublishRules (`daybook rules publish`), not by a restart; start with a file that was published")
 
 
 # --- the directory ----------------------------------------------------------------------------------------------

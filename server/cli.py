@@ -22,6 +22,7 @@ from server import cli_export, cli_follow, cli_index
 from server.cli_admin import adjust, link, unlink
 from server.cli_backup import backup, restore
 from server.cli_ids import ids
+from server.cli_rules import rules
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
@@ -222,6 +223,7 @@ app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna 
 app.command(epilog="Example: `daybook backup data --to /mnt/backup/ledger`", rich_help_panel="Journal")(backup)
 app.command(epilog="Example: `daybook restore /mnt/backup/ledger --to data --key identity.key`", rich_help_panel="Journal")(restore)
 app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)
+app.add_typer(rules, name="rules", rich_help_panel="Programmes")
 
 
 def _add_commands() -> None:
