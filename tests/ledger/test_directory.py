@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import pytest
 
 from ledger import limits
 from ledger.engine import StartRefused, open_ledger
+from ledger.rules import compile_file
 from tests.ledger.conftest import PROGRAM
 
 
@@ -146,13 +146,30 @@ def test_journal_of_another_directory(closed: Path, tmp_path: Path) -> None:
     assert "not the one of this data directory" in refusal(tmp_path)
 
 
-def test_another_programme_needs_publish_rules(closed: Path, tmp_path: Path) -> None:
+def test_another_programme_takes_the_place_of_the_one_before_by_an_entry(closed: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed.yaml"
-    source = PROGRAM.read_text()
-    changed.write_text(re.sub(r"give: *\d+", "give: 7", source))
-    assert changed.read_text() != source
+    changed.write_text(PROGRAM.read_text().replace("give: 5", "give: 7"))
+    images, sequences, said = [], [], []
+    for program in (PROGRAM, changed, changed, PROGRAM):
+        ledger = open_ledger(closed, program, members_max=1000, ids_max=10_000, warn=said.append)
+        images.append(ledger.handle.program_image())
+        ledger.stop(digest=False)
+        sequences.append(ledger.head[0])
+    assert images[0] == images[3] != images[1] == images[2] == compile_file(changed).image
+    assert [after - before for before, after in zip(sequences, sequences[1:], strict=False)] == [1, 0, 1]
+    assert len(said) == 2 and images[0][8:40].hex() in said[0]
+    assert said[0].startswith(f"{changed} (hash {images[1][8:40].hex()}) takes the place of")
+
+
+@pytest.mark.parametrize(("old", "new", "wallets"), [
+    ("- name: points", "- name: stars", "stars (scale 0)"), ("scale: 0", "scale: 1", "points (scale 1)"),
+    ("- name: points", "- name: first\n  - name: points", "first (scale 0), points (scale 0)"),
+])
+def test_wallets_are_for_ever(closed: Path, tmp_path: Path, old: str, new: str, wallets: str) -> None:
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(PROGRAM.read_text().replace("to_wallet: points", "").replace(old, new, 1).partition("\nburn:")[0])
     text = refusal(tmp_path, program=changed)
-    assert "PublishRules" in text and "hash" in text
+    assert f"must begin with points (scale 0), as there, but are {wallets};" in text
 
 
 def test_programme_with_a_mistake_touches_no_directory(tmp_path: Path) -> None:
