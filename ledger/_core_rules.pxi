@@ -242,8 +242,10 @@ cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
         p.coming[at].version = core.program_count
         p.coming[at].loaded = loaded
         p.coming_count += 1
-        if core.program != NULL:
-            add_wallets(core.program, p.wallets, p.wallet_count)
+    loaded = p.images
+    while loaded != NULL:
+        add_wallets(&loaded.program, p.wallets, p.wallet_count)
+        loaded = loaded.next
     retire(p, time_us)
     return APPLY_OK
 

@@ -72,7 +72,8 @@ def _check_files(source: bytes, names: set[str]) -> None:
     for key, node in syntax.parse(source, FILE).value:
         for below, value in node.value if key.value in TABLES and isinstance(node, MappingNode) else ():
             if below.value == "file" and value.value not in names:
-                problems.add(value, f"{key.value}.file: must be one of the files that were sent with it ({', '.join(sorted(names)) or 'none'}), "
+                sent = ", ".join(sorted(names)) or "none"
+                problems.add(value, f"{key.value}.file: must be one of the files that were sent with it ({sent}), "
                                     f"was {syntax.shown(value)}")
     problems.raise_if_any()
 

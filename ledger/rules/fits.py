@@ -70,11 +70,11 @@ def unfit(before: Names, after: Names, version: int) -> list[Unfit]:
         if old and new is not None and new[:len(old)] != old:
             place = next(i for i, name in enumerate(old) if i >= len(new) or new[i] != name)
             was = repr(new[place]) if place < len(new) else "not there"
-            found.append(Unfit(key, f"number {place + 1} must be {old[place]!r}, {since}, was {was}: {what} are kept by number, so none may be "
-                                    "taken out, moved or renamed; new ones go to the end"))
+            found.append(Unfit(key, f"number {place + 1} must be {old[place]!r}, {since}, was {was}: {what} are kept by number, so none "
+                                    "may be taken out, moved or renamed; new ones go to the end"))
     for name, number in sorted((before.funders or {}).items(), key=lambda row: row[1]):
         if after.funders is not None and after.funders.get(name) != number:
             was = f"was {after.funders[name]}" if name in after.funders else "is not there"
-            found.append(Unfit("funders", f"{name} must have the number {number}, {since}, {was}: points are kept with the number of who pays "
-                                          "for them"))
+            found.append(Unfit("funders", f"{name} must have the number {number}, {since}, {was}: points are kept with the number of "
+                                          "who pays for them"))
     return found
