@@ -28,6 +28,9 @@ class Order:
                  effective_us: int = 0, again: int = 0, content: bytes = ..., offset: int = 0, whole: bool = False, source: bytes = b"",
                  told: bytes = b"", operator: bytes = b"", reason: bytes = b"") -> None: ...
 
+    def give_up(self) -> None:
+        """Instead of take_answer, where no definite answer came: what the core may have taken is left to it."""
+
 class OrderAnswer(NamedTuple):
     """What came of an Order."""
 

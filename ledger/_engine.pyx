@@ -1233,7 +1233,7 @@ cdef class RulesImage:
         cdef uint32_t size = <uint32_t>len(image)
         with nogil:
             self.loaded = loaded_copy(at, size)
-        if self.loaded == NULL:
+        if self.loaded == NULL or self.loaded.program.rules == NULL:
             raise ValueError("the image does not load: it is damaged or of another version")
         self.hash = (<const uint8_t*>self.loaded.image + LOADED_HASH_AT)[:32]
         self.size = size
@@ -1275,6 +1275,12 @@ cdef class Order:
         order.told = slice_of(told)
         order.operator_name = slice_of(operator)
         order.reason = slice_of(reason)
+
+
+    def give_up(self):
+        """Nobody knows what became of it: the image may be the core's."""
+        if self.image is not None:
+            self.image.loaded = NULL
 
 
 cdef Slice slice_of(bytes text):

@@ -142,6 +142,7 @@ class Inbox:
         """No answer comes any more. What was handed over and not answered stays *unknown* to its caller, as D11 has it."""
         self._closed = True
         self._loop.remove_reader(self._handle.outbox_fd)
+        self._collect()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_result((grpc.StatusCode.UNAVAILABLE.value[0], b"",

@@ -34,6 +34,7 @@ Ask = Callable[[Callable[[int], bool]], Awaitable[Answer]]  # runs what puts a c
 ROOT = Path(__file__).resolve().parent.parent
 DRAIN_WAIT_S = 10.0  # a version is readable when it was drained: within half a second, unless the disk is full
 DRAIN_STEP_S = 0.01
+IMAGE_VERSION = 2  # of images that decide; older ones are only read
 COMPILE_S_MAX = 120.0  # the largest programme that is allowed takes ten
 DETAILS_BYTES_MAX = 6_000  # of mistakes, so that the trailers stay below what clients take (8 KiB)
 MOMENT_US_MAX = 10 * 366 * 86_400_000_000  # a moment farther ahead is a typing error
@@ -279,10 +280,16 @@ class RulesService:
     async def _order(self, **what: Any) -> OrderAnswer:
         """One step of a publishing, durable when it returns. Errors: Refused."""
         order = Order(**what)
-        answer = await self._ask(lambda token: self._handle.submit_order(token, order))
-        if answer[0] != 0:
-            raise Refused(answer)
-        return self._handle.take_answer(order, answer[1])
+        try:
+            answer = await self._ask(lambda token: self._handle.submit_order(token, order))
+        except BaseException:
+            order.give_up()
+            raise
+        if answer[0] == 0:
+            return self._handle.take_answer(order, answer[1])
+        if not answer[1]:  # the service stopped: what became of it is not known
+            order.give_up()
+        raise Refused(answer)
 
     async def _publish(self, asked: admin_pb2.PublishRulesRequest) -> admin_pb2.PublishRulesResponse:
         moment_us = asked.effective_time.ToMicroseconds() if asked.HasField("effective_time") else 0
@@ -312,10 +319,13 @@ class RulesService:
 
     async def _put_again(self, version: Version, common: dict[str, Any]) -> OrderAnswer:
         """An earlier version becomes the next one. Its image need not travel while it is in memory."""
+        data = await self._image(version)
+        if int.from_bytes(data[4:8], "little") < IMAGE_VERSION:
+            raise self._mistakes((f"version {version.number} was compiled by an older compiler: publish its source anew",))
         if (await self._order(kind="look", hash=version.hash)).in_memory:
             told = version.told._replace(places=version.told.places or (version.sequence,), wallets=await self._wallets(version.told))
             return await self._order(kind="publish", hash=version.hash, told=published.pack(told), **common)
-        return await self._write(await self._image(version), b"", version.told, common)
+        return await self._write(data, b"", version.told, common)
 
     async def _wallets(self, told: Told) -> tuple[Wallet, ...]:
         """Those of all versions: an earlier one has the first of them."""

@@ -11,12 +11,15 @@ import pickle
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ruamel.yaml.nodes import MappingNode
 
-from ledger.rules import compile_source, difference, fits, syntax
+from ledger.rules import difference, syntax
 from ledger.rules.syntax import ProgramError
+
+if TYPE_CHECKING:
+    from ledger.rules.fits import Unfit
 
 NICE = 10  # tills go first
 FILE = "source"  # how mistakes call the programme
@@ -63,6 +66,8 @@ def _compile(source: bytes, files: tuple[tuple[str, bytes], ...]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="daybook-rules-") as folder:
         for name, content in files:
             (Path(folder) / name).write_bytes(content)
+        from ledger.rules import compile_source  # and what it needs, which comparing does not
+
         return compile_source(source, FILE, Path(folder)).image
 
 
@@ -78,11 +83,13 @@ def _check_files(source: bytes, names: set[str]) -> None:
     problems.raise_if_any()
 
 
-def _unfit(job: Job, image: bytes) -> list[fits.Unfit]:
+def _unfit(job: Job, image: bytes) -> list[Unfit]:
+    from ledger.rules import fits
+
     return fits.unfit(fits.names_of(job.before), fits.names_of(image), job.before_version) if job.before else []
 
 
-def _placed(source: bytes, one: fits.Unfit) -> str:
+def _placed(source: bytes, one: Unfit) -> str:
     """Where the key of an Unfit stands."""
     for key, _ in syntax.parse(source, FILE).value:
         if key.value == one.key:
