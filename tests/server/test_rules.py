@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from typer.testing import CliRunner
 
@@ -158,8 +159,12 @@ def test_a_programme_with_mistakes_is_told_all_of_them_and_nothing_changes(serve
     assert "must be one of the files that were sent with it (none), was '/etc/passwd'" in mistakes(refused(server, asked(outside)))[0][1]
     for fields, reason in (({"request_id": "short"}, "request_id"), ({"operator": ""}, "operator"), ({"reason": "a\nb"}, "reason"),
                            ({"effective_time": till.timestamp(till.now_us() - HOUR_US)}, "effective_time"),
+                           ({"effective_time": Timestamp(seconds=1 << 62)}, "effective_time"),
+                           ({"sent_time": Timestamp(seconds=-1)}, "sent_time"),
+                           ({"source": b"x" * (limits.SOURCE_BYTES_MAX + 1)}, "source"),
+                           ({"version": 0}, "version"), ({"version": -1, "validate_only": True}, "version"),
                            ({"files": [admin.RulesFile(name="../x.csv")]}, "files")):
-        found_reason = till.reason_of(refused(server, asked(SEVEN, **fields)))
+        found_reason = till.reason_of(refused(server, asked(**({"source": SEVEN} if "version" not in fields else {}) | fields)))
         assert found_reason is not None and (found_reason[0], found_reason[1]["field"]) == ("FIELD_INVALID", reason)
     assert till.reason_of(refused(server, asked())) == ("FIELD_INVALID", {"field": "rules", "rule": "must be a source or a version"})
     assert states(server) == {1: "IN_FORCE"}
