@@ -40,17 +40,18 @@ def drawn(strategy: Any) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def cases() -> list[tuple[tree.Programme, list[Visit]]]:
-    """Programmes that the checker takes, and what happens under each: any members, receipts and times, for all names are the same in all."""
+    """Programmes that the checker takes, and what happens under each: any members, receipts and times, for all have the same names."""
     programmes = drawn(generate.programmes())
-    visits = [visit for some in drawn(st.lists(st.tuples(generate.members(), generate.receipts(), generate.times_us()), min_size=3, max_size=6))
-              for visit in some]
+    visit = st.tuples(generate.members(), generate.receipts(), generate.times_us())
+    visits = [visit for some in drawn(st.lists(visit, min_size=3, max_size=6)) for visit in some]
     chance = random.Random(1)  # noqa: S311
     return [(programme, chance.sample(visits, RECEIPTS)) for programme in programmes]
 
 
 def fired(programme: tree.Programme, result: reference.Result) -> set[int]:
     """The rules whose conditions held: that gave, or that something kept from giving."""
-    entitling = {rule.index for rule in programme.rules if isinstance(rule.effect, tree.Entitle) and rule.effect.name in result.entitlements}
+    entitling = {rule.index for rule in programme.rules
+                 if isinstance(rule.effect, tree.Entitle) and rule.effect.name in result.entitlements}
     return {row.rule for row in result.given} | {index for index, _ in result.not_given} | entitling
 
 
