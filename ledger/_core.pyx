@@ -1779,7 +1779,7 @@ cdef uint16_t decide_receipt(Core* core, const Command* command, Decision* d, Ac
     cdef uint16_t status = STATUS_OK
     if command.payment != PAYMENT_NONE:
         status = decide_take(core, command, d, account, captured, captured_points, outcome)
-    if status == STATUS_OK and d.program.rules != NULL:
+    if status == STATUS_OK:
         status = decide_rules(core, command, d, account, captured[0], captured_points[0], outcome)
     if status == STATUS_OK:
         status = add_awards(core, command, d, account, outcome)
@@ -2142,12 +2142,14 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
         read_balance(core, command, max_i64(now_us, core.stats.time_us), outcome)
     elif command.method == METHOD_GET_OPERATION:
         read_operation(core, command, outcome)
-    elif command.method == METHOD_QUOTE:
-        read_quote(core, command, now_us, outcome)
-    elif is_write(command.method) and core.program.rules != NULL:
-        execute_write(core, command, now_us, entry, outcome)
     elif command.method == METHOD_RULES_ORDER:
         execute_order(core, command, now_us, entry, outcome)
+    elif core.program.rules == NULL:
+        refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
+    elif command.method == METHOD_QUOTE:
+        read_quote(core, command, now_us, outcome)
+    elif is_write(command.method):
+        execute_write(core, command, now_us, entry, outcome)
     else:
         refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
 

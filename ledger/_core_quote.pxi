@@ -130,9 +130,6 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     cdef const Reservation* captured = NULL
     cdef int64_t captured_points = 0
     cdef uint16_t status
-    if core.program.rules == NULL:      # rules of version 1 tell nothing but points
-        refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
-        return
     open_decision(core, d, now_us)
     if not check_fields(core, command, d, outcome):
         return

@@ -35,6 +35,7 @@ Progress = Callable[[str, int, int], None]
 """progress(what, done, total): what is "tail" (bytes written), "snapshot" (bytes loaded) or "journal" (entries replayed)."""
 
 FORMAT_VERSION = 1
+IMAGE_VERSION = 2  # of images that decide; older ones are only read
 _FORMAT = re.compile(rb"daybook (\d+)\n([0-9a-f]{32})\n")
 _KEY = re.compile(rb"([0-9a-f]{32})\n?")
 _BLOCK = limits.TAIL_BLOCK_BYTES
@@ -172,7 +173,7 @@ def open_ledger(
         try:
             begun_at = _load_snapshot(handle, data, directory, warn, progress)
             found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
-            if not handle.versions() or _compiles_anew(handle, compiled, program, warn):
+            if not handle.versions() or _replaces(handle, compiled, program, warn):
                 handle.seed(compiled.image, compiled.source)
             version = _version_in_force(handle)
         except BaseException:
@@ -219,29 +220,43 @@ def _version_in_force(handle: EngineHandle) -> published.Version:
     return published.read_version(number, versions[number - 1][0], handle.find_entry(versions[number - 1][0]))
 
 
-def _compiles_anew(handle: EngineHandle, compiled: CompiledProgram, program: Path, warn: Callable[[str], None]) -> bool:
-    """Whether this is the source in force, compiled to another image (by a newer compiler, with newer zone data): that takes its place.
+def _replaces(handle: EngineHandle, compiled: CompiledProgram, program: Path, warn: Callable[[str], None]) -> bool:
+    """Whether the file's image takes the place of the one in force: the same source compiled anew, or whatever follows an image of
+    version 1, which no build runs any more. It is said. Any version that was ever published may be named: what is in force stays.
 
-    Any version that was ever published may be named: what is in force stays. Errors: StartRefused: it is none of them.
+    Errors: StartRefused: it is none of these.
     """
     versions = handle.versions()
     current = published.in_force((moment for _, moment in versions), handle.time_us)
-    found = {number: handle.find_entry(sequence) for number, (sequence, _) in enumerate(versions, 1)}
-    told = {number: published.read_version(number, 0, entry) for number, entry in found.items()}
-    if any(version.hash == compiled.image[published.HASH_AT:][:32] for version in told.values()):
+    entries = {number: handle.find_entry(sequence) for number, (sequence, _) in enumerate(versions, 1)}
+    told = {number: published.read_version(number, 0, entry) for number, entry in entries.items()}
+    before = f"the programme that the journal runs (version {current}, hash {told[current].hash.hex()})"
+    if int.from_bytes(handle.program_image()[4:8], "little") < IMAGE_VERSION:
+        _check_wallets(told[current].told.wallets, compiled, program, before)
+        warn(f"{program} (hash {compiled.hash}) takes the place of {before}: an older compiler made it")
+        return True
+    if any(version.hash.hex() == compiled.hash for version in told.values()):
         return False
     own = current
     while told[own].again:
         own = told[own].again
-    if published.source_of(found[own]) == compiled.source:
-        warn(f"{program} compiles to another image (hash {compiled.hash}) than the journal runs (hash {told[current].hash.hex()}): a newer "
-             "compiler or newer zone data; it takes its place")
+    if published.source_of(entries[own]) == compiled.source:
+        warn(f"{program} (hash {compiled.hash}) takes the place of {before}: it is the same source, with a newer compiler or newer zone "
+             "data")
         return True
-    if any(published.source_of(entry) == compiled.source for entry in found.values()):
+    if any(published.source_of(entry) == compiled.source for entry in entries.values()):
         return False
     raise StartRefused(
-        f"the journal runs another programme (version {current}, hash {told[current].hash.hex()}) than {program} (hash {compiled.hash}): a "
-        "programme in force is changed with PublishRules (`daybook rules publish`), not by a restart; start with a file that was published")
+        f"{program} (hash {compiled.hash}) is another programme than {before}, and was never published: a programme is changed with "
+        f"PublishRules (`daybook rules publish {program}`) while the service runs, not by a restart; start with the file that the journal runs")
+
+
+def _check_wallets(kept: tuple[published.Wallet, ...], compiled: CompiledProgram, program: Path, before: str) -> None:
+    wallets = tuple(published.Wallet(wallet.name, wallet.scale) for wallet in compiled.program.wallets)
+    if wallets[:len(kept)] != kept:
+        was, must = (", ".join(f"{name} (scale {scale})" for name, scale in names) for names in (wallets, kept))
+        raise StartRefused(f"{program} cannot take the place of {before}: its wallets must begin with {must}, as there, but are {was}; "
+                           "wallets keep order and scale for ever, new ones go last")
 
 
 # --- the directory ----------------------------------------------------------------------------------------------

@@ -44,6 +44,10 @@ rules:
     to_wallet: stamps
     points_live: 2 days
     funder: partner
+earn_on_points_paid: true
+burn:
+  - {name: Points, one_point_pays: 0.01}
+  - {name: Stamps, wallet: stamps, one_point_pays: 0.01}
 """
 
 

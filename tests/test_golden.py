@@ -99,6 +99,7 @@ def test_a_golden_directory_opens_for_ever(folder: Path, tmp_path: Path, new_ser
     assert ("runs" in folder.name) == (server.metrics()["ledger_ids_lookups_total"] > 20), "those answers come out of runs"
     new = server.stub.EarnPoints(till.earn("card-0", at=expected["clock_us"]), timeout=60)
     assert new.entry.sequence > expected["totals"]["sequence"]
+    assert new.entry.program_version > 1, "the image of version 1 that ruled there was replaced at start"
     server.terminate()
     verify(server.data, expect=parse_head(expected["head"]))
 

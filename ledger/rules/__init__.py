@@ -6,6 +6,9 @@ Not for running rules (the core does, `ledger/_evaluate.pxd`) nor for keeping im
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,15 +43,28 @@ def compile_file(path: Path) -> CompiledProgram:
 
 
 def compile_source(source: bytes, file: str = "<programme>", folder: Path | None = None) -> CompiledProgram:
-    """Compile YAML text. `file`: its name in messages; `folder`: where its tables are. ProgramError: what is wrong, one line per problem."""
+    """Compile YAML text. `file`: its name in messages; `folder`: where its tables are. ProgramError: what is wrong, a line per problem."""
     if len(source) > limits.SOURCE_BYTES_MAX:
         raise ProgramError(f"{file}:1:1: the file must have at most {limits.SOURCE_BYTES_MAX} bytes, has {len(source)}")
-    programme = check_source(source, file, folder)
-    try:
-        image = lower_programme(programme)
-    except ValueError as error:
-        raise ProgramError(f"{file}:1:1: {error}") from None
+    with uncollected():
+        programme = check_source(source, file, folder)
+        try:
+            image = lower_programme(programme)
+        except ValueError as error:
+            raise ProgramError(f"{file}:1:1: {error}") from None
     return CompiledProgram(image, source, image_hash(image), programme)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No collection of cyclic garbage meanwhile: a compiler makes millions of objects, no cycles; walking them took a third of its time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def describe(compiled: CompiledProgram) -> list[tuple[str, str]]:

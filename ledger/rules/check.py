@@ -7,7 +7,10 @@ called from here). Called by whoever compiles, explains or tests a programme. Al
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -441,8 +444,9 @@ class _Programme:
         rows = self.top["stores"]
         found: dict[str, tree.Store] = {}
         if isinstance(rows, Got):
-            for number, row in self.table(rows, "stores", {key: [key] for key in _STORE.keys}, "store"):
-                code, zone, region, partner, groups = (row.get(key, [""])[0].strip() for key in _STORE.keys)
+            table = self.table(rows, "stores", {key: [key] for key in _STORE.keys}, "store", STORES_MAX)
+            for number, *texts in zip(table.numbers, *(one_column(table, key) for key in _STORE.keys), strict=True):
+                code, zone, region, partner, groups = (text.strip() for text in texts)
                 place = f"{rows['file']}:{number}"
                 if zone and zone not in zones.names():
                     rows.wrong(self.r, "file", f"{place}: zone: must be an IANA time zone, was {zone!r}{suggestion(zone, zones.names())}")
@@ -476,9 +480,12 @@ class _Programme:
         found: dict[str, tree.Article] = {}
         if isinstance(rows, Got):
             columns = {key: list(rows["columns"][key]) if rows["columns"] else [key] for key in _ARTICLE.keys}
-            for number, row in self.table(rows, "catalogue", columns, "sku"):
-                sku = row["sku"][0].strip()
-                category = "/".join(step for part in row.get("category", []) for step in (s.strip() for s in part.split("/")) if step)
+            table = self.table(rows, "catalogue", columns, "sku", catalogue.ROWS_MAX)
+            # Thousands of articles have the same category, brand and flags: each text is read once, and is one object from here on.
+            categories, brands, flags = cache(category_of), cache(lambda text: text.strip() or None), cache(flags_of)
+            columns_of = (table.numbers, map(str.strip, one_column(table, "sku")), rows_of(table, "category"), one_column(table, "brand"),
+                          rows_of(table, "flags"))
+            for number, sku, path, brand, marks in zip(*columns_of, strict=True):
                 if not sku or sku in found or len(sku.encode()) > limits.SKU_BYTES_MAX:
                     rows.wrong(
                         self.r,
@@ -486,8 +493,7 @@ class _Programme:
                         f"{rows['file']}:{number}: sku: must be a code of 1..{limits.SKU_BYTES_MAX} bytes that stands once, was {sku!r}",
                     )
                     return found  # a table that is wrong is wrong in most of its rows
-                flags = frozenset(flag for text in row.get("flags", []) for flag in text.split())
-                found[sku] = tree.Article(sku, category or None, row.get("brand", [""])[0].strip() or None, flags)
+                found[sku] = tree.Article(sku, categories(path), brands(brand), flags(marks))
             return found
         for got, _ in rows:
             if got["sku"] in found:
@@ -496,19 +502,22 @@ class _Programme:
                 found[got["sku"]] = tree.Article(got["sku"], got["category"], got["brand"], frozenset(got["flags"]))
         return found
 
-    def table(self, got: Got, what: str, columns: dict[str, list[str]], must: str):
+    def table(self, got: Got, what: str, columns: dict[str, list[str]], must: str, rows_max: int) -> catalogue.Table:
+        """The rows of a file beside the programme; none where it cannot be read."""
+        none = catalogue.Table((), {})
         if self.folder is None or not got["file"]:
             if got["file"]:
                 got.wrong(self.r, "file", "a file can only be read where the programme itself is a file")
-            return
+            return none
         try:
-            for count, row in enumerate(catalogue.read_rows(self.folder / got["file"], columns, must)):
-                if count >= (STORES_MAX if what == "stores" else catalogue.ROWS_MAX):
-                    got.wrong(self.r, "file", f"has too many rows, at most {STORES_MAX if what == 'stores' else catalogue.ROWS_MAX}")
-                    return
-                yield row
+            table = catalogue.read_table(self.folder / got["file"], columns, must, rows_max)
         except catalogue.TableError as error:
             got.wrong(self.r, "file", str(error))
+            return none
+        if len(table.numbers) > rows_max:
+            got.wrong(self.r, "file", f"has too many rows, at most {rows_max} {what} are possible")
+            return none
+        return table
 
     def known_of(self, stores: dict[str, tree.Store], articles: dict[str, tree.Article], codes: dict[str, str]) -> None:
         categories: set[str] = set()
@@ -789,6 +798,26 @@ class _Programme:
             got["money_at_least_per_line"],
             pays,
         )
+
+
+def one_column(table: catalogue.Table, key: str) -> Sequence[str]:
+    """The first column of a key, or empty texts."""
+    return table.columns[key][0] if key in table.columns else [""] * len(table.numbers)
+
+
+def rows_of(table: catalogue.Table, key: str) -> Iterable[tuple[str, ...]]:
+    """Of each row the texts of a key's columns."""
+    return zip(*table.columns[key], strict=True) if key in table.columns else repeat((), len(table.numbers))
+
+
+def flags_of(parts: tuple[str, ...]) -> frozenset[str]:
+    """The flags that the columns of a row name."""
+    return frozenset(flag for part in parts for flag in part.split())
+
+
+def category_of(parts: tuple[str, ...]) -> str | None:
+    """The path that the columns of a row make."""
+    return "/".join(step for part in parts for step in (s.strip() for s in part.split("/")) if step) or None
 
 
 def _conjuncts(condition: object) -> list:

@@ -82,10 +82,15 @@ class _Goods:
         self.all_known = bool(programme.articles)
         self.kinds = list(kinds.values())
         self.by_sku = {article.sku: article for article in programme.articles.values() if article.sku in mentioned}
-        self.by_category: dict[str, list[tree.Article]] = {}
+        of_category: dict[str | None, list[tree.Article]] = {}
+        self.by_brand: dict[str, list[tree.Article]] = {}
         for article in self.kinds:
-            for path in _paths(article.category):
-                self.by_category.setdefault(path, []).append(article)
+            of_category.setdefault(article.category, []).append(article)
+            self.by_brand.setdefault(article.brand or "", []).append(article)
+        self.by_category: dict[str, list[tree.Article]] = {}
+        for category, articles in of_category.items():
+            for path in _paths(category):
+                self.by_category.setdefault(path, []).extend(articles)
         self.codes = sorted(set(programme.category_codes.values()))
 
     def meet(self, condition: object, excluded: object | None) -> bool:
@@ -102,7 +107,7 @@ class _Goods:
         )
 
     def candidates(self, condition: object) -> list[tree.Article]:
-        """Articles among which one must be that meets the condition: by its first sku or category that must hold."""
+        """Articles among which one must be that meets the condition: by its first sku, category or brand that must hold."""
         parts = condition.parts if isinstance(condition, tree.All) else (condition,)
         for part in parts:
             if isinstance(part, tree.InSet) and part.kind == "sku":
@@ -110,6 +115,9 @@ class _Goods:
         for part in parts:
             if isinstance(part, tree.InSet) and part.kind == "category":
                 return [article for name in sorted(part.names) for article in self.by_category.get(name, [])]
+        for part in parts:
+            if isinstance(part, tree.InSet) and part.kind == "brand":
+                return [article for name in sorted(part.names) for article in self.by_brand.get(name, [])]
         return self.kinds
 
 

@@ -73,9 +73,11 @@ class Goods:
         self.unknown = [kinds.setdefault((sku or None, path, None, frozenset()), len(kinds))
                         for sku in ("", *self.named_only) for path in (None, *paths)]
         self.skus = sorted(programme.articles)
-        self.kind_of = np.array([
-            kinds.setdefault((sku if sku in named else None, article.category, article.brand, article.flags), len(kinds))
-            for sku, article in ((sku, programme.articles[sku]) for sku in self.skus)], np.int64)
+        asked = [(article.sku if article.sku in named else None, article.category, article.brand, article.flags)
+                 for article in map(programme.articles.__getitem__, self.skus)]
+        for kind in dict.fromkeys(asked):
+            kinds.setdefault(kind, len(kinds))
+        self.kind_of = np.fromiter(map(kinds.__getitem__, asked), np.int64, len(asked))
         self.rows = [(None, None, None, frozenset()), *list(kinds)[1:]]  # sku if a rule names it, category, brand, flags
         self.count = len(self.rows)
         self._index()

@@ -728,6 +728,8 @@ def evaluate(programme: tree.Programme, member: Member, receipt: Receipt, time_u
             points[rule.wallet] += row.given
     if max(points) > limits.POINTS_MAX:
         return Result(refused="points_overflow", notices=notices, day=today, tier=tier, burn_limits=burn_limits)
+    if sum(programme.rules[row.rule].kind in ("points", "add_percent", "times") for row in given) > limits.AWARDS_MAX:
+        return Result(refused="too_many_awards", notices=notices, day=today, tier=tier, burn_limits=burn_limits)
 
     spent = sum(part for part, is_eligible in zip(money, eligible, strict=True) if is_eligible)
     tier_after, until_after, missing = tiers_after(programme, member, tier, tier_until, today, spent)

@@ -62,7 +62,7 @@ def parse(source: bytes, file: str) -> MappingNode:
         column = error.start - (source.rfind(b"\n", 0, error.start) + 1) + 1
         raise ProgramError(f"{file}:{line}:{column}: byte 0x{source[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
     try:
-        top = YAML(typ="rt", pure=True).compose(text)
+        top = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ledger._probe import LoadedProgram
 
 from ledger.published import told_of
-from ledger.rules import compile_source, reference, zones
+from ledger.rules import compile_source, zones
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = (ROOT / "tests" / "golden" / "base-v1.image").read_bytes()
@@ -35,7 +35,8 @@ def us(moment: datetime) -> int:
 @lru_cache
 def loaded(zone: str) -> LoadedProgram:
     """A programme of that zone, as the service loads it."""
-    return LoadedProgram(compile_source(f"programme: Days\ncurrency: USD\nzone: {zone}\nwallets: [{{name: points}}]\nrules: []\n".encode()).image)
+    source = f"programme: Days\ncurrency: USD\nzone: {zone}\nwallets: [{{name: points}}]\nrules: []\n"
+    return LoadedProgram(compile_source(source.encode()).image)
 
 
 MOMENTS = st.integers(us(datetime(2000, 1, 1, tzinfo=UTC)), us(datetime(2199, 12, 1, tzinfo=UTC)))

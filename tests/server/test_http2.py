@@ -504,8 +504,8 @@ def _large(tmp_path: Path, new_port: Callable[..., Port]) -> tuple[Port, bytes]:
     """A port whose programme gives three times for every line, and an earn whose answer outgrows one frame and one send."""
     program = tmp_path / "three.yaml"
     text = PROGRAM.read_text()
-    rule = text[text.index("  - name: Base points"):]
-    program.write_text(text.rstrip() + "\n" + "".join(rule.replace("Base points", name).rstrip() + "\n" for name in ("Second", "Third")))
+    rule = text[text.index("  - name: Base points"):text.index("\nburn:")]
+    program.write_text(text.replace(rule, "".join(rule.replace("Base points", name) for name in ("First", "Second", "Third"))))
     request = ledger_pb2.EarnPointsRequest(request_id="large-answer-0001", member=ledger_pb2.MemberRef(card="2900000000001"))
     request.sent_time.GetCurrentTime()
     key = request.receipt.key

@@ -83,6 +83,8 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> journal_pb2.Jou
         message.tenders.add(**row)
     message.channel = said.get("channel", "")
     message.promo_codes.extend(said.get("promo_codes", ()))
+    if "rules_state" in value:
+        message.result.CopyFrom(told(value))
     for row in value.get("after", ()):
         message.wallets.add(wallet=wallets[row["wallet"]], posted_points=row["posted_points"], pending_points=row["pending_points"],
                             reserved_points=row["reserved_points"],
@@ -121,6 +123,23 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> journal_pb2.Jou
     message.digest = value.get("digest", b"")
     message.program_hash = value["image"][8:40] if "image" in value else b""
     return message
+
+
+def told(value: dict[str, Any]) -> Any:
+    """What rules made of a receipt, beside its awards."""
+    out, state = ledger_pb2.ReceiptResult(), value["rules_state"]
+    for rows, name in ((out.discounts, "discounts"), (out.paid, "paid")):
+        for row in value.get(name, ()):
+            rows.add(**row)
+    out.discount_minor, out.paid_minor = sum(row.amount_minor for row in out.discounts), sum(row.amount_minor for row in out.paid)
+    if state["tier_before_name"]:
+        out.standing.tier, out.standing.new_tier = state["tier_before_name"], state["tier_name"]
+    out.entitlements.extend(value.get("entitlements", ()))
+    notices = value.get("notices", {"count": 0, "rows": ()})
+    for row in notices["rows"]:
+        out.notices.add(**row)
+    out.notice_count = notices["count"]
+    return out
 
 
 def listed(port: Port, size: int = 0, **what: Any) -> list[journal_pb2.JournalEntry]:
