@@ -30,6 +30,10 @@ cdef struct CoreSizes:
     uint64_t ids_max            # request ids remembered; receipt keys: the same number
     uint32_t reservations_max
 
+cdef enum:
+    REFUSALS_OF_RULES = 16
+    NOTICE_KINDS = 8
+
 cdef struct CoreStats:          # read by metrics from another thread: plain aligned words, never torn
     uint64_t sequence           # of the last entry applied
     int64_t time_us             # of the last entry applied
@@ -50,6 +54,13 @@ cdef struct CoreStats:          # read by metrics from another thread: plain ali
     uint64_t counters           # of caps and tiers, all members
     uint64_t days               # of rolling windows, all members
     uint64_t campaigns
+    uint64_t counters_room      # 32-byte units, as many as there is memory for
+    uint64_t days_room
+    uint64_t evaluated          # receipts that went through rules of version 2, quotes too
+    uint64_t rules_refused[REFUSALS_OF_RULES]   # of them, refused: by Result2.refused
+    uint64_t notices[NOTICE_KINDS]  # in receipts that were written: what was not known
+    uint64_t by_quote           # receipts written that brought the token of a quote
+    uint64_t changed_since_quote    # of them, those that came to something else
     uint64_t bytes_counters
     uint64_t bytes_days
     int64_t issued_points[WALLETS_MAX]

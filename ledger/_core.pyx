@@ -40,7 +40,7 @@ from ledger._lots cimport (
     Arena, BLOCK_SHIFT, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
     units_of,
 )
-from ledger._programme cimport LOADED_BYTES_MIN, LOADED_HASH_AT, Loaded, loaded_copy, loaded_find, loaded_free, loaded_free_all, loaded_take
+from ledger._programme cimport LOADED_BYTES_MIN, LOADED_HASH_AT, Loaded, RuleTally, loaded_copy, loaded_find, loaded_free, loaded_free_all, loaded_take
 from ledger._quote cimport (
     Mac, QUOTE_DISCOUNTS, QUOTE_IMAGE_BYTES, QUOTE_MAC_BYTES, QUOTE_PAID, QUOTE_PARTS, QUOTE_POINTS, QUOTE_STANDING, QUOTE_TOKEN_VERSION,
     QuoteToken, QuoteView, mac_differs, mac_of, mac_open,
@@ -243,6 +243,8 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     core.limits.core = core
     core.limits.used = limits_used
     core.limits.campaign_used = limits_campaign_used
+    core.stats.counters_room = core.counters.capacity << BLOCK_SHIFT
+    core.stats.days_room = core.days.capacity << BLOCK_SHIFT
     ok = ok and core.scratch != NULL and core.result != NULL and quotes_open(core)
     ok = ok and keys_open(&core.keys[KEYS_REQUEST], sizes.ids_max)
     ok = ok and keys_open(&core.keys[KEYS_RECEIPT], sizes.ids_max)
@@ -2041,6 +2043,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if earns:
         write_receipt_end(&writer, command)
         write_rules(&writer, core, d, command, account == NULL)
+        count_rules(core, d)
         if d.quoted:
             write_quote(&writer, d)
     size = entry_finish(&writer)

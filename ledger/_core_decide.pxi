@@ -87,7 +87,9 @@ cdef uint16_t decide_rules(Core* core, const Command* command, const Decision* d
         points = captured_points
         core.facts.available[wallet] += captured.reserved_points
     evaluate(<const Program2*>core.decision.program.rules, command, d.business_us, &core.facts, &core.limits, wallet, points, core.scratch, core.result)
+    core.stats.evaluated += 1
     if core.result.refused != 0:
+        core.stats.rules_refused[core.result.refused] += 1
         return refuse_by_rules(core, command, wallet, points, outcome)
     if account != NULL:
         kept = core.profiles[d.member - 1].counter_count
@@ -270,6 +272,21 @@ cdef void write_rules(EntryWriter* writer, const Core* core, const Decision* d, 
             put_text(writer, padded_name(rules.entitlements[result.entitlements[i]].name, ENTITLEMENT_BYTES))
         section_end(writer)
     write_notices(writer, core, command)
+
+
+cdef void count_rules(Core* core, const Decision* d) noexcept nogil:
+    # For metrics, of a receipt that is written.
+    cdef RuleTally* tallies = (<const Loaded*>d.program).tallies
+    cdef const Result2* result = core.result
+    cdef uint32_t i
+    for i in range(result.given_count):
+        if result.given[i].given > 0:
+            tallies[result.given[i].rule].receipts += 1
+            tallies[result.given[i].rule].given += result.given[i].given
+    for i in range(result.notice_count):
+        core.stats.notices[result.notices[i].kind] += 1
+    core.stats.by_quote += d.quoted
+    core.stats.changed_since_quote += d.quoted and d.changed != 0
 
 
 # --- what is set of a member --------------------------------------------------------------------------------------

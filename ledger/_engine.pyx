@@ -34,7 +34,7 @@ from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, 
 from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, monotonic_us, realtime_us
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
-    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
+    APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST, NOTICE_KINDS, REFUSALS_OF_RULES, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
     core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_set_served, core_stats, core_tick, core_versions,
     core_write_digest, core_write_part, core_write_program,
 )
@@ -53,11 +53,12 @@ from ledger._layout cimport (
     ORDER_PUBLISH, Outcome, RulesAnswer, RulesOrder, Slice,
 )
 from ledger._limits cimport (
-    COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
+    CAMPAIGNS_KEPT_MAX, COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
     GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, IMAGE_INLINE_BYTES_MAX, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
-    LOOKUPS_MAX, OUTBOX_BYTES, PREPARE_STEP_BYTES, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
+    LOOKUPS_MAX, OUTBOX_BYTES, PREPARE_STEP_BYTES, RULES_TOLD_MAX, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
-from ledger._programme cimport LOADED_HASH_AT, Loaded, loaded_copy, loaded_free, loaded_free_all
+from ledger._image cimport Program2, RULE_POINTS, RULE_TIMES
+from ledger._programme cimport LOADED_HASH_AT, Loaded, RuleTally, loaded_copy, loaded_free, loaded_free_all
 from ledger._rules cimport Program
 from ledger._snapshot cimport Snapshot
 from ledger._status cimport STATUS_IDS_BEHIND, STATUS_JOURNAL_FULL
@@ -1291,6 +1292,39 @@ cdef Slice slice_of(bytes text):
     return slice
 
 
+cdef dict told_rules(const Program* program):
+    # The programme in force, and what its first rules have given since its image was loaded; the rest in one row without a name.
+    cdef const Program2* rules = <const Program2*>program.rules
+    cdef const RuleTally* tallies = (<const Loaded*>program).tallies
+    cdef uint64_t receipts = 0
+    cdef int64_t points = 0, discounts = 0
+    cdef uint32_t i
+    cdef uint8_t kind
+    told = {"version": program.version, "rule_count": program.rule_count, "image_bytes": program.image_size, "name": "", "hash": "",
+            "rules": [], "others": None}
+    if rules == NULL or tallies == NULL:
+        return told
+    told["name"] = rules.header.name[:40].rstrip(b"\0").decode()
+    told["hash"] = (<const char*>rules.header.hash)[:8].hex()
+    for i in range(rules.rule_count):
+        kind = rules.rules[i].kind
+        if i < RULES_TOLD_MAX:
+            told["rules"].append({
+                "name": rules.rule_names[64 * i:64 * i + 64].rstrip(b"\0").decode(), "receipts": tallies[i].receipts,
+                "wallet": program.wallets[rules.rules[i].wallet].name[:program.wallets[rules.rules[i].wallet].name_size].decode()
+                if RULE_POINTS <= kind <= RULE_TIMES else "", "points": tallies[i].given if RULE_POINTS <= kind <= RULE_TIMES else 0,
+                "discounts": tallies[i].given if kind < RULE_POINTS else 0})
+            continue
+        receipts += tallies[i].receipts
+        if kind < RULE_POINTS:
+            discounts += tallies[i].given
+        elif kind <= RULE_TIMES:
+            points += tallies[i].given
+    if rules.rule_count > RULES_TOLD_MAX:
+        told["others"] = {"receipts": receipts, "points": points, "discounts": discounts}
+    return told
+
+
 cdef class EngineHandle:
     """Python's hold on an Engine; see _engine.pyi."""
 
@@ -1850,6 +1884,11 @@ cdef class EngineHandle:
                 "lots": core.lots, "reservations_active": core.reservations_active, "request_ids": core.request_ids,
                 "receipt_keys": core.receipt_keys, "entries_expired_lots": core.entries_expired_lots,
                 "entries_expired_reservations": core.entries_expired_reservations,
+                "counters": core.counters, "counters_room": core.counters_room, "days": core.days, "days_room": core.days_room,
+                "campaigns": core.campaigns, "campaigns_max": CAMPAIGNS_KEPT_MAX, "evaluated": core.evaluated,
+                "rules_refused": [core.rules_refused[i] for i in range(<int>REFUSALS_OF_RULES)],
+                "notices": [core.notices[i] for i in range(<int>NOTICE_KINDS)],
+                "by_quote": core.by_quote, "changed_since_quote": core.changed_since_quote,
                 "wallets": [
                     {
                         "name": program.wallets[i].name[:program.wallets[i].name_size].decode(),
@@ -1860,7 +1899,9 @@ cdef class EngineHandle:
                     for i in wallets
                 ],
             },
+            "program": told_rules(program) if program != NULL else None,
             "memory_bytes": {
+                "counters": core.bytes_counters, "days": core.bytes_days,
                 "accounts": core.bytes_accounts, "identifiers": core.bytes_identifiers, "lots": core.bytes_lots,
                 "reservations": core.bytes_reservations, "request_ids": core.bytes_request_ids, "receipt_keys": core.bytes_receipt_keys,
                 "ring": engine.ring_bytes, "inbox": engine.inbox.capacity, "outbox": engine.outbox.capacity,

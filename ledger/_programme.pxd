@@ -2,7 +2,7 @@
 # have in common (wallets, currency, zone) stands in Program, whose `rules` leads to the rest. Not for deciding.
 # cimported by _core, _engine, _past and _entries.
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from ledger._image cimport IMAGE2_OPENS_ANONYMOUS, IMAGE2_VERSION, Program2, image_load
@@ -12,12 +12,17 @@ cdef enum:
     LOADED_HASH_AT = 8          # an image's hash stands there, in every version
     LOADED_BYTES_MIN = 192
 
+cdef struct RuleTally:          # what one rule has given since its image was loaded here; read by metrics from another thread
+    uint64_t receipts
+    int64_t given               # points, or minor units of discounts
+
 cdef struct Loaded:             # an image in memory
     Program program             # its wallets may be more than the image has: those of later versions, which members keep
     Program2 rules              # of an image of version 2
     uint8_t* image
     uint32_t size
     uint32_t users              # versions of it that are in force or to come
+    RuleTally* tallies          # one for each rule of version 2; NULL: none
     int64_t until_us            # without users: the server time from which it was in force no more
     Loaded* next
 
@@ -47,6 +52,7 @@ cdef inline int programme_load(Program* program, Program2* rules, const uint8_t*
 
 cdef inline void loaded_free(Loaded* loaded) noexcept nogil:
     if loaded != NULL:
+        free(loaded.tallies)
         free(loaded.image)
         free(loaded)
 
@@ -70,6 +76,11 @@ cdef inline Loaded* loaded_take(uint8_t* image, uint32_t size) noexcept nogil:
     if image == NULL or programme_load(&loaded.program, &loaded.rules, image, size) != 0:
         loaded_free(loaded)
         return NULL
+    if loaded.program.rules != NULL and loaded.rules.rule_count != 0:
+        loaded.tallies = <RuleTally*>calloc(loaded.rules.rule_count, sizeof(RuleTally))
+        if loaded.tallies == NULL:
+            loaded_free(loaded)
+            return NULL
     return loaded
 
 

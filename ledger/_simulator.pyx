@@ -21,7 +21,7 @@ from ledger._core cimport (
 )
 from ledger._entry cimport (
     Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin,
-    entry_finish, entry_view, get_byte, get_signed, get_text, get_varint, put_signed, section_begin, section_end,
+    entry_finish, entry_view, get_byte, get_signed, get_text, get_varint, deciding_program, put_signed, section_begin, section_end,
 )
 from ledger._evaluate cimport Given, REASON_CAMPAIGN_USES, REASON_CAMPAIGN_VALUE, REASON_CAP, REASON_CAP_TOO_LATE, Result2, Scratch
 from ledger._feed cimport FAULT_APPLY, FAULT_ENTRIES, FAULT_NONE, GroupFeed
@@ -36,7 +36,7 @@ from ledger._layout cimport (
     KIND_DIGEST, KIND_EARN, KIND_ENROLL, KIND_PROGRAM, KIND_SET_ATTRIBUTES, KIND_SET_SEGMENTS, LINE_WEIGHED, LOOKED_UP, MEMBER_BY_ID,
     METHOD_ADJUST, METHOD_BURN, METHOD_COMMIT, METHOD_EARN, Outcome, PAYMENT_BURN, PAYMENT_CAPTURE, PAYMENT_NONE, RECEIPT_CHANNEL,
     RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_DISCOUNTS, SECTION_LINES, SECTION_LINE_DETAILS,
-    SECTION_OPENED, SECTION_POSTINGS, SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_RESERVATION, SECTION_SOURCE, Slice, WALLETS_MAX,
+    SECTION_OPENED, SECTION_POSTINGS, SECTION_PUBLISHED, SECTION_QUOTE, SECTION_RECEIPT, SECTION_RESERVATION, SECTION_SOURCE, Slice, WALLETS_MAX,
 )
 from ledger._limits cimport (
     COMMAND_ENTRY_BYTES_MAX, ENTRY_BYTES_MAX, IMAGE_INLINE_BYTES_MAX, LINES_MAX, PROMO_CODES_PER_RECEIPT_MAX, TENDERS_PER_RECEIPT_MAX, TICK_ACCOUNTS_MAX,
@@ -89,6 +89,7 @@ cdef class Simulator(GroupFeed):
     cdef uint32_t only_member   # explain: whose entries count; the others only open accounts and use campaigns
     cdef bint started
     cdef bint done
+    cdef bint decided           # explain: the target was decided again
     cdef int32_t day
     cdef int32_t first_day
     cdef uint32_t stride        # words of a row
@@ -120,7 +121,7 @@ cdef class Simulator(GroupFeed):
         self.version = 0
         self.target, self.only_member = target, only_member
         self.seen = 0
-        self.started = self.done = False
+        self.started = self.done = self.decided = False
         self.day = self.first_day = INT32_NONE
         self.stride = ROW_WALLETS + WALLETS_MAX
         self.row_bytes = self.stride * sizeof(int64_t)
@@ -419,7 +420,7 @@ cdef void count_given(Simulator self, const EntryView* view) noexcept nogil:
     # What the journal says that a receipt was given.
     cdef Cursor cursor
     cdef uint64_t rule, last = 0, wallet
-    cdef uint32_t version = view.header.program if view.header.program < VERSIONS_MAX else VERSIONS_MAX - 1
+    cdef uint32_t version = deciding_program(view)
     self.then.receipts += 1
     count_rows(self, self.members_before, self.days_before, view.header.member, ROW_RECEIPTS, 1)
     cursor_open(&cursor, &view.sections[SECTION_AWARDS])
@@ -428,7 +429,7 @@ cdef void count_given(Simulator self, const EntryView* view) noexcept nogil:
         rule = get_varint(&cursor)
         wallet = get_varint(&cursor)
         count_award(self, version, rule, wallet, get_signed(&cursor), view.header.member)
-        if rule != last and self.before[version] != NULL:
+        if rule != last and version < VERSIONS_MAX and self.before[version] != NULL:
             self.before[version][rule - 1 if 1 <= rule < RULE_ROWS else RULE_ROWS - 1].receipts += 1
         last = rule
     cursor_open(&cursor, &view.sections[SECTION_DISCOUNTS])
@@ -554,6 +555,11 @@ cdef bint read_receipt(Simulator self, const EntryView* view, const Context* con
     command.given |= GIVEN_RECEIPT | GIVEN_RECEIPT_KEY
     if context.given >> CONTEXT_BUSINESS_TIME & 1:
         command.business_time_us = view.header.time_us + context.values[CONTEXT_BUSINESS_TIME]
+        command.given |= GIVEN_BUSINESS_TIME
+    if view.sections[SECTION_QUOTE].data != NULL:
+        cursor_open(&cursor, &view.sections[SECTION_QUOTE])
+        get_varint(&cursor)
+        command.business_time_us = view.header.time_us + get_signed(&cursor)
         command.given |= GIVEN_BUSINESS_TIME
     command.business_day = <int32_t>context.values[CONTEXT_BUSINESS_DAY]
     command.total_minor = context.values[CONTEXT_TOTAL]
@@ -768,7 +774,9 @@ cdef int take_explained(Simulator self, const EntryView* view, uint32_t size) no
             self.command.reservation_id = context.values[CONTEXT_RESERVATION]
             self.command.points = context.values[CONTEXT_POINTS]
         name_request(self, 0)
-        core_execute(self.core, self.command, header.time_us, self.entry, &self.outcome)
+        if core_program(self.core).rules != NULL and deciding_program(view) == core_program(self.core).version:
+            core_execute(self.core, self.command, header.time_us, self.entry, &self.outcome)
+            self.decided = True
         return FAULT_NONE
     if header.kind == KIND_PROGRAM or header.kind > KIND_PROGRAM and header.kind != KIND_DIGEST or header.member == self.only_member \
             and header.kind < KIND_PROGRAM:
@@ -865,18 +873,21 @@ cdef dict explanation(Simulator self):
     cdef const ImageThreshold* threshold
     cdef uint32_t i, j
     cdef bytes entry = b""
-    found = {"status": self.outcome.status, "version": program.version, "wallets": [
+    found = {"decided": bool(self.decided), "version": program.version, "wallets": [
         {"name": program.wallets[i].name[:program.wallets[i].name_size].decode(), "scale": program.wallets[i].scale}
-        for i in range(program.wallet_count)], "a": self.outcome.a, "b": self.outcome.b}
+        for i in range(program.wallet_count)]}
     found["rules_version"] = 1 if program.rules == NULL else 2
+    if program.rules != NULL:
+        rules = <const Program2*>program.rules
+        found["currency"] = padded(rules.header.currency, 4)
+        found["currency_digits"] = rules.header.currency_digits
+    if not self.decided:
+        return found
+    found["status"] = self.outcome.status
     if self.outcome.entry != NULL:
         found["entry"] = (<const char*>self.outcome.entry)[:self.outcome.entry_size]
-    if program.rules == NULL:
-        return found
-    rules, result, scratch = <const Program2*>program.rules, core_result(self.core), core_scratch(self.core)
+    result, scratch = core_result(self.core), core_scratch(self.core)
     tiers = [padded(rules.tiers[i].name, 32) for i in range(rules.counts[SECTION2_TIERS])]
-    found["currency"] = padded(rules.header.currency, 4)
-    found["currency_digits"] = rules.header.currency_digits
     found["refused"] = result.refused
     found["tier"] = tiers[result.tier] if result.tier < len(tiers) else ""
     found["burn_limits"] = [

@@ -117,12 +117,14 @@ def _facts(sequence: int, value: dict[str, Any], again: dict[str, Any] | None, p
     """What the entry says, and how it came about."""
     context, state = value.get("context", {}), value.get("rules_state")
     source = dict(programmes).get(value["program"], b"")
+    version = value.get("quote", {}).get("program", value["program"])
+    source = dict(programmes).get(version, source)
     rules = _quoted(source)
     wallets = (again or {}).get("wallets", [])
     digits = (again or {}).get("currency_digits", 2)
     found: dict[str, Any] = {
         "sequence": sequence, "kind": value["kind"], "time_us": value["time_us"], "member_id": value["member"], "opened": value["opened"],
-        "program_version": value["program"], "program": _name(source),
+        "program_version": version, "by_quote": "quote" in value, "program": _name(source),
         "refusal": errors.BY_NUMBER[value["status"]].name if value["status"] else None,
         "receipt": {name: context[name] for name in ("store", "till", "business_day", "number", "total_minor", "business_time_us")
                     if name in context} | {name: said for name, said in value.get("receipt", {}).items() if said},
@@ -136,7 +138,7 @@ def _facts(sequence: int, value: dict[str, Any], again: dict[str, Any] | None, p
     found["rules"] = _rules(value, again, rules, wallets, digits)
     found["differs"] = _differs(value, again)
     found["burn_limits"] = (again or {}).get("burn_limits", [])
-    found["recomputed"] = again is not None
+    found["recomputed"] = again is not None and again["decided"]
     return found
 
 
@@ -171,7 +173,7 @@ def _lines(value: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _differs(value: dict[str, Any], again: dict[str, Any] | None) -> list[str]:
     """Where deciding once more does not come to what the entry says: in words."""
-    if again is None:
+    if again is None or not again["decided"]:
         return []
     told = []
     if again["status"] != value["status"]:

@@ -333,7 +333,7 @@ def _day_of_entry(group: Group, sequence: int) -> int:
 
 
 def _names_of(columns: Columns, names: Names) -> Names:
-    """The names of the newest programme among these entries, beside those that were known. A version that is one of before has no source."""
+    """The names of the newest programme among these entries, beside those known. A version that is one of before has no source."""
     told, image = columns.program
     if told or image:
         wallets = read_published(told)["wallets"] if told else told_of(image).wallets

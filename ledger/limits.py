@@ -131,6 +131,7 @@ DAYS_PER_MEMBER_MAX = 4096  # rolling windows of 400 days and receipts of 3660 d
 CAMPAIGNS_KEPT_MAX = 65_536  # budgets of all programmes ever; 1.5 MB
 CAMPAIGNS_PER_ENTRY_MAX = 1000  # as many as a programme has
 COUNTERS_PER_ENTRY_MAX = 4096  # caps that one receipt is counted in; 90 kB of its entry
+RULES_TOLD_MAX = 256  # rules with series of their own in /metrics, the first of the file; the rest is one
 NOTICES_TOLD_MAX = 64  # of one receipt; a till with more has another catalogue, and the first ones tell it
 RESERVATIONS_MAX = 1_048_576  # active and recently finished reservations, all members
 RESERVATIONS_MAX_LEAST = 4096  # room for them in a ledger of few members; between the two: one a member

@@ -141,8 +141,8 @@ def _over_journal(journal: Journal, programme: CompiledProgram, against: Compile
                 if applied == "full":
                     raise _TablesTooSmall
                 if applied == "program":
-                    raise SimulationRefused(f"at entry {sequence} another programme comes into force, or this one cannot: if one was published "
-                                            "before --from for a moment behind it, let --from begin behind that moment")
+                    raise SimulationRefused(f"at entry {sequence} another programme comes into force, or this one cannot: if one was "
+                                            "published before --from for a moment behind it, let --from begin behind that moment")
                 raise Damage(f"{journal.file}, group {batch[index][0]}, entry {sequence}",
                              f"it cannot be read or applied ({name}, {applied})")
         progress(runs[0].last_sequence, max(total, runs[0].last_sequence))

@@ -78,6 +78,15 @@ ENGINE = (
     Row("ids.unreadable", "ledger_ids_unreadable_lookups", "counter", "Questions that met a damaged run."),
     Row("ids.refused_behind", "ledger_ids_refused_writes", "counter", "Writes refused with IDS_BEHIND."),
     Row("ids.failures", "ledger_ids_failures", "counter", "Transactions of runs that met a full disk; they are tried again."),
+    Row("core.counters", "ledger_counters", "gauge", "Counters of caps and tiers, all members."),
+    Row("core.counters_room", "ledger_counters_room", "gauge", "Counters that there is memory for, when none is lost to sizes."),
+    Row("core.days", "ledger_counted_days", "gauge", "Days that rolling windows of tiers keep, all members."),
+    Row("core.days_room", "ledger_counted_days_room", "gauge", "Pairs of days that there is memory for, when none is lost to sizes."),
+    Row("core.campaigns", "ledger_campaigns", "gauge", "Campaigns of all programmes so far."),
+    Row("core.campaigns_max", "ledger_campaigns_max", "gauge", "Campaigns that there is room for."),
+    Row("core.evaluated", "ledger_evaluated_receipts", "counter", "Receipts that went through the rules, those of quotes too."),
+    Row("core.by_quote", "ledger_quoted_receipts", "counter", "Receipts written that brought the token of a quote."),
+    Row("core.changed_since_quote", "ledger_quotes_changed", "counter", "Of them, those that came to something else than was quoted."),
     Row("core.entries_expired_lots", "ledger_expired_lots_entries", "counter", "Entries that posted the expiry of lots."),
     Row("core.entries_expired_reservations", "ledger_expired_reservations_entries", "counter", "Entries that ended reservations by time."),
     Row("drain_lag_entries", "ledger_drain_lag_entries", "gauge", "Entries in the tail that are not in LMDB yet."),
@@ -168,6 +177,7 @@ class LedgerCollector(Collector):
         yield _family(Row("", "ledger_outstanding_points", "gauge", "Points in members' wallets, pending and reserved ones included."),
                       [((wallet["name"],), wallet["issued_points"] + wallet["adjusted_points"] - wallet["redeemed_points"]
                         - wallet["expired_points"]) for wallet in wallets], "wallet")
+        yield from _rules(engine)
         yield _family(Row("", "ledger_memory_bytes", "gauge", "Memory by table: in use for tables, reserved for rings."),
                       [((table,), size) for table, size in engine["memory_bytes"].items()], "table")
         yield _family(Row("", "ledger_gate_closed", "gauge", "1 while writes are refused (JOURNAL_FULL), by cause."),
@@ -207,6 +217,33 @@ class FollowerCollector(Collector):
         yield _family(Row("", "ledger_reads", "counter", "Calls of the journal service answered, by method and outcome."),
                       [(key, count) for key, count in sorted(journal["calls"].items())], "method", "outcome")
         yield _build()
+
+
+# By Result2.refused and Notice.kind of ledger/_evaluate.pxd.
+RULES_REFUSED = ("", "too_many_lines", "absurd_amount", "total_differs", "unknown_store", "burn_not_possible", "burn_step", "burn_too_high",
+                 "burn_below_min", "points_overflow", "too_many_awards")
+NOTICES = ("", "store", "sku", "category", "promo_code", "tender", "channel")
+
+
+def _rules(engine: Mapping[str, Any]) -> Iterator[Metric]:
+    """The programme in force, and what its rules have given since its image was loaded."""
+    core, told = engine["core"], engine["program"] or {"version": 0, "name": "", "hash": "", "rule_count": 0, "image_bytes": 0, "rules": [],
+                                                       "others": None}
+    yield _family(Row("", "ledger_program_info", "gauge", "Always 1; the labels say which version of the programme is in force."),
+                  [((str(told["version"]), told["name"], told["hash"]), 1)], "version", "name", "hash")
+    yield _family(Row("", "ledger_program_rules", "gauge", "Rules of the programme in force."), [((), told["rule_count"])])
+    yield _family(Row("", "ledger_program_image_bytes", "gauge", "Size of its image."), [((), told["image_bytes"])])
+    rows = [*told["rules"], *([{"name": "(others)", "wallet": "", **told["others"]}] if told["others"] else [])]
+    yield _family(Row("", "ledger_rule_receipts", "counter", "Receipts on which a rule gave something, since its image was loaded."),
+                  [((row["name"],), row["receipts"]) for row in rows], "rule")
+    yield _family(Row("", "ledger_rule_points", "counter", "Points that a rule gave, since its image was loaded."),
+                  [((row["name"], row["wallet"]), row["points"]) for row in rows if row["wallet"] or row["points"]], "rule", "wallet")
+    yield _family(Row("", "ledger_rule_discounts_minor", "counter", "Minor units that a rule took off, since its image was loaded."),
+                  [((row["name"],), row["discounts"]) for row in rows if not row["wallet"]], "rule")
+    yield _family(Row("", "ledger_rules_refused_receipts", "counter", "Receipts that the rules refused, those of quotes too, by reason."),
+                  [((name,), core["rules_refused"][number]) for number, name in enumerate(RULES_REFUSED) if name], "reason")
+    yield _family(Row("", "ledger_receipt_notices", "counter", "What was not known in receipts that were written, by kind."),
+                  [((name,), core["notices"][number]) for number, name in enumerate(NOTICES) if name], "kind")
 
 
 def _build() -> Metric:

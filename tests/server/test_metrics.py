@@ -57,6 +57,21 @@ def test_buckets_are_cumulative_and_in_seconds(server: RunningServer) -> None:
     assert buckets[0][0] <= 1e-5 and 1 <= buckets[-2][0] <= 60
 
 
+def test_rules_are_counted_by_name(server: RunningServer) -> None:
+    for _ in range(3):
+        server.stub.EarnPoints(till.earn("card-1", 1000), timeout=CALL_S)
+    got = server.metrics()
+    rules = {name: value for name, value in got.items() if name.startswith("ledger_rule_")}
+    assert rules['ledger_rule_receipts_total{rule="Base points"}'] == got["ledger_evaluated_receipts_total"] == 3
+    points = got['ledger_issued_points_total{wallet="points"}']
+    assert rules['ledger_rule_points_total{rule="Base points",wallet="points"}'] == points == 150
+    info = [name for name in got if name.startswith("ledger_program_info")]
+    assert len(info) == 1 and re.search(r'hash="[0-9a-f]{16}",name="Base",version="1"', info[0]), info
+    assert got["ledger_program_rules"] == 1 and got["ledger_program_image_bytes"] > 0
+    assert got['ledger_rules_refused_receipts_total{reason="absurd_amount"}'] == got['ledger_receipt_notices_total{kind="sku"}'] == 0
+    assert got["ledger_counters_room"] > 0 and got["ledger_campaigns"] == 0 < got["ledger_campaigns_max"]
+
+
 def test_docs_list_every_metric_and_no_other(server: RunningServer) -> None:
     exists = spoken(server.get("/metrics"))
     page = (ROOT / "docs" / "metrics.md").read_text().partition("\n## The follower\n")[0]
