@@ -862,6 +862,7 @@ cdef void run(Load* load) noexcept nogil:
 
 METHODS = {
     "earn": 1, "burn": 2, "reserve": 3, "capture": 4, "release": 5, "commit": 6, "enroll": 7, "balance": 8, "operation": 9, "health": 10,
+    "quote": 16,
 }
 """The names of --mix and their numbers (ledger/_layout.pxd, Method)."""
 
@@ -871,7 +872,7 @@ PATHS = {
     5: b"/loyalty.ledger.v1.LedgerService/ReleaseReservation", 6: b"/loyalty.ledger.v1.LedgerService/CommitReceipt",
     7: b"/loyalty.ledger.v1.LedgerService/EnrollMember", 8: b"/loyalty.ledger.v1.LedgerService/GetBalance",
     9: b"/loyalty.ledger.v1.LedgerService/GetOperation", 10: b"/grpc.health.v1.Health/Check",
-    14: b"/loyalty.ledger.v1.LedgerService/BatchPost",
+    14: b"/loyalty.ledger.v1.LedgerService/BatchPost", 16: b"/loyalty.ledger.v1.LedgerService/QuoteReceipt",
 }
 
 NAMES = {**{number: name for name, number in METHODS.items()}, METHOD_BATCH_POST: "batch"}

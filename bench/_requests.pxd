@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 from ledger._layout cimport (
     METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE, METHOD_GET_OPERATION,
-    METHOD_RELEASE, METHOD_RESERVE,
+    METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE,
 )
 
 cdef extern from *:
@@ -317,6 +317,9 @@ cdef inline void make_request(Maker* maker, uint8_t method, int64_t now_s, int64
         made.member = hold.member
     if method == METHOD_GET_BALANCE:
         at = put_member(at, 0x0A, made.member)
+    elif method == METHOD_QUOTE:
+        at = put_member(at, 0x0A, made.member)
+        at = put_receipt(at, 0x12, maker, now_s)
     elif method == METHOD_GET_OPERATION:
         write = &maker.sent[random_below(&maker.random, maker.sent_count)]
         at[0] = 0x0A

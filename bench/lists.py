@@ -20,7 +20,7 @@ import grpc
 from ledger import limits
 from server._pb.loyalty.ledger.v1 import journal_pb2, journal_pb2_grpc
 
-PERIOD_S = 1.0  # from one list to the next: more than all the offices of a chain ask for; without a pause it would be a load test of the reader
+PERIOD_S = 1.0  # from one list to the next: more than all the offices of a chain ask for; no pause would be a load test of the reader
 PATIENCE_S = 600  # until the index has read what is new
 
 

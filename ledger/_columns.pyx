@@ -13,7 +13,7 @@ from ledger._entry cimport (
 )
 from ledger._layout cimport (
     ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, SECTION_AFTER, SECTION_AWARDS, SECTION_CONTEXT, SECTION_DIGEST,
-    SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES, SECTION_LOTS, SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION,
+    SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_PUBLISHED, SECTION_LINES, SECTION_LOTS, SECTION_POSTINGS, SECTION_REFUSAL, SECTION_RESERVATION,
     SECTION_SOURCE, Slice,
 )
 
@@ -87,7 +87,8 @@ cdef class Columns:
     cdef Buffer texts[TEXT_COLUMNS]
     cdef Buffer ends[TEXT_COLUMNS]          # int32: where each text ends
     cdef bint full                          # memory ran out
-    cdef Buffer newest                      # the image of the newest PROGRAM entry
+    cdef Buffer newest                      # of the newest PROGRAM entry: PUBLISHED, or the image of one without
+    cdef bint newest_published
     cdef readonly uint64_t count            # entries
 
     def __cinit__(self):
@@ -108,9 +109,11 @@ cdef class Columns:
         free(self.newest.data)
 
     @property
-    def image(self) -> bytes:
-        """The newest programme among all entries added, cleared ones too; empty: none."""
-        return (<const char*>self.newest.data)[:self.newest.size] if self.newest.size else b""
+    def program(self) -> tuple[bytes, bytes]:
+        """What the newest PROGRAM entry among all entries added, cleared ones too, says of its wallets: its PUBLISHED section, else its
+        image. Both empty: none."""
+        told = (<const char*>self.newest.data)[:self.newest.size] if self.newest.size else b""
+        return (told, b"") if self.newest_published else (b"", told)
 
     @property
     def size(self) -> int:
@@ -325,7 +328,10 @@ cdef bint add_reservation(Columns self, const EntryView* view) noexcept nogil:
 
 cdef bint add_entry(Columns self, const EntryView* view, uint64_t sequence) noexcept nogil:
     cdef const Slice* image = &view.sections[SECTION_IMAGE]
+    cdef const Slice* published = &view.sections[SECTION_PUBLISHED]
+    cdef const Slice* newest = published if published.size != 0 else image
     cdef const Slice* refusal = &view.sections[SECTION_REFUSAL]
+    cdef const uint8_t* hash = NULL
     cdef Cursor cursor
     cdef bint asked = False, sound
     cdef uint32_t i
@@ -344,13 +350,22 @@ cdef bint add_entry(Columns self, const EntryView* view, uint64_t sequence) noex
         asked = asked or view.header.request[i] != 0
     put_text(self, TEXT_REQUEST, view.header.request, 16 if asked else 0)
     put_text(self, TEXT_DIGEST, view.sections[SECTION_DIGEST].data, 16 if view.sections[SECTION_DIGEST].size == 16 else 0)
-    put_text(self, TEXT_IMAGE_HASH, image.data + 8, 32 if image.size >= 40 else 0)
+    if published.size != 0 and image.size == 0:
+        cursor_open(&cursor, published)
+        get_signed(&cursor)
+        get_varint(&cursor)
+        get_bytes(&cursor, 8)
+        hash = get_bytes(&cursor, 32)
+    elif image.size >= 40:
+        hash = image.data + 8
+    put_text(self, TEXT_IMAGE_HASH, hash, 32 if hash != NULL else 0)
     put_text(self, TEXT_SOURCE, view.sections[SECTION_SOURCE].data, view.sections[SECTION_SOURCE].size)
-    if image.size:
+    if newest.size:
         self.newest.size = 0
-        if grow(&self.newest, image.size):
-            memcpy(self.newest.data, image.data, image.size)
-            self.newest.size = image.size
+        self.newest_published = newest == published
+        if grow(&self.newest, newest.size):
+            memcpy(self.newest.data, newest.data, newest.size)
+            self.newest.size = newest.size
         else:
             self.full = True
     sound = add_context(self, view) and sound

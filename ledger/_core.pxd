@@ -3,7 +3,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._hash cimport Hash128
-from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, Lookup, METHOD_COUNT, Outcome, WALLETS_MAX
+from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, Lookup, METHOD_COUNT, Outcome, Slice, WALLETS_MAX
 from ledger._rules cimport Program
 from ledger._table cimport KeyTable
 
@@ -67,7 +67,9 @@ cdef enum:                      # SnapshotSection: what a chunk of a snapshot ho
     SNAPSHOT_END = 6            # the last one
     SNAPSHOT_PROFILES = 7       # behind SNAPSHOT_ACCOUNTS
     SNAPSHOT_CAMPAIGNS = 8
-    SNAPSHOT_SECTION_COUNT = 9
+    SNAPSHOT_IMAGES = 9         # 9 and 10 in the place of SNAPSHOT_PROGRAM
+    SNAPSHOT_VERSIONS = 10
+    SNAPSHOT_SECTION_COUNT = 11
     SNAPSHOT_CHUNK_BYTES = 4_194_304    # at most in a chunk; every record fits one
     SNAPSHOT_KEY_TABLES = 2     # request ids, receipt keys
 
@@ -83,7 +85,7 @@ cdef packed struct SnapshotHead:    # what a snapshot says of itself, little end
     Hash128 digest
     Hash128 begun_with          # key check
     uint32_t has_begun
-    uint32_t program            # version in force
+    uint32_t program            # versions so far
     uint64_t keys_from[SNAPSHOT_KEY_TABLES]     # the keys of every entry from this one on are in it
     int64_t forgotten[SNAPSHOT_KEY_TABLES]      # the highest order of those that are not; INT64_MIN: none
     uint64_t keys[SNAPSHOT_KEY_TABLES]
@@ -157,9 +159,6 @@ cdef int core_remember(Core* core, const uint8_t* entry, uint32_t size) noexcept
     # Counts an entry of the journal as the next sequence and remembers its keys, nothing else. ApplyResult.
 cdef const Program* core_program(const Core* core) noexcept nogil
     # The programme in force; NULL before the first PROGRAM entry.
-cdef const Program* core_program_by_hash(const Core* core, const uint8_t* hash, uint32_t size) noexcept nogil
-    # The programme whose image's hash begins with these bytes, in force or not; NULL: it is not in memory (any more). It stays at least 15
-    # minutes behind its time. Of version 2 when its `rules` is not NULL.
 cdef const CoreStats* core_stats(const Core* core) noexcept nogil
 cdef Hash128 core_digest(const Core* core) noexcept nogil
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil
@@ -183,6 +182,18 @@ cdef bint core_reservation_due(const Core* core, int64_t now_us) noexcept nogil
     # Whether core_tick would post an expired reservation now.
 cdef uint32_t core_write_digest(Core* core, int64_t now_us, uint8_t* entry) noexcept nogil
     # Writes and applies a DIGEST entry; returns its size.
-cdef uint32_t core_write_program(Core* core, int64_t now_us, const uint8_t* image, uint32_t image_size,
-                                 const uint8_t* source, uint32_t source_size, bint first, uint8_t* entry) noexcept nogil
-    # Writes and applies a PROGRAM entry (room for ENTRY_BYTES_MAX); first: with the key check. 0: the image does not load.
+cdef uint32_t core_write_part(Core* core, int64_t now_us, const uint8_t* image, uint32_t image_size, uint32_t offset, uint32_t count,
+                              uint8_t* entry) noexcept nogil
+    # Writes and applies a part of an image that is larger than IMAGE_INLINE_BYTES_MAX; for an empty journal. 0: it is no image.
+cdef uint32_t core_write_program(Core* core, int64_t now_us, const uint8_t* image, uint32_t image_size, const uint8_t* source,
+                                 uint32_t source_size, const Slice* told, bint first, uint8_t* entry) noexcept nogil
+    # Writes and applies a PROGRAM entry (room for ENTRY_BYTES_MAX), at once; first: with the key check. A larger image was written in parts.
+    # told: the end of its PUBLISHED section, where the parts are; size 0: none. 0: the image does not load.
+cdef const Program* core_program_by_hash(const Core* core, const uint8_t* hash, uint32_t size) noexcept nogil
+    # The programme whose image's hash begins with these bytes, in force or not; NULL: it is not in memory (any more). It stays at least 15
+    # minutes behind its time. Of version 2 when its `rules` is not NULL.
+cdef void core_set_served(Core* core) noexcept nogil
+    # From now on images that nothing leads to are given to whoever publishes (RulesAnswer.retired); else they are freed at once.
+cdef uint32_t core_versions(const Core* core, uint32_t from_version, uint64_t* sequences, int64_t* effective_us, uint32_t count) noexcept nogil
+    # The versions from this one on (from 1): sequences of their entries and server times from which they are in force. Returns how many. From
+    # any thread.

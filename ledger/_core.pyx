@@ -10,10 +10,11 @@
 #     reservations, a read computes without them, and lots are judged by their days.
 # (d) All tables are reserved at start; nothing here allocates afterwards, except a new programme's image.
 
-from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from ledger._atomic cimport load_u32, store_u32
 from ledger._arith cimport add_overflow, day_from_civil, day_from_yyyymmdd, div_floor, max_i64, min_i64, month_days
 from ledger._entry cimport (
     Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
@@ -39,7 +40,7 @@ from ledger._lots cimport (
     Arena, BLOCK_SHIFT, LOT_CLASS_COUNT, Lot, NO_PIECE, arena_close, arena_give, arena_has, arena_open, arena_take, class_for, lot_compare, lot_search,
     units_of,
 )
-from ledger._programme cimport programme_load
+from ledger._programme cimport LOADED_BYTES_MIN, LOADED_HASH_AT, Loaded, loaded_copy, loaded_find, loaded_free, loaded_free_all, loaded_take
 from ledger._quote cimport (
     Mac, QUOTE_DISCOUNTS, QUOTE_IMAGE_BYTES, QUOTE_MAC_BYTES, QUOTE_PAID, QUOTE_PARTS, QUOTE_POINTS, QUOTE_STANDING, QUOTE_TOKEN_VERSION,
     QuoteToken, QuoteView, mac_differs, mac_of, mac_open,
@@ -152,6 +153,7 @@ cdef struct DayCache:           # [from, until) is `day`
     int32_t day
 
 include "_core_members.pxi"
+include "_core_rules.pxi"
 
 cdef struct Core:
     CoreStats stats
@@ -178,8 +180,9 @@ cdef struct Core:
     uint32_t* heap              # pool indexes by expire time
     uint32_t heap_count
     uint32_t sweep_at           # next account of the rolling sweep, from 0
-    Program* program            # NULL before the first PROGRAM entry
-    uint32_t program_count
+    Program* program            # in force; NULL before the first PROGRAM entry
+    uint32_t program_count      # versions so far
+    Programmes programmes
     uint64_t digest_sequence    # of the last DIGEST entry
     uint8_t identity_key[16]
     uint8_t has_key
@@ -234,6 +237,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = ok and identifiers_open(&core.identifiers, <uint64_t>sizes.members_max * 3)
     ok = ok and arena_open(&core.arena, lots)
     ok = ok and members_open(core, core.accounts_max)
+    ok = ok and programmes_open(&core.programmes)
     core.scratch = scratch_open()
     core.result = result_open()
     core.limits.core = core
@@ -264,15 +268,8 @@ cdef void core_close(Core* core) noexcept:
     keys_close(&core.keys[KEYS_REQUEST])
     keys_close(&core.keys[KEYS_RECEIPT])
     reservations_close(&core.reservation_map)
-    program_free(core.program)
+    programmes_close(&core.programmes)
     free(core)
-
-
-cdef void program_free(Program* program) noexcept nogil:
-    if program != NULL:
-        free(<void*>program.image)
-        free(<void*>program.rules)
-        free(program)
 
 
 cdef void core_set_find(Core* core, FindEntry find, void* owner) noexcept nogil:
@@ -888,6 +885,8 @@ cdef uint8_t kind_of(uint8_t method) noexcept nogil:
         return KIND_SET_SEGMENTS
     if method == METHOD_SET_ATTRIBUTES:
         return KIND_SET_ATTRIBUTES
+    if method == METHOD_RULES_ORDER:
+        return KIND_PROGRAM
     return method
 
 
@@ -1067,6 +1066,8 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
         return FIELD_METHOD
     if context.values[CONTEXT_SENT_TIME] != command.sent_time_us - header.time_us:
         return FIELD_SENT_TIME
+    if method == METHOD_RULES_ORDER:
+        return differing_order(command, view, &context)
     if method == METHOD_ENROLL:
         if context.values[CONTEXT_IDENTIFIERS] != command.identifier_count:
             return FIELD_IDENTIFIERS
@@ -1193,6 +1194,27 @@ cdef void answer_repeat(Core* core, const Command* command, const Decision* d, u
         return
     outcome.replayed = 1
     answer_from_entry(&view, outcome)
+
+
+cdef bint was_asked(Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
+    # Whether the request d.request is answered already: it was seen before, or nobody can tell, or the runs must tell first.
+    cdef const KeyTable* requests = &core.keys[KEYS_REQUEST]
+    cdef uint64_t first, second
+    if keys_find(requests, d.request, &first, &second):
+        answer_repeat(core, command, d, first, False, outcome)
+        return True
+    if command.sent_time_us > requests.forgotten:
+        return False
+    if not runs_kept(requests):
+        refuse(outcome, STATUS_SENT_TIME_TOO_OLD, requests.forgotten + 1, 0)
+        return True
+    if not runs_told(command, requests, command.found.requests_until):
+        ask_runs(core, command, d, ASK_REQUEST, outcome)
+        return True
+    if command.found.request != 0:
+        answer_repeat(core, command, d, command.found.request, True, outcome)
+        return True
+    return False
 
 
 cdef void read_operation(Core* core, const Command* command, Outcome* outcome) noexcept nogil:
@@ -1874,7 +1896,6 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     cdef EntryWriter writer
     cdef EntryHeader* header
     cdef Account* account = NULL
-    cdef const KeyTable* requests = &core.keys[KEYS_REQUEST]
     cdef const KeyTable* receipts = &core.keys[KEYS_RECEIPT]
     cdef const Reservation* captured = NULL
     cdef int64_t captured_points = 0, available
@@ -1890,19 +1911,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if method != METHOD_ENROLL and method != METHOD_UNLINK:
         d.member = find_member(core, &command.member, d.member_hash)
         d.named = d.member != 0 and command.member.kind != MEMBER_BY_ID
-    if keys_find(requests, d.request, &first, &second):
-        answer_repeat(core, command, d, first, False, outcome)
+    if was_asked(core, command, d, outcome):
         return
-    if command.sent_time_us <= requests.forgotten:
-        if not runs_kept(requests):
-            refuse(outcome, STATUS_SENT_TIME_TOO_OLD, requests.forgotten + 1, 0)
-            return
-        if not runs_told(command, requests, command.found.requests_until):
-            ask_runs(core, command, d, ASK_REQUEST, outcome)
-            return
-        if command.found.request != 0:
-            answer_repeat(core, command, d, command.found.request, True, outcome)
-            return
     if core.full:
         refuse(outcome, STATUS_JOURNAL_FULL, core.full_free_bytes, core.full_free_bytes_min)
         return
@@ -2116,10 +2126,13 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
     outcome.entry = NULL
     outcome.entry_size = 0
     outcome.written_size = 0
+    programme_of(core, max_i64(now_us, core.stats.time_us))
     if command.method == METHOD_GET_BALANCE:
         read_balance(core, command, max_i64(now_us, core.stats.time_us), outcome)
     elif command.method == METHOD_GET_OPERATION:
         read_operation(core, command, outcome)
+    elif command.method == METHOD_RULES_ORDER:
+        execute_order(core, command, now_us, entry, outcome)
     elif core.program.rules == NULL:
         refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
     elif command.method == METHOD_QUOTE:
@@ -2159,6 +2172,7 @@ cdef uint32_t core_tick(Core* core, int64_t now_us, uint8_t* entry) noexcept nog
     if core.program == NULL:
         return 0
     d.now_us = max_i64(now_us, core.stats.time_us)
+    programme_of(core, d.now_us)
     d.today = day_of(core, &core.now_day, d.now_us)
     d.member = 0
     if core_reservation_due(core, d.now_us):
@@ -2186,6 +2200,7 @@ cdef uint32_t core_write_digest(Core* core, int64_t now_us, uint8_t* entry) noex
     cdef EntryHeader* header = entry_begin(&writer, entry)
     cdef uint32_t size
     d.now_us = max_i64(now_us, core.stats.time_us)
+    programme_of(core, d.now_us)
     d.member = 0
     fill_header(core, header, KIND_DIGEST, d)
     memset(header.request, 0, 16)
@@ -2197,88 +2212,7 @@ cdef uint32_t core_write_digest(Core* core, int64_t now_us, uint8_t* entry) noex
     return size
 
 
-cdef uint32_t core_write_program(Core* core, int64_t now_us, const uint8_t* image, uint32_t image_size,
-                                 const uint8_t* source, uint32_t source_size, bint first, uint8_t* entry) noexcept nogil:
-    cdef EntryWriter writer
-    cdef EntryHeader* header = entry_begin(&writer, entry)
-    cdef Hash128 check
-    cdef uint32_t size
-    if image_size > IMAGE_BYTES_MAX or source_size > SOURCE_BYTES_MAX:
-        return 0
-    memset(header, 0, ENTRY_HEADER_BYTES)
-    header.kind = KIND_PROGRAM
-    header.time_us = max_i64(now_us, core.stats.time_us)
-    header.program = core.program_count
-    section_begin(&writer, SECTION_IMAGE)
-    put_bytes(&writer, image, image_size)
-    section_end(&writer)
-    section_begin(&writer, SECTION_SOURCE)
-    put_bytes(&writer, source, source_size)
-    section_end(&writer)
-    if first:
-        check = key_check(core)
-        section_begin(&writer, SECTION_KEY_CHECK)
-        put_bytes(&writer, <const uint8_t*>&check, 16)
-        section_end(&writer)
-    size = entry_finish(&writer)
-    return size if core_apply(core, entry, size) == APPLY_OK else 0
-
-
-cdef Hash128 key_check(const Core* core) noexcept nogil:
-    return siphash(core.identity_key, <const uint8_t*>b"daybook key check", 17)
-
-
 # --- applying -----------------------------------------------------------------------------------------------------
-
-cdef int apply_program(Core* core, const EntryView* view) noexcept nogil:
-    cdef const Slice* image = &view.sections[SECTION_IMAGE]
-    cdef const Slice* check = &view.sections[SECTION_KEY_CHECK]
-    cdef Hash128 expected
-    if image.data == NULL or image.size == 0:
-        return APPLY_PROGRAM
-    if check.data != NULL and core.has_key:
-        expected = key_check(core)
-        if check.size != 16 or memcmp(check.data, &expected, 16) != 0:
-            return APPLY_KEY
-    if check.data != NULL and check.size == 16:
-        memcpy(&core.begun_with, check.data, 16)
-        core.has_begun = True
-    return put_in_force(core, image.data, image.size, core.program_count + 1)
-
-
-cdef int put_in_force(Core* core, const uint8_t* image, uint32_t size, uint32_t version) noexcept nogil:
-    # A copy of the image becomes the programme. ApplyResult.
-    cdef Program* program = <Program*>calloc(1, sizeof(Program))
-    cdef Program2* rules = <Program2*>calloc(1, sizeof(Program2))
-    cdef uint8_t* copy = <uint8_t*>malloc(size)
-    if program == NULL or rules == NULL or copy == NULL:
-        free(program)
-        free(rules)
-        free(copy)
-        return APPLY_FULL
-    memcpy(copy, image, size)
-    if programme_load(program, rules, copy, size) != 0:
-        free(program)
-        free(rules)
-        free(copy)
-        return APPLY_PROGRAM
-    if program.rules == NULL:
-        free(rules)
-    core.program_count = version
-    program.version = version
-    program_free(core.program)
-    core.program = program
-    core.now_day.until_us = 0
-    core.now_day.from_us = 1
-    core.other_day = core.now_day
-    core.age_day = core.now_day
-    return APPLY_OK
-
-
-cdef const Program* core_program_by_hash(const Core* core, const uint8_t* hash, uint32_t size) noexcept nogil:
-    cdef const Program2* rules = <const Program2*>core.program.rules
-    return core.program if rules != NULL and memcmp(rules.header.hash, hash, size) == 0 else NULL
-
 
 cdef int apply_identifiers(Core* core, const Slice* section, uint32_t member) noexcept nogil:
     cdef Account* account = &core.accounts[member - 1]
@@ -2730,8 +2664,15 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
     header = view.header
     if header.time_us < core.stats.time_us:
         return APPLY_SEQUENCE
+    programme_of(core, header.time_us)
     if header.kind == KIND_PROGRAM:
         result = apply_program(core, &view)
+        if result == APPLY_OK:
+            remember_keys(core, &view)
+    elif header.kind == KIND_PROGRAM_PART:
+        result = apply_part(core, &view.sections[SECTION_PART])
+    elif header.kind == KIND_RESTORE and core.program != NULL:
+        pass                    # a mark: what went before it is the state
     elif core.program == NULL or header.program != core.program.version:
         return APPLY_PROGRAM
     elif header.kind == KIND_DIGEST:
@@ -2739,8 +2680,6 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
                 or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
             return APPLY_DIGEST
         core.digest_sequence = core.stats.sequence + 1
-    elif header.kind == KIND_RESTORE:
-        pass                    # a mark: what went before it is the state
     elif KIND_EARN <= header.kind <= KIND_SET_ATTRIBUTES:
         if header.status == STATUS_OK:
             result = apply_member(core, &view)

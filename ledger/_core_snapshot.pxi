@@ -8,6 +8,8 @@ cdef enum:
     COUNTER_BYTES_MAX = 36
     DAY_BYTES_MAX = 26
     CAMPAIGN_BYTES_MAX = 24
+    IMAGE_PIECE_BYTES = 1_048_576
+    VERSIONS_BYTES_MAX = 2_097_152  # VERSIONS_MAX of 20 bytes, and the rest
 
 cdef packed struct KeysHead:    # begins a chunk of SNAPSHOT_KEYS; KeySlots follow
     uint32_t table              # KeyKind
@@ -17,6 +19,14 @@ cdef packed struct KeysHead:    # begins a chunk of SNAPSHOT_KEYS; KeySlots foll
     uint64_t last_sequence      # to this one; 0: it is not full
     int64_t order_min
     int64_t order_max
+
+cdef packed struct ImagePiece:  # begins a record of SNAPSHOT_IMAGES; `count` bytes follow
+    uint8_t hash[32]
+    int64_t until_us            # as in Loaded
+    uint32_t size               # of the whole image
+    uint32_t filled             # how much of it there is; less than the size: its parts are still coming
+    uint32_t offset
+    uint32_t count
 
 cdef struct Saving:
     EntryWriter writer
@@ -132,6 +142,60 @@ cdef void save_profiles(const Core* core, Saving* saving) noexcept nogil:
         put_signed(writer, core.campaigns[i].uses)
 
 
+cdef void save_image(Saving* saving, const uint8_t* hash, const uint8_t* image, uint32_t size, uint32_t filled, int64_t until_us) noexcept nogil:
+    cdef EntryWriter* writer
+    cdef ImagePiece piece
+    cdef uint32_t offset = 0
+    memcpy(piece.hash, hash, 32)
+    piece.until_us = until_us
+    piece.size = size
+    piece.filled = filled
+    while offset < filled and saving.code == 0:
+        piece.offset = offset
+        piece.count = filled - offset if filled - offset < IMAGE_PIECE_BYTES else IMAGE_PIECE_BYTES
+        writer = saving_room(saving, SNAPSHOT_IMAGES, sizeof(ImagePiece) + piece.count)
+        put_bytes(writer, <const uint8_t*>&piece, sizeof(ImagePiece))
+        put_bytes(writer, image + offset, piece.count)
+        offset += piece.count
+
+
+cdef void save_programmes(const Core* core, Saving* saving) noexcept nogil:
+    # Images in memory, those of which parts are there, then which of them are in force, and when.
+    cdef const Programmes* p = &core.programmes
+    cdef const Loaded* loaded = p.images
+    cdef EntryWriter* writer
+    cdef uint64_t sequence = 0
+    cdef int64_t effective_us = 0
+    cdef Slice name
+    cdef uint32_t i
+    if core.program == NULL:
+        return
+    while loaded != NULL:
+        save_image(saving, loaded.image + LOADED_HASH_AT, loaded.image, loaded.size, loaded.size, loaded.until_us)
+        loaded = loaded.next
+    if p.assembly.bytes != NULL:
+        save_image(saving, p.assembly.hash, p.assembly.bytes, p.assembly.size, p.assembly.filled, 0)
+    writer = saving_room(saving, SNAPSHOT_VERSIONS, VERSIONS_BYTES_MAX)
+    put_varint(writer, core.program.version)
+    put_bytes(writer, p.in_force.image + LOADED_HASH_AT, 32)
+    put_varint(writer, p.coming_count)
+    for i in range(p.coming_count):
+        put_signed(writer, p.coming[i].effective_us)
+        put_varint(writer, p.coming[i].version)
+        put_bytes(writer, p.coming[i].loaded.image + LOADED_HASH_AT, 32)
+    put_varint(writer, p.wallet_count)
+    for i in range(p.wallet_count):
+        name.data = <const uint8_t*>p.wallets[i].name
+        name.size = p.wallets[i].name_size
+        put_text(writer, name)
+        put_byte(writer, <uint8_t>p.wallets[i].scale)
+    for i in range(core.program_count):
+        put_varint(writer, p.versions[i].sequence - sequence)
+        put_signed(writer, p.versions[i].effective_us - effective_us)
+        sequence = p.versions[i].sequence
+        effective_us = p.versions[i].effective_us
+
+
 cdef void save_identifiers(const IdentifierTable* table, Saving* saving) noexcept nogil:
     cdef EntryWriter* writer
     cdef uint64_t at
@@ -234,8 +298,7 @@ cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, 
     saving.end = buffer + SNAPSHOT_CHUNK_BYTES
     saving.put = put
     saving.owner = owner
-    if core.program != NULL:
-        put_bytes(saving_room(&saving, SNAPSHOT_PROGRAM, core.program.image_size), core.program.image, core.program.image_size)
+    save_programmes(core, &saving)
     while index != NO_INDEX and saving.code == 0:
         save_reservation(core, head, &core.pool[index], saving_room(&saving, SNAPSHOT_FINISHED, ACCOUNT_RECORD_BYTES_MAX))
         index = core.pool[index].next
@@ -632,6 +695,116 @@ cdef int load_end(Core* core, const SnapshotHead* head) noexcept nogil:
     return LOAD_OK
 
 
+cdef void link_image(Programmes* p, Loaded* loaded) noexcept nogil:
+    # Behind those that are there: a snapshot of what was loaded is what was loaded.
+    cdef Loaded** link = &p.images
+    while link[0] != NULL:
+        link = &link[0].next
+    link[0] = loaded
+    p.image_count += 1
+
+
+cdef int load_program(Core* core, const SnapshotHead* head, const uint8_t* data, uint32_t size) noexcept nogil:
+    # Of a snapshot of version 1 or 2: the one programme that the journal began with.
+    cdef Programmes* p = &core.programmes
+    cdef Loaded* loaded = loaded_copy(data, size) if core.program == NULL and head.program == 1 else NULL
+    if loaded == NULL:
+        return LOAD_PROGRAM
+    link_image(p, loaded)
+    loaded.users = 1
+    keep_wallets(p, loaded.program.wallets, loaded.program.wallet_count)
+    p.versions[0].sequence = 1
+    p.versions[0].effective_us = 0
+    core.program_count = 1
+    put_in_force(core, loaded, 1, 0)
+    return LOAD_OK
+
+
+cdef int load_images(Core* core, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef Assembly* assembly = &core.programmes.assembly
+    cdef ImagePiece piece
+    cdef Loaded* loaded
+    cdef uint32_t at = 0
+    while at < size:
+        if size - at < sizeof(ImagePiece):
+            return LOAD_BROKEN
+        memcpy(&piece, data + at, sizeof(ImagePiece))
+        at += sizeof(ImagePiece)
+        if (piece.count > size - at or piece.size < LOADED_BYTES_MIN or piece.size > IMAGE_BYTES_MAX or piece.filled > piece.size
+                or piece.offset > piece.filled or piece.count > piece.filled - piece.offset):
+            return LOAD_BROKEN
+        if piece.offset == 0:
+            assembly_end(assembly)
+            assembly.bytes = <uint8_t*>malloc(piece.size)
+            if assembly.bytes == NULL:
+                return LOAD_PROGRAM
+            memcpy(assembly.hash, piece.hash, 32)
+            assembly.size = piece.size
+        elif piece.size != assembly.size or piece.offset != assembly.filled or memcmp(piece.hash, assembly.hash, 32) != 0:
+            return LOAD_BROKEN
+        memcpy(assembly.bytes + piece.offset, data + at, piece.count)
+        assembly.filled += piece.count
+        at += piece.count
+        if assembly.filled == piece.size:
+            loaded = loaded_take(assembly.bytes, piece.size)
+            assembly.bytes = NULL
+            assembly_end(assembly)
+            if loaded == NULL:
+                return LOAD_PROGRAM
+            loaded.until_us = piece.until_us
+            link_image(&core.programmes, loaded)
+    return LOAD_OK
+
+
+cdef int load_versions(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
+    cdef Programmes* p = &core.programmes
+    cdef uint64_t version = get_varint(cursor), sequence = 0
+    cdef const uint8_t* hash = get_bytes(cursor, 32)
+    cdef Loaded* loaded = loaded_find(p.images, hash, 32) if hash != NULL else NULL
+    cdef Loaded* later
+    cdef uint64_t count = get_varint(cursor)
+    cdef int64_t effective_us = 0
+    cdef WalletDefinition wallet
+    cdef Slice name
+    cdef uint32_t i
+    if loaded == NULL or core.program != NULL or head.program > VERSIONS_MAX or version == 0 or version > head.program or count > PROGRAMS_COMING_MAX:
+        return LOAD_PROGRAM
+    for i in range(<uint32_t>count):
+        p.coming[i].effective_us = get_signed(cursor)
+        p.coming[i].version = <uint32_t>get_varint(cursor)
+        hash = get_bytes(cursor, 32)
+        later = loaded_find(p.images, hash, 32) if hash != NULL else NULL
+        if later == NULL:
+            return LOAD_PROGRAM
+        later.users += 1
+        p.coming[i].loaded = later
+    p.coming_count = <uint32_t>count
+    count = get_varint(cursor)
+    if count > WALLETS_MAX:
+        return LOAD_PROGRAM
+    for i in range(<uint32_t>count):
+        memset(&wallet, 0, sizeof(WalletDefinition))
+        name = get_text(cursor)
+        if name.size > WALLET_NAME_BYTES_MAX:
+            return LOAD_PROGRAM
+        memcpy(wallet.name, name.data, name.size)
+        wallet.name_size = name.size
+        wallet.scale = get_byte(cursor)
+        p.wallets[i] = wallet
+    p.wallet_count = <uint32_t>count
+    for i in range(head.program):
+        sequence += get_varint(cursor)
+        effective_us += get_signed(cursor)
+        p.versions[i].sequence = sequence
+        p.versions[i].effective_us = effective_us
+    if cursor.broken:
+        return LOAD_PROGRAM
+    core.program_count = head.program
+    loaded.users += 1
+    put_in_force(core, loaded, <uint32_t>version, 0)
+    return LOAD_OK
+
+
 cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef Cursor cursor
     cdef Slice whole
@@ -640,7 +813,11 @@ cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const
     whole.size = size
     cursor_open(&cursor, &whole)
     if section == SNAPSHOT_PROGRAM:
-        return LOAD_OK if core.program == NULL and put_in_force(core, data, size, head.program) == APPLY_OK else LOAD_PROGRAM
+        return load_program(core, head, data, size)
+    if section == SNAPSHOT_IMAGES:
+        return load_images(core, data, size)
+    if section == SNAPSHOT_VERSIONS:
+        return load_versions(core, head, &cursor)
     if section == SNAPSHOT_FINISHED:
         while cursor_more(&cursor) and result == LOAD_OK:
             result = load_reservation(core, head, &cursor, NULL, 0)

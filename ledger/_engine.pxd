@@ -62,3 +62,6 @@ cdef class EngineHandle:        # Python's hold on an Engine; see ledger/_engine
     cdef Engine* engine
 
     cdef int open_core(self) except -1
+    cdef bint put(self, uint64_t token, uint8_t method, const uint8_t* request, uint32_t size, int64_t deadline_us) noexcept
+    cdef int64_t seed_time(self) noexcept
+    cdef int seed_group(self, uint32_t size) except -1

@@ -1,12 +1,45 @@
 """What Python sees of the engine. The hot thread's steps are C only: ledger/_engine.pxd."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ledger._snapshot import Snapshot
 
 class StartRefused(Exception):
     """The ledger does not start: what is wrong, where, and what to do. Nothing was written."""
+
+class RulesImage:
+    """An image of a programme in memory, checked, for an Order. It may be made by any thread. Errors: ValueError (it does not load)."""
+
+    hash: bytes
+    size: int
+
+    def __init__(self, image: bytes) -> None: ...
+
+class Order:
+    """What is asked of the core to publish rules: one step. Its texts must be right: the core checks request id and time alone.
+
+    kind: "look" (was this request seen? is the image of `hash` in memory?), "part" (PROGRAM_PART_BYTES of the image from `offset` on into
+    the journal), "publish" (the PROGRAM entry; whole: with the image in it, else its parts were written, or it is in memory).
+    effective_us: the moment asked for, 0: at once. content: 8 bytes, the same for a repeat. told: ledger.published.pack().
+    """
+
+    def __init__(self, *, kind: str, hash: bytes = ..., image: RulesImage | None = None, request_id: bytes = b"", sent_time_us: int = 0,
+                 effective_us: int = 0, again: int = 0, content: bytes = ..., offset: int = 0, whole: bool = False, source: bytes = b"",
+                 told: bytes = b"", operator: bytes = b"", reason: bytes = b"") -> None: ...
+
+    def give_up(self) -> None:
+        """Instead of take_answer, where no definite answer came: what the core may have taken is left to it."""
+
+class OrderAnswer(NamedTuple):
+    """What came of an Order."""
+
+    sequence: int  # of its entry; 0: none
+    time_us: int  # server time of that entry
+    version: int
+    before: int  # the version in force when it was published
+    replayed: bool
+    in_memory: bool  # the image
 
 class EngineHandle:
     """Python's hold on an Engine. Made by ledger.engine.open_ledger; `engine` is reached by cimport only."""
@@ -29,8 +62,19 @@ class EngineHandle:
     def recover(self, progress: Callable[[int, int], None] | None) -> dict[str, int]:
         """Replay journal and tail. Errors: StartRefused."""
     def seed(self, image: bytes, source: bytes) -> None:
-        """The first PROGRAM entry of an empty journal, durable when this returns. Errors: StartRefused."""
+        """A PROGRAM entry, in force at once, durable when this returns. Before the threads start. Errors: StartRefused."""
     def program_image(self) -> bytes: ...
+    def submit_order(self, token: int, order: Order) -> bool:
+        """Put an order into the inbox; it must live until its answer is collected. False: full."""
+    def take_answer(self, order: Order, payload: bytes) -> OrderAnswer: ...
+    def versions(self, from_version: int = 1) -> list[tuple[int, int]]:
+        """Versions of the programme, from 1: (sequence of the entry, server time us from which it is in force). From any thread."""
+    time_us: int
+    """Server time of the hot thread's last turn."""
+    def read_entry(self, sequence: int) -> bytes:
+        """An entry that was drained, read beside the hot thread; b"": it is not there (yet)."""
+    def find_entry(self, sequence: int) -> bytes:
+        """Any entry. Only before the threads are started."""
     def run_flush(self) -> None:
         """Body of the flush thread; returns after end_threads()."""
     def run_drain(self) -> None:

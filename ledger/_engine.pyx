@@ -21,11 +21,13 @@ f) Recovery reads the tail into the ring, so that what was not drained lies wher
 """
 
 import os
+from typing import NamedTuple
 
+from ledger import published
 from ledger._snapshot import SnapshotUnusable
 
 from libc.errno cimport EIO, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 from ledger._atomic cimport exchange_u32, fence, load_u32, load_u64, store_u32, store_u64
@@ -33,7 +35,8 @@ from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, m
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
     APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
-    core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_stats, core_tick, core_write_digest, core_write_program,
+    core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_set_served, core_stats, core_tick, core_versions,
+    core_write_digest, core_write_part, core_write_program,
 )
 from ledger._hash cimport Hash128
 from ledger._ids cimport (
@@ -42,17 +45,19 @@ from ledger._ids cimport (
 )
 from ledger._journal cimport (
     Drained, JOURNAL_CRASHED, JOURNAL_END, JOURNAL_FOREIGN, JOURNAL_OK, JOURNAL_SHORT, JOURNAL_TOO_LARGE, Journal, journal_begin, journal_close,
-    journal_commit, journal_drained, journal_error, journal_find, journal_full, journal_has, journal_open, journal_put, journal_release, journal_scan,
+    journal_commit, journal_copy, journal_drained, journal_error, journal_find, journal_full, journal_has, journal_open, journal_put, journal_release, journal_scan,
     journal_scan_end, journal_sync, journal_used_bytes,
 )
 from ledger._layout cimport (
-    Command, EntryHeader, Facts, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Lookup, Outcome,
+    Command, EntryHeader, Facts, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Lookup, METHOD_RULES_ORDER, ORDER_LOOK, ORDER_PART,
+    ORDER_PUBLISH, Outcome, RulesAnswer, RulesOrder, Slice,
 )
 from ledger._limits cimport (
     COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
-    GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
+    GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, IMAGE_INLINE_BYTES_MAX, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
     LOOKUPS_MAX, OUTBOX_BYTES, PREPARE_STEP_BYTES, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
+from ledger._programme cimport LOADED_HASH_AT, Loaded, loaded_copy, loaded_free, loaded_free_all
 from ledger._rules cimport Program
 from ledger._snapshot cimport Snapshot
 from ledger._status cimport STATUS_IDS_BEHIND, STATUS_JOURNAL_FULL
@@ -307,6 +312,17 @@ cdef struct Engine:
     uint8_t[64] padding_4
     Box inbox
     Box outbox
+
+
+class OrderAnswer(NamedTuple):
+    """What came of an Order; see _engine.pyi."""
+
+    sequence: int
+    time_us: int
+    version: int
+    before: int
+    replayed: bool
+    in_memory: bool
 
 
 class StartRefused(Exception):
@@ -1205,6 +1221,76 @@ def _mapped_bytes():
         return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
+cdef class RulesImage:
+    """An image in memory, checked. See _engine.pyi."""
+
+    cdef Loaded* loaded         # NULL: the core's by now
+    cdef readonly bytes hash
+    cdef readonly uint32_t size
+
+    def __init__(self, bytes image not None):
+        cdef const uint8_t* at = image
+        cdef uint32_t size = <uint32_t>len(image)
+        with nogil:
+            self.loaded = loaded_copy(at, size)
+        if self.loaded == NULL or self.loaded.program.rules == NULL:
+            raise ValueError("the image does not load: it is damaged or of another version")
+        self.hash = (<const uint8_t*>self.loaded.image + LOADED_HASH_AT)[:32]
+        self.size = size
+
+    def __dealloc__(self):
+        loaded_free(self.loaded)
+
+
+cdef class Order:
+    """What is asked of the core about rules. See _engine.pyi."""
+
+    cdef RulesOrder order
+    cdef RulesImage image
+    cdef tuple kept
+
+    def __init__(self, *, str kind, bytes hash=bytes(32), RulesImage image=None, bytes request_id=b"", int64_t sent_time_us=0,
+                 int64_t effective_us=0, uint64_t again=0, bytes content=bytes(8), uint32_t offset=0, bint whole=False, bytes source=b"",
+                 bytes told=b"", bytes operator=b"", bytes reason=b""):
+        cdef RulesOrder* order = &self.order
+        self.image = image
+        self.kept = (source, told, operator, reason)
+        if len(request_id) > sizeof(order.request_id) or len(content) != 8 or len(hash) != 32:
+            raise ValueError("a request id, a content or a hash has another size")
+        if kind != "look" and (image is None or image.loaded == NULL) and (kind == "part" or whole):
+            raise ValueError("the image is not here")
+        memset(order, 0, sizeof(RulesOrder))
+        order.kind = {"look": ORDER_LOOK, "part": ORDER_PART, "publish": ORDER_PUBLISH}[kind]
+        order.request_size = <uint8_t>len(request_id)
+        memcpy(order.request_id, <const char*>request_id, len(request_id))
+        order.sent_time_us = sent_time_us
+        order.effective_us = effective_us
+        order.again = again
+        memcpy(order.content, <const uint8_t*>content, 8)
+        memcpy(order.hash, <const uint8_t*>(hash if image is None else image.hash), 32)
+        order.loaded = image.loaded if image is not None else NULL
+        order.offset = offset
+        order.whole = whole
+        order.source = slice_of(source)
+        order.told = slice_of(told)
+        order.operator_name = slice_of(operator)
+        order.reason = slice_of(reason)
+
+
+    def give_up(self):
+        """Nobody knows what became of it: the image may be the core's."""
+        if self.image is not None:
+            self.image.loaded = NULL
+
+
+cdef Slice slice_of(bytes text):
+    # As long as the text lives.
+    cdef Slice slice
+    slice.data = text
+    slice.size = <uint32_t>len(text)
+    return slice
+
+
 cdef class EngineHandle:
     """Python's hold on an Engine; see _engine.pyi."""
 
@@ -1471,6 +1557,7 @@ cdef class EngineHandle:
         engine.durable_groups = engine.handed_groups = engine.sealed_groups
         engine.durable_sequence = engine.core_stats.sequence
         core_set_find(engine.core, find_entry, engine)
+        core_set_served(engine.core)
         gap_us = 0
         if engine.core_stats.sequence and engine.clock.file == NULL:
             gap_us = realtime_us() - engine.core_stats.time_us
@@ -1491,17 +1578,39 @@ cdef class EngineHandle:
     def seed(self, bytes image, bytes source):
         """A PROGRAM entry, the first one of an empty journal too; durable when this returns. Before the threads are started."""
         cdef Engine* engine = self.engine
-        cdef uint32_t size
-        clock_turn(&engine.clock)
-        group_open(engine)
-        size = core_write_program(engine.core, engine.clock.last_us, image, <uint32_t>len(image), source, <uint32_t>len(source),
-                                  engine.core_stats.sequence == 0, group_next(engine))
+        cdef const uint8_t* image_at = image
+        cdef const uint8_t* source_at = source
+        cdef uint32_t size, offset = 0, image_size = <uint32_t>len(image)
+        cdef Slice told
+        cdef bint first = core_program(engine.core) == NULL
+        places = []
+        while image_size > IMAGE_INLINE_BYTES_MAX and offset < image_size:
+            size = min(image_size - offset, IMAGE_INLINE_BYTES_MAX)
+            self.seed_group(core_write_part(engine.core, self.seed_time(), image_at, image_size, offset, size, group_next(engine)))
+            places.append(engine.core_stats.sequence)
+            offset += size
+        text = published.pack(published.told_of(image)._replace(places=tuple(places))) if places or not first else b""
+        told.data = text
+        told.size = <uint32_t>len(text)
+        self.seed_group(core_write_program(engine.core, self.seed_time(), image_at, image_size, source_at, <uint32_t>len(source), &told, first,
+                                           group_next(engine)))
+
+    cdef int64_t seed_time(self) noexcept:
+        # Of the entry that is written next, into a group of its own.
+        clock_turn(&self.engine.clock)
+        group_open(self.engine)
+        return self.engine.clock.last_us
+
+    cdef int seed_group(self, uint32_t size) except -1:
+        # The entry just written becomes durable.
+        cdef Engine* engine = self.engine
         if size == 0:
             raise StartRefused("the compiled programme does not load: this is a fault of the compiler, not of the file")
         group_add(engine, 1, size)
         group_seal(engine)
         flush_group(engine)
         engine.in_flight = False
+        return 0
 
     def program_image(self):
         """The image in force. Errors: RuntimeError before the first PROGRAM entry."""
@@ -1509,6 +1618,62 @@ cdef class EngineHandle:
         if program == NULL:
             raise RuntimeError("no programme is in force")
         return program.image[:program.image_size]
+
+    # --- rules ---
+
+    def submit_order(self, uint64_t token, Order order not None):
+        """Put an order into the inbox; it must live until its answer, which `take_answer` reads. False: the inbox is full."""
+        return self.put(token, METHOD_RULES_ORDER, <const uint8_t*>&order.order, sizeof(RulesOrder), 0)
+
+    def take_answer(self, Order order not None, bytes payload not None):
+        """What came of an order; once for each answer."""
+        cdef RulesAnswer answer
+        if len(payload) != sizeof(RulesAnswer):
+            raise ValueError("this is no answer to an order")
+        memcpy(&answer, <const uint8_t*>payload, sizeof(RulesAnswer))
+        if answer.taken:
+            order.image.loaded = NULL
+        with nogil:
+            loaded_free_all(<Loaded*><uintptr_t>answer.retired)
+        return OrderAnswer(answer.sequence, answer.time_us, answer.version, answer.before, answer.replayed != 0, answer.in_memory != 0)
+
+    def versions(self, uint32_t from_version=1):
+        """The versions of the programme from this one on: [(sequence of its entry, server time us from which it is in force)]."""
+        cdef uint64_t sequence
+        cdef int64_t effective_us
+        found = []
+        while core_versions(self.engine.core, from_version + <uint32_t>len(found), &sequence, &effective_us, 1) == 1:
+            found.append((sequence, effective_us))
+        return found
+
+    @property
+    def time_us(self):
+        """Server time of the hot thread's last turn."""
+        return self.engine.clock.last_us
+
+    def read_entry(self, uint64_t sequence):
+        """An entry that is in LMDB (drained), or before the threads are started any entry; b"": it is not there."""
+        cdef uint64_t room = 0
+        cdef uint32_t size = 0
+        cdef uint8_t* group
+        cdef const uint8_t* entry
+        if load_u64(&self.engine.drained_sequence) < sequence:
+            return b""
+        with nogil:
+            group = journal_copy(&self.engine.journal, sequence, &room)
+        if group == NULL:
+            return b""
+        try:
+            entry = group_entry(group, room, sequence, &size)
+            return b"" if entry == NULL else (<const uint8_t*>entry)[:size]
+        finally:
+            free(group)
+
+    def find_entry(self, uint64_t sequence):
+        """Any entry. Only before the threads are started. b"": it is not there."""
+        cdef uint32_t size = 0
+        cdef const uint8_t* entry = find_entry(self.engine, sequence, &size)
+        return b"" if entry == NULL else (<const uint8_t*>entry)[:size]
 
     # --- threads and stop ---
 
@@ -1583,8 +1748,12 @@ cdef class EngineHandle:
 
     def submit(self, uint64_t token, uint8_t method, bytes request, int64_t deadline_us):
         """Put a call into the inbox. False: the inbox is full, nothing was taken."""
+        if method == METHOD_RULES_ORDER:
+            raise ValueError("an order is no request")      # its bytes are believed
+        return self.put(token, method, request, <uint32_t>len(request), deadline_us)
+
+    cdef bint put(self, uint64_t token, uint8_t method, const uint8_t* request, uint32_t size, int64_t deadline_us) noexcept:
         cdef Engine* engine = self.engine
-        cdef uint32_t size = <uint32_t>len(request)
         cdef uint8_t* at = NULL
         cdef InboxHead* head
         if engine.inbox.calls_put - load_u64(&engine.inbox.calls_taken) < INBOX_CALLS_MAX:
@@ -1596,7 +1765,7 @@ cdef class EngineHandle:
         head.deadline_us = deadline_us
         head.size = size
         head.method = method
-        memcpy(at + sizeof(InboxHead), <const uint8_t*>request, size)
+        memcpy(at + sizeof(InboxHead), request, size)
         box_publish(&engine.inbox)
         raise_hot(engine)
         return True

@@ -51,6 +51,8 @@ cdef bint journal_full(int code) noexcept nogil
 
 cdef const uint8_t* journal_find(Journal* journal, uint64_t sequence, uint64_t* size) noexcept nogil
     # The group that holds the sequence; valid until journal_release. NULL: not there, or LMDB failed. Hot thread only.
+cdef uint8_t* journal_copy(Journal* journal, uint64_t sequence, uint64_t* size) noexcept nogil
+    # The group that holds this sequence, copied by malloc, beside the hot thread; NULL: it cannot be read, or is not there yet.
 cdef void journal_release(Journal* journal) noexcept nogil
 cdef uint64_t journal_used_bytes(Journal* journal) noexcept nogil
 cdef const char* journal_error(int code) noexcept nogil

@@ -14,6 +14,7 @@ d) LMDB 0.9 has no checksums and may crash on damaged pages. The scan at start t
 
 from libc.errno cimport EDQUOT, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport malloc
 from libc.string cimport memcmp, memcpy, memset
 from ledger._layout cimport GROUP_HEADER_BYTES, GroupHeader
 from ledger._limits cimport GROUP_BYTES_MAX, JOURNAL_MAP_BYTES
@@ -318,6 +319,26 @@ cdef const uint8_t* journal_find(Journal* journal, uint64_t sequence, uint64_t* 
 
 cdef void journal_release(Journal* journal) noexcept nogil:
     mdb_txn_reset(journal.read_txn)
+
+
+cdef uint8_t* journal_copy(Journal* journal, uint64_t sequence, uint64_t* size) noexcept nogil:
+    cdef Journal apart = journal[0]
+    cdef const uint8_t* group
+    cdef uint8_t* copy = NULL
+    apart.read_txn = NULL
+    apart.read_cursor = NULL
+    if lmdb_open_reader(apart.env, apart.groups, &apart.read_txn, &apart.read_cursor) == MDB_SUCCESS:
+        group = journal_find(&apart, sequence, size)
+        if group != NULL:
+            copy = <uint8_t*>malloc(size[0])
+            if copy != NULL:
+                memcpy(copy, group, size[0])
+            journal_release(&apart)
+    if apart.read_cursor != NULL:
+        mdb_cursor_close(apart.read_cursor)
+    if apart.read_txn != NULL:
+        mdb_txn_abort(apart.read_txn)
+    return copy
 
 
 cdef uint64_t journal_used_bytes(Journal* journal) noexcept nogil:

@@ -34,7 +34,8 @@ cdef enum:                      # Method
     METHOD_GET_RULES = 20
     METHOD_LIST_RULES = 21
     METHOD_DIFF_RULES = 22
-    METHOD_COUNT = 23
+    METHOD_RULES_ORDER = 23     # what the control port asks of the core to publish rules; never from a socket: it holds pointers
+    METHOD_COUNT = 24
 
 # What an entry does. 1..14 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
@@ -89,7 +90,9 @@ cdef enum:                      # SectionType
     SECTION_ENTITLEMENTS = 26
     SECTION_NOTICES = 27
     SECTION_QUOTE = 28          # the quote that it was decided by
-    SECTION_COUNT = 29          # known types are 1..28; others are kept and skipped
+    SECTION_PUBLISHED = 29      # what was published, when it comes into force, where its image stands
+    SECTION_PART = 30           # bytes of an image
+    SECTION_COUNT = 31          # known types are 1..30; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag
@@ -215,6 +218,38 @@ cdef struct Tender:             # how much of a receipt was paid with what
     Slice name
     int64_t amount_minor
 
+cdef enum:                      # OrderKind
+    ORDER_LOOK = 1              # was this request seen before? and is its image in memory?
+    ORDER_PART = 2              # write a part of the image
+    ORDER_PUBLISH = 3
+
+cdef struct RulesOrder:         # METHOD_RULES_ORDER; what it points to is the control port's until the answer
+    uint8_t kind                # OrderKind
+    uint8_t request_size        # bytes of request_id; 0 for a part
+    char request_id[64]
+    int64_t sent_time_us
+    int64_t effective_us        # the moment that was asked for; 0: at once
+    uint64_t again              # version whose source it is; 0: it has one of its own
+    uint8_t content[8]          # of what was asked (source and files): a repeat has the same
+    uint8_t hash[32]            # of the image
+    void* loaded                # Loaded of ledger/_programme.pxd; NULL with ORDER_LOOK
+    uint32_t offset             # of the part
+    bint whole                  # the image stands in the entry itself
+    Slice source
+    Slice told                  # the end of PUBLISHED, which the core does not read but for the wallets
+    Slice operator_name
+    Slice reason
+
+cdef packed struct RulesAnswer: # its answer
+    uint64_t sequence           # of the entry that it wrote or wrote before; 0: none
+    int64_t time_us             # server time of that entry
+    uint64_t retired            # Loaded*, a list by `next`: the control port frees them
+    uint32_t version            # of the programme; 0: none
+    uint32_t before             # the version in force as it was published
+    uint8_t replayed            # 1: as in Outcome
+    uint8_t in_memory           # 1: ORDER_LOOK: there is an image of this hash
+    uint8_t taken               # 1: `loaded` is the core's from now on
+
 # One request, decoded. Written by server/_wire, read by ledger/_core; nothing in it is allocated.
 cdef struct Command:
     uint8_t method              # Method
@@ -252,6 +287,7 @@ cdef struct Command:
     uint32_t remove_count       # 0..SEGMENTS_MAX
     int32_t birthday_month      # as sent; valid with GIVEN_BIRTHDAY
     int32_t birthday_day
+    const RulesOrder* order     # for METHOD_RULES_ORDER
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
     Tender tenders[TENDERS_PER_RECEIPT_MAX]
     Slice promo_codes[PROMO_CODES_PER_RECEIPT_MAX]
@@ -296,6 +332,7 @@ cdef struct Outcome:
     int64_t b                   # STATUS_ROWS[status].b
     uint64_t wait_sequence      # the answer may leave when the durable sequence has reached it
     uint64_t sequence           # of entry
+    RulesAnswer rules           # of METHOD_RULES_ORDER
     const uint8_t* entry        # the entry that answers a write (also of a remembered refusal); NULL for reads
     uint32_t entry_size         # bytes of entry
     uint32_t written_size       # bytes of all new entries in the buffer

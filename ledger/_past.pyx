@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from ledger._entry cimport Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint
 from ledger._layout cimport (
-    DAY_NEVER, ENTRY_HEADER_BYTES, KIND_PROGRAM, RESERVATION_ACTIVE, SECTION_IMAGE, SECTION_LOTS, SECTION_RESERVATION,
+    DAY_NEVER, ENTRY_HEADER_BYTES, RESERVATION_ACTIVE, SECTION_LOTS, SECTION_RESERVATION,
 )
 from ledger._limits cimport NEXT_EXPIRIES_MAX
 from ledger._image cimport Program2
@@ -18,34 +18,28 @@ from ledger._rules cimport Program, program_day, program_day_start_us
 
 
 cdef class Past:
-    """One member's state. program: the PROGRAM entry in force at the moment. Errors: ValueError for bytes that are no such entries."""
+    """One member's state. image: of the programme in force at the moment; names: of all wallets. Errors: ValueError: it does not load."""
 
     cdef Program program
     cdef Program2* rules
     cdef uint8_t* image
+    cdef list names
     cdef dict lots              # (wallet, expiry day, available day, funder) -> [points, held]
     cdef dict reservations      # id -> (expire time, [(lot, held)]): the active ones
     cdef readonly uint64_t sequence     # of the last entry that changed the member; 0: the account is not open
 
-    def __cinit__(self, bytes program not None):
-        cdef EntryView view
+    def __cinit__(self, bytes image not None, names):
         self.lots = {}
         self.reservations = {}
         self.sequence = 0
-        self.image = NULL
+        self.names = list(names)
         memset(&self.program, 0, sizeof(Program))
-        if len(program) < ENTRY_HEADER_BYTES or not entry_view(program, <uint32_t>len(program), &view) or view.header.kind != KIND_PROGRAM:
-            raise ValueError("no PROGRAM entry")
-        if view.sections[SECTION_IMAGE].data == NULL or view.sections[SECTION_IMAGE].size == 0:
-            raise ValueError("the programme has no image")
-        self.image = <uint8_t*>malloc(view.sections[SECTION_IMAGE].size)
-        if self.image == NULL:
-            raise MemoryError("no memory for a programme")
-        memcpy(self.image, view.sections[SECTION_IMAGE].data, view.sections[SECTION_IMAGE].size)
+        self.image = <uint8_t*>malloc(len(image) + 1)
         self.rules = <Program2*>calloc(1, sizeof(Program2))
-        if self.rules == NULL:
+        if self.image == NULL or self.rules == NULL:
             raise MemoryError("no memory for a programme")
-        if programme_load(&self.program, self.rules, self.image, view.sections[SECTION_IMAGE].size) != 0:
+        memcpy(self.image, <const uint8_t*>image, len(image))
+        if programme_load(&self.program, self.rules, self.image, <uint32_t>len(image)) != 0:
             raise ValueError("the programme's image does not load")
 
     def __dealloc__(self):
@@ -102,16 +96,15 @@ cdef class Past:
     def wallets(self, int64_t at_us) -> list:
         """Per wallet of the programme: (name, posted, pending, reserved, [(expire time us, points)]), judged at this moment."""
         cdef int32_t today = program_day(&self.program, at_us)
-        cdef uint32_t i
         due = {}        # what reservations hold whose time is over but whose expiry was not posted yet
         for expire_time_us, holds in self.reservations.values():
             if expire_time_us <= at_us:
                 for name, held in holds:
                     due[name] = due.get(name, 0) + held
-        sums = [[0, 0, 0, {}] for _ in range(self.program.wallet_count)]
+        sums = [[0, 0, 0, {}] for _ in self.names]
         for name, (points, held) in self.lots.items():
             wallet, expiry_day, available_day, _ = name
-            if wallet >= self.program.wallet_count:
+            if wallet >= len(self.names):
                 continue
             held -= due.get(name, 0)
             of_wallet = sums[wallet]
@@ -125,9 +118,7 @@ cdef class Past:
             if expiry_day != DAY_NEVER and points > held:
                 of_wallet[3][expiry_day] = of_wallet[3].get(expiry_day, 0) + points - held
         answer = []
-        for i in range(self.program.wallet_count):
-            posted, pending, reserved, expiries = sums[i]
+        for name, (posted, pending, reserved, expiries) in zip(self.names, sums):
             soonest = [(program_day_start_us(&self.program, <int32_t>day), expiries[day]) for day in sorted(expiries)[:NEXT_EXPIRIES_MAX]]
-            name = self.program.wallets[i].name[:self.program.wallets[i].name_size].decode("utf-8")
             answer.append((name, posted, pending, reserved, soonest))
         return answer

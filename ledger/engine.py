@@ -23,11 +23,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import ids, limits, snapshot
+from ledger import ids, limits, published, snapshot
 from ledger._engine import EngineHandle, StartRefused
 from ledger._snapshot import SnapshotUnusable, TablesTooSmall
 from ledger.rules import CompiledProgram, ProgramError, compile_file
-from ledger.rules_compiled import wallets_of
 
 __all__ = ["EngineHandle", "OpenLedger", "Recovered", "StartRefused", "create_tail", "open_ledger", "read_key", "sync_directory",
            "sync_way", "write_file"]
@@ -36,6 +35,7 @@ Progress = Callable[[str, int, int], None]
 """progress(what, done, total): what is "tail" (bytes written), "snapshot" (bytes loaded) or "journal" (entries replayed)."""
 
 FORMAT_VERSION = 1
+IMAGE_VERSION = 2  # of images that decide; older ones are only read
 _FORMAT = re.compile(rb"daybook (\d+)\n([0-9a-f]{32})\n")
 _KEY = re.compile(rb"([0-9a-f]{32})\n?")
 _BLOCK = limits.TAIL_BLOCK_BYTES
@@ -82,12 +82,13 @@ class OpenLedger:
     """An open data directory with its engine. Order: start(), the hot thread runs and ends, stop()."""
 
     def __init__(self, data: Path, lock_fd: int, tail_fd: int, handle: EngineHandle, directory: bytes, program: CompiledProgram,
-                 recovered: Recovered, begun_at: int, sizes: dict[str, int]) -> None:
+                 version: published.Version, recovered: Recovered, begun_at: int, sizes: dict[str, int]) -> None:
         self.data = data
         self.handle = handle
         self.directory = directory.hex()
         self.program = program
         self.recovered = recovered
+        self.version = version  # of the programme in force
         self.begun_at = begun_at  # last entry of the snapshot that the start began with; 0: there was none, all was replayed
         self._fds = [tail_fd, lock_fd]
         self._sizes = sizes
@@ -172,8 +173,9 @@ def open_ledger(
         try:
             begun_at = _load_snapshot(handle, data, directory, warn, progress)
             found = handle.recover(None if progress is None else lambda done, total: progress("journal", done, total))
-            if found["sequence"] == 0 or _replaces(handle.program_image(), compiled, program, warn):
+            if not handle.versions() or _replaces(handle, compiled, program, warn):
                 handle.seed(compiled.image, compiled.source)
+            version = _version_in_force(handle)
         except BaseException:
             handle.close()
             raise
@@ -183,7 +185,7 @@ def open_ledger(
         raise
     recovered = Recovered(created, found["sequence"], found["journal_sequence"], found["tail_groups"], found["gap_us"])
     sizes = dict(handle.plan())
-    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, recovered, begun_at, sizes)
+    return OpenLedger(data, fds[1], fds[0], handle, directory, compiled, version, recovered, begun_at, sizes)
 
 
 def _check_numbers(members_max: int, ids_max: int, tail_bytes: int) -> None:
@@ -212,22 +214,49 @@ def _load_snapshot(handle: EngineHandle, data: Path, directory: bytes, warn: Cal
     return 0
 
 
-def _replaces(image: bytes, compiled: CompiledProgram, program: Path, warn: Callable[[str], None]) -> bool:
-    """Whether the file's programme takes the place of the one in force, which is said. Errors: StartRefused, it must not."""
-    if image == compiled.image:
+def _version_in_force(handle: EngineHandle) -> published.Version:
+    versions = handle.versions()
+    number = published.in_force((moment for _, moment in versions), handle.time_us)
+    return published.read_version(number, versions[number - 1][0], handle.find_entry(versions[number - 1][0]))
+
+
+def _replaces(handle: EngineHandle, compiled: CompiledProgram, program: Path, warn: Callable[[str], None]) -> bool:
+    """Whether the file's image takes the place of the one in force: the same source compiled anew, or whatever follows an image of
+    version 1, which no build runs any more. It is said. Any version that was ever published may be named: what is in force stays.
+
+    Errors: StartRefused: it is none of these.
+    """
+    versions = handle.versions()
+    current = published.in_force((moment for _, moment in versions), handle.time_us)
+    entries = {number: handle.find_entry(sequence) for number, (sequence, _) in enumerate(versions, 1)}
+    told = {number: published.read_version(number, 0, entry) for number, entry in entries.items()}
+    before = f"the programme that the journal runs (version {current}, hash {told[current].hash.hex()})"
+    if int.from_bytes(handle.program_image()[4:8], "little") < IMAGE_VERSION:
+        _check_wallets(told[current].told.wallets, compiled, program, before)
+        warn(f"{program} (hash {compiled.hash}) takes the place of {before}: an older compiler made it")
+        return True
+    if any(version.hash.hex() == compiled.hash for version in told.values()):
         return False
-    kept = wallets_of(image)
-    wallets = [(wallet.name, wallet.scale) for wallet in compiled.program.wallets]
+    own = current
+    while told[own].again:
+        own = told[own].again
+    if published.source_of(entries[own]) == compiled.source:
+        warn(f"{program} (hash {compiled.hash}) takes the place of {before}: it is the same source, with a newer compiler or newer zone "
+             "data")
+        return True
+    if any(published.source_of(entry) == compiled.source for entry in entries.values()):
+        return False
+    raise StartRefused(
+        f"{program} (hash {compiled.hash}) is another programme than {before}, and was never published: a programme is changed with "
+        f"PublishRules (`daybook rules publish {program}`) while the service runs, not by a restart; start with the file that the journal runs")
+
+
+def _check_wallets(kept: tuple[published.Wallet, ...], compiled: CompiledProgram, program: Path, before: str) -> None:
+    wallets = tuple(published.Wallet(wallet.name, wallet.scale) for wallet in compiled.program.wallets)
     if wallets[:len(kept)] != kept:
-        raise StartRefused(
-            f"{program} cannot take the place of the programme that the journal runs (hash {image[8:40].hex()}): its wallets must begin "
-            f"with {_in_words(kept)}, as there, but are {_in_words(wallets)}; wallets keep order and scale for ever, new ones go last")
-    warn(f"{program} (hash {compiled.hash}) takes the place of the programme that the journal ran (hash {image[8:40].hex()})")
-    return True
-
-
-def _in_words(wallets: list[tuple[str, int]]) -> str:
-    return ", ".join(f"{name} (scale {scale})" for name, scale in wallets)
+        was, must = (", ".join(f"{name} (scale {scale})" for name, scale in names) for names in (wallets, kept))
+        raise StartRefused(f"{program} cannot take the place of {before}: its wallets must begin with {must}, as there, but are {was}; "
+                           "wallets keep order and scale for ever, new ones go last")
 
 
 # --- the directory ----------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ STATUSES = (
            "the request must be one gRPC message: a prefix of 5 bytes with its length and exactly so many bytes; {a} bytes came"),
     Status(7, "TIMEOUT_INVALID", INVALID_ARGUMENT, False, False, "", "",
            "grpc-timeout must be 1..8 digits and one of H M S m u n"),
+    Status(8, "RULES_INVALID", INVALID_ARGUMENT, False, False, "mistakes", "",
+           "the programme has {a} mistakes; the rules in force stay"),
     # not found: not remembered
     Status(10, "MEMBER_NOT_FOUND", NOT_FOUND, False, False, "", "", "{field} names no member"),
     Status(11, "WALLET_NOT_FOUND", NOT_FOUND, False, False, "", "",
@@ -69,6 +71,8 @@ STATUSES = (
            "the journal was read up to sequence {b}: the feed cannot begin at {a}"),
     Status(18, "STORE_NOT_FOUND", NOT_FOUND, False, False, "", "",
            "the programme lists no store {value}, and refuses receipts of stores that it does not know"),
+    Status(19, "VERSION_NOT_FOUND", NOT_FOUND, False, False, "version", "versions",
+           "there is no version {a} of the programme: the newest is {b}"),
     # identity and keys
     Status(20, "REQUEST_ID_REUSED", ALREADY_EXISTS, False, False, "sequence", "",
            "this request_id was used by entry {a} with another {field}: use a new id for a new request"),
@@ -108,6 +112,9 @@ STATUSES = (
            "the ledger is full: {a} members; start it with a larger --members-max"),
     Status(41, "TABLE_FULL", RESOURCE_EXHAUSTED, False, False, "", "",
            "a table of the ledger is full (lots or reservations); start it with a larger --members-max"),
+    Status(42, "RULES_LIMIT", RESOURCE_EXHAUSTED, False, False, "limit", "",
+           "no more programmes can be kept now: at most 8 wait for their moment, 64 are in memory for a quarter of an hour, 65536 in all; "
+           "the limit met is {a}"),
     Status(44, "QUOTE_EXPIRED", FAILED_PRECONDITION, False, False, "expire_time_us", "",
            "the quote was good until {a} (microseconds since 1970), or its rules are gone: quote it again"),
     Status(45, "QUOTE_FOREIGN", FAILED_PRECONDITION, False, False, "member_id", "",
@@ -217,6 +224,13 @@ FIELDS = (
     Field(69, "store_day.business_day", "must be a calendar date as yyyymmdd"),
     Field(70, "page_token", "must be the next_page_token of a page with the same filter"),
     Field(71, "receipt_key.business_day", "must be a calendar date as yyyymmdd"),
+    Field(72, "source", f"must be a programme in YAML of 1..{limits.SOURCE_BYTES_MAX} bytes, with the files that it names"),
+    Field(73, "version", "must be the number of a version"),
+    Field(74, "effective_time", "must be a server time after now, at most ten years ahead; without it rules are in force at once"),
+    Field(75, "files", f"must be at most {limits.RULES_FILES_MAX} files of together {limits.RULES_FILES_BYTES_MAX} bytes, each name once, "
+          "without folders"),
+    Field(76, "rules", "must be a source or a version"),
+    Field(77, "to", "must be a version or a source"),
 )
 
 FIELD_BY_NUMBER = {field.number: field for field in FIELDS}

@@ -39,7 +39,7 @@ from ledger.journal import (
     check_link,
     read_group,
 )
-from ledger.rules_compiled import wallets_of
+from ledger.published import read_published, told_of
 
 DAY_US = 86_400_000_000
 DAY_NEVER = 2_147_483_647  # expiry day of points that live for ever
@@ -240,9 +240,8 @@ class _Run:
         return True
 
     def _flush(self) -> None:
-        if self.columns.image:
-            # Wallets are only ever added at the end, so the newest programme names those of all before it.
-            self.wallets = [name for name, _ in wallets_of(self.columns.image)]
+        if any(self.columns.program):
+            self.wallets = _wallets_of(*self.columns.program)
         if self.columns.count:
             self.writer.write(_table(self.columns, self.wallets))
             self.columns.clear()
@@ -301,6 +300,12 @@ def _day_of_entry(group: Group, sequence: int) -> int:
         if number == sequence:
             return ENTRY_HEADER.unpack_from(entry)[4] // DAY_US
     raise Damage(f"group {group.first_sequence}", f"sequence {sequence} is not in it")
+
+
+def _wallets_of(told: bytes, image: bytes) -> list[str]:
+    """Names by index. Wallets are only ever added at the end, so the newest programme names those of all before it."""
+    wallets = read_published(told)["wallets"] if told else told_of(image).wallets
+    return [name for name, _ in wallets]
 
 
 # --- columns to arrays --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import lmdb
 import lmdb.verify
 
 from ledger import limits
+from ledger.published import Broken, read_part, read_published
 
 FORMAT_LINE = "daybook 1"
 GROUP_MAGIC = b"DBG1"
@@ -675,6 +676,8 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     24: ("paid", lambda c: _rows(c, line="varint", amount_minor="varint")),
     25: ("variants", lambda c: list(c.take(len(c.data)))),
     26: ("entitlements", lambda c: [row["name"] for row in _rows(c, name="text")]),
+    29: ("published", lambda c: read_published(c.take(len(c.data)))),
+    30: ("part", lambda c: read_part(c.take(len(c.data)))),
     27: ("notices", lambda c: {"count": c.varint(), "rows": _rows(c, kind="byte", index="varint", text="text")}),
     28: ("quote", lambda c: {"program": c.varint(), "business_time_us": c.signed(), "changed": c.byte()}),
 }
@@ -702,7 +705,10 @@ def read_entry(entry: bytes, *, where: str = "entry") -> dict[str, Any]:
             raise Damage(where, f"section {number} with {length} bytes is out of order or runs past the entry's end")
         name, read = SECTIONS.get(number, (f"section_{number}", lambda c: c.take(len(c.data))))
         cursor = _Cursor(entry[at + 4:at + 4 + length], f"{where}, section {name}")
-        value[name] = read(cursor)
+        try:
+            value[name] = read(cursor)
+        except Broken as error:
+            raise Damage(cursor.where, str(error)) from None
         if cursor.more():
             raise Damage(cursor.where, f"{length - cursor.at} bytes are left over")
         at, last = at + 4 + length, number

@@ -2,22 +2,23 @@
 # Not for finding them (ledger/index.py, ledger/journal.py) and not for ports. Called by server/reading.py; messages in
 # proto/loyalty/ledger/v1/journal.proto, bytes of an entry in docs/journal-format.md.
 
+from ledger import published
+
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strlen
 from ledger._entry cimport (
     Context, Cursor, EntryView, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_view, get_byte, get_bytes, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
     CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_SENT_TIME,
-    CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader, KIND_PROGRAM,
+    CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader, KIND_PROGRAM, KIND_PROGRAM_PART,
     LINE_WEIGHED, RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES,
-    SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_POSTINGS, SECTION_RECEIPT, SECTION_REFUSAL, Slice,
+    SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_POSTINGS, SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_REFUSAL, Slice,
 )
-from ledger._image cimport Program2
-from ledger._programme cimport programme_load
+from ledger._limits cimport WALLETS_MAX, WALLET_NAME_BYTES_MAX
 from ledger._rules cimport Program
 from ledger._status cimport STATUS_COUNT, STATUS_ROWS
 from server._encode cimport Out, out_bytes, out_close, out_int, out_open, out_time, out_varint
@@ -204,6 +205,8 @@ cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, cons
     cdef Context asked
     cdef uint8_t* body = out_open(out, tag)
     cdef const Slice* image = &view.sections[SECTION_IMAGE]
+    cdef const uint8_t* hash
+    cdef Cursor cursor
     context_read(view, &asked)
     out_entry(out, 10, view, sequence, room_end)
     out_refusal(out, 18, view)
@@ -221,6 +224,14 @@ cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, cons
         out_bytes(out, 154, view.sections[SECTION_DIGEST].data, 16)
     if image.size >= 40:
         out_bytes(out, 162, image.data + 8, 32)
+    elif view.sections[SECTION_PUBLISHED].data != NULL:
+        cursor_open(&cursor, &view.sections[SECTION_PUBLISHED])
+        get_signed(&cursor)
+        get_varint(&cursor)
+        get_bytes(&cursor, 8)
+        hash = get_bytes(&cursor, 32)
+        if hash != NULL:
+            out_bytes(out, 162, hash, 32)
     out_bytes(out, 170, asked.operator_name.data, asked.operator_name.size)
     out_bytes(out, 178, asked.reason.data, asked.reason.size)
     out_int(out, 184, asked.values[CONTEXT_EXPIRY_DAY])
@@ -251,8 +262,6 @@ cdef class Encoder:
         cdef uint32_t i
         if self.programs != NULL:
             for i in range(self.program_count):
-                free(<void*>self.programs[i].image)
-                free(<void*>self.programs[i].rules)
                 free(self.programs[i])
         free(self.programs)
         PyMem_Free(self.buffer)
@@ -262,32 +271,21 @@ cdef class Encoder:
         return self.program_count
 
     def add_program(self, bytes entry not None):
-        cdef EntryView view
         cdef Program* program
-        cdef Program2* rules
-        cdef uint8_t* copy
-        cdef const Slice* image
-        if len(entry) < ENTRY_HEADER_BYTES or not entry_view(entry, <uint32_t>len(entry), &view) or view.header.kind != KIND_PROGRAM:
-            raise ValueError("no PROGRAM entry")
-        image = &view.sections[SECTION_IMAGE]
-        if image.data == NULL or image.size == 0 or self.program_count == VERSIONS_MAX:
-            raise ValueError("the programme has no image")
+        cdef uint32_t i
+        if self.program_count == VERSIONS_MAX:
+            raise ValueError(f"there are more than {VERSIONS_MAX} programmes")
+        wallets = [(name.encode(), scale) for name, scale in published.read_version(self.program_count + 1, 0, entry).told.wallets]
+        if not wallets or len(wallets) > WALLETS_MAX or max(len(name) for name, _ in wallets) > WALLET_NAME_BYTES_MAX:
+            raise ValueError("a programme has no wallets, or too many, or names that are too long")
         program = <Program*>calloc(1, sizeof(Program))
-        rules = <Program2*>calloc(1, sizeof(Program2))
-        copy = <uint8_t*>malloc(image.size)
-        if program == NULL or rules == NULL or copy == NULL:
-            free(program)
-            free(rules)
-            free(copy)
+        if program == NULL:
             raise MemoryError("no memory for a programme")
-        memcpy(copy, image.data, image.size)
-        if programme_load(program, rules, copy, image.size) != 0:
-            free(program)
-            free(rules)
-            free(copy)
-            raise ValueError("the programme's image does not load")
-        if program.rules == NULL:
-            free(rules)
+        for i, (name, scale) in enumerate(wallets):
+            memcpy(program.wallets[i].name, <const char*>name, len(name))
+            program.wallets[i].name_size = <uint32_t>len(name)
+            program.wallets[i].scale = scale
+        program.wallet_count = <uint32_t>len(wallets)
         self.programs[self.program_count] = program
         self.program_count += 1
         program.version = self.program_count
@@ -352,7 +350,7 @@ cdef class Encoder:
 
 cdef size_t room_for(const EntryView* view) noexcept nogil:
     # Image and source stay out of the message.
-    if view.header.kind == KIND_PROGRAM:
+    if view.header.kind == KIND_PROGRAM or view.header.kind == KIND_PROGRAM_PART:
         return ROOM
     return <size_t>view.header.size * GROWTH + ROOM
 

@@ -467,8 +467,11 @@ cdef class LocalLedger:
     def publish(self, bytes image not None, bytes source not None, int64_t now_us):
         """Bring a programme into force. ValueError: its image does not load (nothing written)."""
         cdef uint32_t size
+        cdef Slice told
         self.check_whole()
-        size = core_write_program(self.core, now_us, image, <uint32_t>len(image), source, <uint32_t>len(source),
+        told.data = NULL
+        told.size = 0
+        size = core_write_program(self.core, now_us, image, <uint32_t>len(image), source, <uint32_t>len(source), &told,
                                   core_program(self.core) == NULL, self.entry)
         if size == 0:
             raise ValueError("the programme's image does not load")

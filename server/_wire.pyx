@@ -19,7 +19,7 @@ from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
-    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE,
+    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
     SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
 )
@@ -1029,6 +1029,12 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
     cdef Reader reader
     reader_open(&reader, data, size)
     command_begin(command, method)
+    if method == METHOD_RULES_ORDER and size == sizeof(RulesOrder):
+        command.order = <const RulesOrder*>data
+        command.request_id.data = <const uint8_t*>command.order.request_id
+        command.request_id.size = command.order.request_size
+        command.sent_time_us = command.order.sent_time_us
+        return True
     if not is_query(method) and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
         outcome_forget(outcome)
         outcome.status = STATUS_METHOD_UNKNOWN
@@ -1475,6 +1481,9 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
     if method == METHOD_GET_BALANCE:
         out_balance(&writer, program, outcome)
         return <uint32_t>(writer.at - out)
+    if method == METHOD_RULES_ORDER:    # the control port's own, no message
+        memcpy(out, &outcome.rules, sizeof(RulesAnswer))
+        return sizeof(RulesAnswer)
     if outcome.entry == NULL or not entry_view(outcome.entry, outcome.entry_size, &view):
         return 0
     if method == METHOD_GET_OPERATION:

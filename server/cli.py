@@ -22,6 +22,7 @@ from server import cli_export, cli_follow, cli_index
 from server.cli_admin import adjust, link, unlink
 from server.cli_backup import backup, restore
 from server.cli_ids import ids
+from server.cli_rules import rules
 from server.console import EXIT_FAILED, PROGRESS_FROM, Bar, fail, mib, out, say
 
 app = typer.Typer(
@@ -94,7 +95,9 @@ def _start_table(what: Any, seconds: float) -> Table:
     config, ledger = what.config, what.ledger
     found = ledger.recovered
     plan = ledger.memory_plan()
-    programme = ledger.program.program
+    programme, version = ledger.program.program, ledger.version
+    runs = (f"{programme.name} ({config.program}), hash {ledger.program.hash[:12]}" if version.hash.hex() == ledger.program.hash else
+            f"{version.told.name}, version {version.number} ({config.program} is an earlier one), hash {version.hash.hex()[:12]}")
     recovered = ("a new journal" if found.created else
                  f"sequence {found.sequence:,}: "
                  + (f"a snapshot up to {ledger.begun_at:,}, " if ledger.begun_at else "no snapshot, ")
@@ -102,7 +105,7 @@ def _start_table(what: Any, seconds: float) -> Table:
     table = Table(title="daybook serves", show_header=False, title_justify="left")
     for name, value in (
         ("data", str(config.data.resolve())), ("tail", str((config.tail or config.data).resolve() / "tail")),
-        ("programme", f"{programme.name} ({config.program}), hash {ledger.program.hash[:12]}"),
+        ("programme", runs),
         ("checkout port", what.ports["checkout"]), ("control port", what.ports["control"]),
         ("metrics", f"http://{what.ports['http']}/metrics"),
         ("follower", "none (--no-follow): no snapshots are written" if config.follow_control is None else
@@ -222,6 +225,7 @@ app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna 
 app.command(epilog="Example: `daybook backup data --to /mnt/backup/ledger`", rich_help_panel="Journal")(backup)
 app.command(epilog="Example: `daybook restore /mnt/backup/ledger --to data --key identity.key`", rich_help_panel="Journal")(restore)
 app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)
+app.add_typer(rules, name="rules", rich_help_panel="Programmes")
 
 
 def _add_commands() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from server.console import EXIT_FAILED, fail, out
 
 KINDS = ("id", "card", "phone", "email", "app")
 TRY_S = 5  # of one attempt: a write waits for one flush, so this is a dead or dying service
+CHANNEL = [("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 80 << 20)]  # programmes come with their tables
 PAUSES_S = (0.2, 0.5, 1.0)  # between attempts; every one sends the same bytes, so it is done at most once
 
 Member = Annotated[str, typer.Argument(metavar="MEMBER", show_default=False,
@@ -121,7 +123,13 @@ def _member(text: str) -> Any:
 
 
 def _call(method: str, request: Any, control: str, request_id: str, sent_time: str) -> Any:
-    """Send until there is a definite answer, always the same bytes. Errors: typer.Exit."""
+    """A write. Errors: typer.Exit."""
+    name(request, request_id, sent_time)
+    return call(method, request, control)
+
+
+def call(method: str, request: Any, control: str, try_s: float = TRY_S, explain: Callable[[Any], str] | None = None) -> Any:
+    """Send until there is a definite answer, always the same bytes. explain: what a refusal's status says more. Errors: typer.Exit."""
     import grpc
 
     from server._pb.loyalty.ledger.v1 import admin_pb2_grpc
@@ -129,27 +137,27 @@ def _call(method: str, request: Any, control: str, request_id: str, sent_time: s
     host, _, port = control.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()):
         raise fail(f"--control must be HOST:PORT, was {control!r}", "for example --control 127.0.0.1:7071")
-    _name(request, request_id, sent_time)
-    with grpc.insecure_channel(control) as channel:
-        call = getattr(admin_pb2_grpc.AdminServiceStub(channel), method)
+    with grpc.insecure_channel(control, options=CHANNEL) as channel:
+        send = getattr(admin_pb2_grpc.AdminServiceStub(channel), method)
         for pause_s in (*PAUSES_S, None):
             try:
-                return call(request, timeout=TRY_S)
+                return send(request, timeout=try_s)
             except grpc.RpcError as error:
                 reason, retryable = _reason(error)
                 if not retryable:
-                    raise fail(f"refused, nothing was changed: {error.details()}", f"{reason}: docs/errors.md says what it means",
-                               EXIT_FAILED) from None
+                    raise fail(f"refused, nothing was changed: {error.details()}" if explain is None else explain(error),
+                               f"{reason}: docs/errors.md says what it means", EXIT_FAILED) from None
                 if pause_s is None:
                     known = "refused for now, nothing was changed" if reason else "no answer: whether it was done is not known"
-                    raise fail(f"{control}: {known} ({error.details()})",
-                               f"run the same command again with --request-id {request.request_id} "
-                               f"--sent-time {request.sent_time.ToJsonString()}: it is done at most once", EXIT_FAILED) from None
+                    again = ("run the same command again" if not getattr(request, "request_id", "") else
+                             f"run the same command again with --request-id {request.request_id} "
+                             f"--sent-time {request.sent_time.ToJsonString()}: it is done at most once")
+                    raise fail(f"{control}: {known} ({error.details()})", again, EXIT_FAILED) from None
                 time.sleep(pause_s)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _name(request: Any, request_id: str, sent_time: str) -> None:
+def name(request: Any, request_id: str, sent_time: str) -> None:
     """Fill in what names this write for ever."""
     if bool(request_id) != bool(sent_time):
         raise fail("--request-id and --sent-time belong together: a repeat must be sent with both, as they were printed")

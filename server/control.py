@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -23,11 +23,14 @@ from ledger import errors, limits
 from ledger._engine import EngineHandle
 from server._pb.loyalty.ledger.v1 import admin_pb2, ledger_pb2
 from server.config import ADMIN_METHODS, ADMIN_SERVICE, METHODS, SERVICE, Address, RefusedToStart
+from server.rules import MESSAGE_BYTES_MAX, RulesService
+from server.segments import set_segments
 
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_DELAY_US = 100_000  # a tenth of a second: the inbox turns over within milliseconds, a full disk does not
 BATCHES = {METHODS["BatchPost"], METHODS["BatchGetBalances"]}
-RECEIVE_BYTES_MAX = limits.BATCH_REQUEST_BYTES_MAX + 65_536  # a little above ours, so that MESSAGE_TOO_LARGE says it with its details
+LARGE = {ADMIN_METHODS["PublishRules"], ADMIN_METHODS["DiffRules"]}
+RECEIVE_BYTES_MAX = MESSAGE_BYTES_MAX + 65_536  # a little above ours, so that MESSAGE_TOO_LARGE says it with its details
 SERVICES = {SERVICE: METHODS, ADMIN_SERVICE: ADMIN_METHODS}
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 Answer = tuple[int, bytes, bytes]  # gRPC code, response or google.rpc.Status, message
@@ -55,6 +58,8 @@ def refusal(name: str, a: int = 0, b: int = 0, *, field: int = 0, value: str = "
 def too_large(method: int, request: bytes) -> Answer | None:
     """The refusal of a request that is longer than its call may be."""
     bytes_max = limits.BATCH_REQUEST_BYTES_MAX if method in BATCHES else limits.REQUEST_BYTES_MAX
+    if method in LARGE:
+        bytes_max = MESSAGE_BYTES_MAX
     return refusal("MESSAGE_TOO_LARGE", len(request), bytes_max) if len(request) > bytes_max else None
 
 
@@ -101,15 +106,21 @@ class Inbox:
             return large
         if not self._open:
             return refusal("NOT_READY")
+        return await self.ask(lambda token: self._handle.submit(token, method, request, deadline_us), stops=method in BATCHES)
+
+    async def ask(self, put: Callable[[int], bool], *, stops: bool = False) -> Answer:
+        """Run what `put` puts into the engine's inbox under a token. stops: it may be told that nobody waits any more."""
+        if not self._open:
+            return refusal("NOT_READY")
         token = next(self._tokens)
-        if not self._handle.submit(token, method, request, deadline_us):
+        if not put(token):
             return refusal("TOO_MANY_CALLS")
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[token] = answer
         try:
             return await answer
         except asyncio.CancelledError:
-            if method in BATCHES and token in self._waiting and not self._closed:
+            if stops and token in self._waiting and not self._closed:
                 self._handle.give_up(token)
             raise
         finally:
@@ -131,6 +142,7 @@ class Inbox:
         """No answer comes any more. What was handed over and not answered stays *unknown* to its caller, as D11 has it."""
         self._closed = True
         self._loop.remove_reader(self._handle.outbox_fd)
+        self._collect()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_result((grpc.StatusCode.UNAVAILABLE.value[0], b"",
@@ -144,6 +156,7 @@ class ControlServer:
         self.address = address
         self.port = 0
         self._inbox = Inbox(handle)
+        self._rules = RulesService(handle, self._inbox.ask, refusal)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=[
             ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared port
@@ -160,9 +173,22 @@ class ControlServer:
         async def run(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             left_s = context.time_remaining()
             deadline_us = 0 if left_s is None else time.monotonic_ns() // 1000 + int(left_s * 1_000_000)
-            return await give(await self._inbox.call(method, request, deadline_us), context)
+            return await give(await self._answer(method, request, deadline_us), context)
 
         return run
+
+    def _answer(self, method: int, request: bytes, deadline_us: int) -> Awaitable[Answer]:
+        """What is one call of the engine goes there as it came; the rest is put together here."""
+        if method == ADMIN_METHODS["SetSegments"]:
+            return set_segments(request, deadline_us, self._inbox.call, refusal)
+        if method in self._rules.calls:
+            large = too_large(method, request)
+            return _now(large) if large is not None else self._rules.call(method, request)
+        return self._inbox.call(method, request, deadline_us)
+
+    def with_counts(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """The transport's stats and what is counted here: the calls that are put together of several."""
+        return {**stats, "calls": {**stats["calls"], **self._rules.counts}}
 
     async def start(self) -> None:
         """Listen and serve. Errors: RefusedToStart."""
@@ -181,6 +207,10 @@ class ControlServer:
         """After the hot thread ended: everything that is still open is cut."""
         self._inbox.close()
         await self._server.stop(0.5)  # the answers just set still leave; health watchers are cut
+
+
+async def _now(answer: Answer) -> Answer:
+    return answer
 
 
 for _service in (ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"], admin_pb2.DESCRIPTOR.services_by_name["AdminService"]):

@@ -16,7 +16,7 @@ import hmac
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from google.protobuf import message as protobuf
 from google.protobuf import timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from ledger import errors, limits
+from ledger import errors, limits, published
 from ledger._past import Past
 from ledger.index import EVERYTHING, Filter, Index, IndexProblem, NotReady, by_member, by_receipt, by_request, by_store_day
 from ledger.journal import ENTRY_HEADER, Journal, JournalError
@@ -87,6 +87,7 @@ class JournalService:
         self._heartbeat_s = heartbeat_s
         self._index = Index(data, journal, say=say, background=True)
         self._encoder = Encoder()
+        self._versions: list[published.Version] = []
         self._encoder_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
         self._stopping = threading.Event()
@@ -176,8 +177,12 @@ class JournalService:
         """Load the programmes that the index has seen and the encoder does not know yet."""
         with self._encoder_lock:
             missing = self._index.programs()[self._encoder.versions:]
-            for entry in self._journal.entries([(sequence, 0, 0) for sequence in missing]):
+            for sequence, entry in zip(missing, self._entries(missing), strict=True):
                 self._encoder.add_program(entry)
+                self._versions.append(published.read_version(len(self._versions) + 1, sequence, entry))
+
+    def _entries(self, sequences: Sequence[int]) -> list[bytes]:
+        return list(self._journal.entries([(sequence, 0, 0) for sequence in sequences]))
 
     def _head(self, reach: int, tag: int) -> bytes:
         """JournalHead as a field of an answer."""
@@ -388,11 +393,13 @@ class JournalService:
         if at_us >= newest_us:
             raise _refused("TIME_NOT_REACHED", at_us, newest_us)
         not_found = _refused("MEMBER_NOT_FOUND", field=_MEMBER_FIELDS[request.member.WhichOneof("ref")])
-        programs = [entry for entry in self._journal.entries([(sequence, 0, 0) for sequence in self._index.programs()])
-                    if _entry_time_us(entry) <= at_us]
-        if not programs:
+        self._add_programs()
+        versions = [version for version in self._versions if version.time_us <= at_us]
+        in_force = published.in_force((version.effective_us for version in versions), at_us)
+        if not in_force:
             raise not_found
-        past = Past(programs[-1])
+        image = published.image_of(self._entries([versions[in_force - 1].sequence])[0], self._entries)
+        past = Past(image, [name for name, _ in max((version.told.wallets for version in versions), key=len)])
         for sequence, entry in self._index.walk(by_member(member), reach + 1, reach=reach):
             if _entry_time_us(entry) > at_us:
                 break

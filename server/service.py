@@ -82,11 +82,12 @@ class _Running:
             checkout = CheckoutServer(handle, config.checkout.host, config.checkout.port)
         except OSError as error:
             raise cannot_listen(config.checkout, "--checkout", error) from None
+        control = ControlServer(handle, config.control)
         try:
-            http = MetricsServer(config.http, LedgerCollector(handle.stats, checkout.stats, self.follower.stats))
+            counted = LedgerCollector(handle.stats, lambda: control.with_counts(checkout.stats()), self.follower.stats)
+            http = MetricsServer(config.http, counted)
         except OSError as error:
             raise cannot_listen(config.http, "--http", error) from None
-        control = ControlServer(handle, config.control)
         await control.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._signal, number)

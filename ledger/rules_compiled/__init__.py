@@ -1,13 +1,12 @@
 """Compiled programmes as files: an image named by its content hash, its YAML source beside it.
 
 Not for compiling (`ledger/rules/`) nor for the journal, which carries image and source in its own entries.
-`wallets_of` reads images of any version, also those of old journals. The images themselves are out of git.
+The images themselves are out of git.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
 from pathlib import Path
 from typing import Protocol
 
@@ -48,12 +47,3 @@ def read_image(path: Path) -> bytes:
     if found != image[8:40]:
         raise ImageError(f"{path} is damaged: its content hashes to {found.hex()}, must be {image[8:40].hex()}; compile it again")
     return image
-
-
-def wallets_of(image: bytes) -> list[tuple[str, int]]:
-    """Names and scales of an image's wallets, in order. image: of any version, checked."""
-    version = int.from_bytes(image[4:8], "little")
-    offset, count = struct.unpack_from("<II", image, 160 if version == 1 else 256 + 8)
-    record = 40 if version == 1 else 48
-    rows = [struct.unpack_from("<32sI", image, offset + record * i) for i in range(count)]
-    return [(name.rstrip(b"\0").decode(), scale) for name, scale in rows]

@@ -27,12 +27,13 @@ REQUESTS = {
     "GetBalance": (pb.GetBalanceRequest, pb.GetBalanceResponse),
     "GetOperation": (pb.GetOperationRequest, pb.GetOperationResponse),
     "EnrollMember": (pb.EnrollMemberRequest, pb.EnrollMemberResponse),
+    "QuoteReceipt": (pb.QuoteReceiptRequest, pb.QuoteReceiptResponse),
     "BatchPost": (pb.BatchPostRequest, pb.BatchPostResponse),
 }
 NAMES = {
     "earn": "EarnPoints", "burn": "BurnPoints", "reserve": "ReservePoints", "capture": "CaptureReservation",
     "release": "ReleaseReservation", "commit": "CommitReceipt", "balance": "GetBalance", "operation": "GetOperation",
-    "enroll": "EnrollMember",
+    "enroll": "EnrollMember", "quote": "QuoteReceipt",
 }
 
 Hook = Callable[[str, object], "Refusal | float | None"]
@@ -116,7 +117,7 @@ class StandIn:
                 if name == "BatchPost":
                     for number, _ in enumerate(request.commands):
                         result.results.add().entry.sequence = len(self.seen) + 1 + number
-                elif name not in ("GetBalance", "GetOperation"):
+                elif name not in ("GetBalance", "GetOperation", "QuoteReceipt"):
                     result.entry.sequence = len(self.seen) + 1
                     result.entry.create_time.FromNanoseconds(time.time_ns())
                 if name == "ReservePoints":

@@ -11,6 +11,9 @@ from ledger import limits
 from ledger.engine import StartRefused, open_ledger
 from ledger.rules import compile_file
 from tests.ledger.conftest import PROGRAM
+from tests.running import ROOT
+
+GOLDEN_1 = ROOT / "tests" / "golden" / "base-v1.image"
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -146,19 +149,43 @@ def test_journal_of_another_directory(closed: Path, tmp_path: Path) -> None:
     assert "not the one of this data directory" in refusal(tmp_path)
 
 
-def test_another_programme_takes_the_place_of_the_one_before_by_an_entry(closed: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed.yaml"
-    changed.write_text(PROGRAM.read_text().replace("give: 5", "give: 7"))
+def opened_twice(closed: Path, *programs: Path) -> tuple[list[bytes], list[int], list[str]]:
+    """Images in force, entries that each start wrote, and what was said."""
     images, sequences, said = [], [], []
-    for program in (PROGRAM, changed, changed, PROGRAM):
+    for program in programs:
         ledger = open_ledger(closed, program, members_max=1000, ids_max=10_000, warn=said.append)
         images.append(ledger.handle.program_image())
         ledger.stop(digest=False)
         sequences.append(ledger.head[0])
-    assert images[0] == images[3] != images[1] == images[2] == compile_file(changed).image
-    assert [after - before for before, after in zip(sequences, sequences[1:], strict=False)] == [1, 0, 1]
-    assert len(said) == 2 and images[0][8:40].hex() in said[0]
-    assert said[0].startswith(f"{changed} (hash {images[1][8:40].hex()}) takes the place of")
+    return images, [after - before for before, after in zip(sequences, sequences[1:], strict=False)], said
+
+
+def write_program(closed: Path, image: bytes, source: bytes) -> None:
+    ledger = open_ledger(closed, PROGRAM, members_max=1000, ids_max=10_000)
+    ledger.handle.seed(image, source)
+    ledger.stop(digest=False)
+
+
+def test_another_programme_is_published_and_not_started(closed: Path, tmp_path: Path) -> None:
+    """What the journal runs stays when a file is named that was published once."""
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(PROGRAM.read_text().replace("give: 5", "give: 7"))
+    text = refusal(tmp_path, program=changed)
+    assert "is another programme than the programme that the journal runs (version 1, hash" in text and "`daybook rules publish" in text
+    write_program(closed, compile_file(changed).image, changed.read_bytes())
+    images, wrote, said = opened_twice(closed, PROGRAM, changed, PROGRAM)
+    assert images == [compile_file(changed).image] * 3
+    assert (wrote, said) == ([0, 0], [])
+
+
+def test_the_source_in_force_is_compiled_anew_where_that_makes_another_image(closed: Path, tmp_path: Path) -> None:
+    seven, nine = (tmp_path / f"{number}.yaml" for number in (7, 9))
+    for path in (seven, nine):
+        path.write_text(PROGRAM.read_text().replace("give: 5", f"give: {path.stem}"))
+    write_program(closed, compile_file(seven).image, nine.read_bytes())  # as another compiler might have made it
+    images, wrote, said = opened_twice(closed, nine, nine)
+    assert images == [compile_file(nine).image] * 2 and wrote == [0]
+    assert len(said) == 1 and "it is the same source, with a newer compiler or newer zone data" in said[0]
 
 
 @pytest.mark.parametrize(("old", "new", "wallets"), [
@@ -166,10 +193,15 @@ def test_another_programme_takes_the_place_of_the_one_before_by_an_entry(closed:
     ("- name: points", "- name: first\n  - name: points", "first (scale 0), points (scale 0)"),
 ])
 def test_wallets_are_for_ever(closed: Path, tmp_path: Path, old: str, new: str, wallets: str) -> None:
+    """Whatever follows an image of version 1, which no build runs any more."""
+    write_program(closed, GOLDEN_1.read_bytes(), b"programme: as it was then")
     changed = tmp_path / "changed.yaml"
     changed.write_text(PROGRAM.read_text().replace("to_wallet: points", "").replace(old, new, 1).partition("\nburn:")[0])
     text = refusal(tmp_path, program=changed)
     assert f"must begin with points (scale 0), as there, but are {wallets};" in text
+    images, wrote, said = opened_twice(closed, PROGRAM, PROGRAM)
+    assert images == [compile_file(PROGRAM).image] * 2 and wrote == [0]
+    assert len(said) == 1 and "an older compiler made it" in said[0]
 
 
 def test_programme_with_a_mistake_touches_no_directory(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ledger._probe import LoadedProgram
 
+from ledger.published import told_of
 from ledger.rules import compile_source, zones
-from ledger.rules_compiled import wallets_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = (ROOT / "tests" / "golden" / "base-v1.image").read_bytes()
@@ -83,13 +83,13 @@ def test_a_day_starts_at_its_first_moment(zone, day):
 def test_wallets_are_found_by_their_whole_name():
     two = f"programme: Two\ncurrency: USD\nzone: UTC\nwallets: [{{name: points}}, {{name: {'w' * 32}, scale: 9}}]\nrules: []\n"
     program = LoadedProgram(compile_source(two.encode()).image)
-    assert program.wallets == wallets_of(compile_source(two.encode()).image) == [("points", 0), ("w" * 32, 9)]
+    assert program.wallets == list(told_of(compile_source(two.encode()).image).wallets) == [("points", 0), ("w" * 32, 9)]
     assert [program.wallet(name) for name in (b"points", b"w" * 32, b"point", b"pointss", b"", b"w" * 31)] == [0, 1, -1, -1, -1, -1]
 
 
 def test_an_image_of_the_first_version_loads_for_ever():
     program = LoadedProgram(GOLDEN)
-    assert program.wallets == wallets_of(GOLDEN) == [("points", 0)]
+    assert program.wallets == list(told_of(GOLDEN).wallets) == [("points", 0)]
     day = (date(2026, 11, 22) - date(1970, 1, 1)).days
     assert program.day(us(datetime(2026, 11, 22, 17, tzinfo=UTC))) == day
     assert program.day_start_us(day) == us(datetime(2026, 11, 22, 5, tzinfo=UTC))

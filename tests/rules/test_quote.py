@@ -15,6 +15,7 @@ from ledger.rules.reference import Line, Receipt
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 from tests.rules import generate
+from tests.rules.compiled import Compiled
 from tests.rules.test_core import ADJUST, BALANCE, BY_HAND, COMMIT, DAY_US, EARN, OPERATION, QUOTE, START_US, Shop
 
 RESERVE = 3
@@ -315,6 +316,28 @@ def test_a_repeat_has_the_same_token(shop: Shop, field: str) -> None:
         made.receipt.only_as_quoted = False
     reason, info = shop.send(COMMIT, made)
     assert (reason, info.metadata["field"]) == ("REQUEST_ID_REUSED", f"receipt.{field}")
+
+
+def test_the_rules_of_a_quote_decide_for_a_quarter_of_an_hour(shop: Shop) -> None:
+    """Other rules come into force between quote and commit; then the old ones once more."""
+    first, second, third = receipt_of(shop, 1, 1000), receipt_of(shop, 1, 2000), receipt_of(shop, 1, 1000)
+    first.receipt.key.number, second.receipt.key.number, third.receipt.key.number = "first", "second", "third"
+    quotes = [shop.quote(request)[1] for request in (first, second)]
+    other = Compiled(check.check_source(SOURCE.replace("percent: 10", "percent: 50").replace("Small", "Other").encode()))
+    shop.core.publish(other.image, b"", shop.now)
+    now = shop.quote(third)[1]
+    assert (now.program_version, now.points != quotes[0].points) == (2, True)
+    shop.now += TTL_US - 1
+    reason, answer = shop.call(COMMIT, commit_of(first, quotes[0].token, only=True))
+    assert (reason, answer.entry.awards, answer.entry.program_version) == ("", quotes[0].awards, 1)
+    entry = read_entry(shop.core.entries()[-1])
+    assert (entry["program"], entry["quote"]["program"]) == (2, 1)
+    shop.now += 1
+    assert shop.call(COMMIT, commit_of(second, quotes[1].token))[0] == "QUOTE_EXPIRED"
+    assert shop.call(COMMIT, commit_of(third, now.token))[0] == "QUOTE_EXPIRED"
+    shop.core.publish(shop.compiled.image, b"", shop.now)
+    assert shop.quote(second)[1].program_version == 3
+    shop.one_digest()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
