@@ -27,7 +27,7 @@ SEED = 20_261_122
 HOUSEHOLDS = 30
 ARTICLES_MAX = 20_000  # as many as an image of one entry can have; the others are unknown to the programme
 KOPECKS_PER_CENT = 60
-MEMBERS_MAX, IDS_MAX = 5_000, 500_000
+MEMBERS_MAX, IDS_MAX = 20_000, 500_000
 PAYS_EVERY, TOO_MUCH_EVERY, LATE_EVERY, LATE_DAYS = 7, 5, 31, 4
 
 
