@@ -150,8 +150,6 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     else:
         refuse_not_found(core, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind), outcome)
         return
-    # Nor is anything told by rules that a crash could take back.
-    outcome.wait_sequence = <uint64_t>max_i64(<int64_t>outcome.wait_sequence, <int64_t>core.programmes.versions[d.program.version - 1].sequence)
     # Neither rules are told before it is durable that they are in force, nor what is left of a budget before it is who took the rest.
     outcome.wait_sequence = later_of(outcome.wait_sequence, core.programmes.versions[d.program.version - 1].sequence)
     if (<const Program2*>d.program.rules).counts[SECTION2_CAMPAIGNS] != 0:
