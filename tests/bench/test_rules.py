@@ -29,7 +29,7 @@ def test_every_bar_stands_beside_its_control_and_the_curve_below() -> None:
 
 @pytest.mark.timeout(600)
 def test_programmes_are_published_beside_the_loop(tmp_path: Path) -> None:
-    bench("bench.publish", "--rules", "20", "--skus", "200", "--members", "200", "--rate", "100", "--seconds", "0.5", "--times", "2",
+    bench("bench.publish", "--rules", "20", "--skus", "20000", "--members", "200", "--rate", "100", "--seconds", "0.5", "--times", "2",
           "--folder", str(tmp_path), "--json", str(tmp_path / "found.json"))
     found: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
     assert len(found["published_s"]) >= 2
