@@ -1,7 +1,7 @@
 """Publishing while tills call: what a call sees of it. Row 6 of the rules' bars.
 
     python -m bench.publish                                  1,000 rules, 100,000 articles
-    python -m bench.publish --rules 50 --skus 500 --seconds 2 --rate 500     a quick look
+    python -m bench.publish --rules 50 --skus 20000 --seconds 2 --rate 500     a quick look
 
 An open loop of tills (Poisson, `--rate` calls/s, 64 connections, three reads to a write) runs alone first, and then while two programmes
 are put in force in turn, one right behind the other, files and all. No call may be above twice the usual p99; as p99 itself says that one
@@ -134,7 +134,7 @@ def run(folder: Path, *, rules: int, skus: int, members: int, rate: float, secon
 
 def main(
     rules: Annotated[int, typer.Option(help="Rules of both programmes.", min=1, max=1500)] = 1000,
-    skus: Annotated[int, typer.Option(help="Articles of their catalogue.", min=10)] = 100_000,
+    skus: Annotated[int, typer.Option(help="Articles of their catalogue; with fewer some brands have none.", min=20_000)] = 100_000,
     members: Annotated[int, typer.Option(help="Members.", min=1)] = 100_000,
     rate: Annotated[float, typer.Option(help="Calls/s of the loop.", min=1)] = 13_000.0,
     seconds: Annotated[float, typer.Option(help="Of each stretch.", min=0.2)] = 20.0,

@@ -1709,7 +1709,10 @@ cdef class EngineHandle:
     def find_entry(self, uint64_t sequence):
         """Any entry. Only before the threads are started. b"": it is not there."""
         cdef uint32_t size = 0
+        cdef uint64_t finds_ring = self.engine.finds_ring, finds_journal = self.engine.finds_journal
         cdef const uint8_t* entry = find_entry(self.engine, sequence, &size)
+        self.engine.finds_ring = finds_ring     # these are repeats only
+        self.engine.finds_journal = finds_journal
         return b"" if entry == NULL else (<const uint8_t*>entry)[:size]
 
     # --- threads and stop ---
