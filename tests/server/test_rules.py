@@ -463,6 +463,8 @@ def test_versions_in_pages_and_what_differs(server: RunningServer) -> None:
     assert [one.path for one in found] == ["wallets[stars]", "segments", "favourites", "rules[Staff]", "rules[Chosen]", "rules[A star]",
                                            "catalogue"] or {one.path for one in found} >= {"wallets[stars]", "rules[A star]", "segments"}
     written_out = SOURCE.replace(b"\nrules:\n", b"\nunknown_sku: accept\nrules:\n").replace(b"give: 5", b"exclusive: false\n    give: 5")
+    without = till.reason_of(refused(server, admin.DiffRulesRequest(from_version=1), "DiffRules"))
+    assert without is not None and without[1]["field"] == "to"
     to_source = server.admin_stub.DiffRules(admin.DiffRulesRequest(from_version=1, to_source=written_out), timeout=CALL_S)
     assert not to_source.differences, "a default that is written out means the same"
 
