@@ -1673,9 +1673,11 @@ cdef class EngineHandle:
             free(group)
 
     def find_entry(self, uint64_t sequence):
-        """Any entry. Only before the threads are started. b"": it is not there."""
+        """Any entry. Only before the threads are started. b"": it is not there. No repeat, so it is not counted."""
         cdef uint32_t size = 0
+        cdef uint64_t ring = self.engine.finds_ring, journal = self.engine.finds_journal
         cdef const uint8_t* entry = find_entry(self.engine, sequence, &size)
+        self.engine.finds_ring, self.engine.finds_journal = ring, journal
         return b"" if entry == NULL else (<const uint8_t*>entry)[:size]
 
     # --- threads and stop ---
