@@ -1707,7 +1707,7 @@ cdef class EngineHandle:
             free(group)
 
     def find_entry(self, uint64_t sequence):
-        """Any entry. Only before the threads are started. b"": it is not there."""
+        """Any entry. Only before the threads are started. b"": it is not there. No repeat, so it is not counted."""
         cdef uint32_t size = 0
         cdef uint64_t finds_ring = self.engine.finds_ring, finds_journal = self.engine.finds_journal
         cdef const uint8_t* entry = find_entry(self.engine, sequence, &size)
