@@ -22,7 +22,7 @@ programme: Good
 currency: EUR
 zone: Europe/Warsaw
 anonymous_accounts: true
-largest_receipt: 10000.00
+largest_receipt: 20000.00
 wallets: [{name: points}]
 catalogue: [{sku: milk, category: Food}, {sku: beer, category: Drinks}]
 stores: [{store: "1"}]
@@ -38,18 +38,22 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 BAD = [
     ("unknown field", "percent: 5", "percnt: 5", "12:18: rules[0].percnt: unknown key; did you mean 'percent'?"),
     ("wrong type", "percent: 5", "percent: five", "12:27: rules[0].percent: must be a percentage"),
-    ("a list for a mapping", "lines: {sku: milk}", "lines: [milk]", "12:37: rules[0].lines: must be a mapping of conditions"),
+    ("a list for a mapping", "lines: {sku: milk}", "lines: [milk]",
+     "12:37: rules[0].lines: must be a mapping with the keys sku, category, brand"),
     ("rules that contradict each other", "rules:\n", "rules:\n  - {name: A, percent: 1, exclusive: true, priority: 1}\n"
-     "  - {name: B, percent: 2, exclusive: true, priority: 1}\n", "13:5: rules[1].priority: "),
-    ("a rule that can never fire: goods", "sku: milk", "sku: milk, category: Drinks",
+     "  - {name: B, percent: 2, exclusive: true, priority: 1}\n",
+     "13:54: rules[1].priority: contradicts 'A': both are exclusive and have priority 1"),
+    ("a rule that can never fire: goods", "lines: {sku: milk", "lines: {sku: milk, category: Drinks",
      "12:5: rules[0]: can never fire: no article of the catalogue meets its `lines`"),
     ("a rule that can never fire: times", "tier: base", "tier: base, not: {tier: [base, gold]}",
      "12:5: rules[0]: can never fire: its conditions on tier exclude each other"),
-    ("unknown sku", "sku: milk", "sku: mlik", "12:43: rules[0].lines.sku: 'mlik' is no article of this programme"),
+    ("unknown sku", "lines: {sku: milk", "lines: {sku: mlik", "12:43: rules[0].lines.sku: 'mlik' is no article of this programme"),
     ("unknown store", 'store: "1"}}', 'store: "7"}}', "12:76: rules[0].when.store: '7' is no store of this programme, must be one of 1"),
     ("unknown tier", "tier: base", "tier: bronze", "12:63: rules[0].when.tier: 'bronze' is no tier of this programme"),
-    ("overlapping tiers", "spent: 500.00", "spent: 50.00", "10:82: tiers.levels[2].reach: is reached with no more than gold (spent 50.00)"),
-    ("overflow", "percent: 5", "for_every_full: 0.01, give: 1000000", "12:5: rules[0]: would give 1000000000000"),
+    ("overlapping tiers", "spent: 500.00", "spent: 50.00",
+     "10:90: tiers.levels[2].reach: is reached with no more than gold (spent 50.00)"),
+    ("overflow", "percent: 5", "for_every_full: 0.01, give: 1000000",
+     "12:5: rules[0]: would give 2000000000000 points on the largest receipt (20000.00)"),
     ("a YAML bomb", GOOD, BOMB, "1:4: anchors and aliases (&, *) must not be used"),
     ("a deep file", GOOD, "a: " + "[" * 5000, "not YAML"),
 ]
@@ -74,7 +78,7 @@ def test_a_bad_programme_is_one_clear_error_with_its_line(what: str, old: str, n
 
 
 def test_a_long_line_is_shown_around_the_place() -> None:
-    source = GOOD.replace("tier: base", f"segment: [{', '.join(['staff'] * 40)}], tier: nobody").encode()
+    source = GOOD.replace("tier: base", f"promo_code: [{', '.join(f'CODE{i}' for i in range(40))}], tier: nobody").encode()
     with pytest.raises(ProgramError) as raised:
         compile_source(source, "p.yaml")
     _, shown, mark = with_lines(raised.value, "p.yaml", source).splitlines()
@@ -108,17 +112,17 @@ def test_an_image_that_is_damaged_or_of_another_version_is_refused_and_the_rules
         with pytest.raises(ValueError, match="does not load"):
             core.publish(image, other.source, NOW_US)
         assert len(core.entries()) == entries, what
-        request = pb.EarnPointsRequest(request_id=f"request-{what.replace(' ', '-').replace(',', '')}", member=pb.MemberRef(card="1"))
+        request = pb.EarnPointsRequest(request_id=f"request-by-the-first-{entries}", member=pb.MemberRef(card=str(entries)))
         request.sent_time.FromMicroseconds(NOW_US)
         request.receipt.MergeFrom(pb.Receipt(currency_code="EUR", total_minor=10_000, lines=[pb.Line(sku="milk", amount_minor=10_000)],
-                                             key=pb.ReceiptKey(store="1", till="1", business_day=20261118, number=what)))
+                                             key=pb.ReceiptKey(store="1", till="1", business_day=20261118, number=str(entries))))
         code, answer, _ = core.call(EARN, request.SerializeToString(), NOW_US)
         assert code == 0
         entries += 1
         entry = pb.EarnPointsResponse.FromString(answer).entry
         assert (entry.earned_points, entry.program_version) == (5, 1), what
     core.publish(other.image, other.source, NOW_US)
-    request.request_id = "request-by-the-next-programme"
-    request.receipt.key.number = "the next programme"
+    request.request_id, request.member.card = "request-by-the-next-programme", "next"
+    request.receipt.key.number = "next"
     entry = pb.EarnPointsResponse.FromString(core.call(EARN, request.SerializeToString(), NOW_US)[1]).entry
     assert (entry.earned_points, entry.program_version) == (7, 2)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger import limits
 from ledger.rules import ProgramError, compile_file, compile_source, describe, reference
 from ledger.rules_compiled import ImageError, read_image, write_image
 
@@ -110,7 +111,7 @@ def test_all_mistakes_are_reported_at_once_in_file_order():
     (b"programme: a\x00b\n", "not YAML"),
     (b"a: " + b"[" * 600, "not YAML"),
     (b"a: 1\n---\nb: 2\n", "not YAML"),
-    (b"x" * 300_000, "at most 262144 bytes"),
+    (b"x" * (limits.SOURCE_BYTES_MAX + 1), "at most 1048576 bytes"),
 ])
 def test_what_is_no_programme_at_all(data, says):
     assert says in "\n".join(problems(data))
