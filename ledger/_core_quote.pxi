@@ -10,6 +10,10 @@ cdef inline bint earns_by(uint8_t method) noexcept nogil:
     return method == METHOD_EARN or method == METHOD_COMMIT or method == METHOD_QUOTE
 
 
+cdef inline uint64_t later_of(uint64_t a, uint64_t b) noexcept nogil:
+    return a if a > b else b
+
+
 cdef bint quotes_open(Core* core) noexcept nogil:
     cdef Hash128 key = siphash(core.identity_key, <const uint8_t*>b"daybook quote token", 19)
     memcpy(core.quote_key, &key, 16)
@@ -146,11 +150,10 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     else:
         refuse_not_found(core, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind), outcome)
         return
-    # Nor is anything told by rules that a crash could take back.
-    outcome.wait_sequence = <uint64_t>max_i64(<int64_t>outcome.wait_sequence, <int64_t>core.programmes.versions[d.program.version - 1].sequence)
+    # Neither rules are told before it is durable that they are in force, nor what is left of a budget before it is who took the rest.
+    outcome.wait_sequence = later_of(outcome.wait_sequence, core.programmes.versions[d.program.version - 1].sequence)
     if (<const Program2*>d.program.rules).counts[SECTION2_CAMPAIGNS] != 0:
-        # What is left of a budget is not told before it is durable who took the rest.
-        outcome.wait_sequence = <uint64_t>max_i64(<int64_t>outcome.wait_sequence, <int64_t>core.campaign_sequence)
+        outcome.wait_sequence = later_of(outcome.wait_sequence, core.campaign_sequence)
     status = decide_receipt(core, command, d, account, &captured, &captured_points, outcome)
     if status != STATUS_OK:
         outcome.status = status

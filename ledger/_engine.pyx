@@ -1582,17 +1582,20 @@ cdef class EngineHandle:
         cdef const uint8_t* source_at = source
         cdef uint32_t size, offset = 0, image_size = <uint32_t>len(image)
         cdef Slice told
+        cdef int64_t now_us
         cdef bint first = core_program(engine.core) == NULL
         places = []
         while image_size > IMAGE_INLINE_BYTES_MAX and offset < image_size:
             size = min(image_size - offset, IMAGE_INLINE_BYTES_MAX)
-            self.seed_group(core_write_part(engine.core, self.seed_time(), image_at, image_size, offset, size, group_next(engine)))
+            now_us = self.seed_time()       # which opens the group that group_next looks at
+            self.seed_group(core_write_part(engine.core, now_us, image_at, image_size, offset, size, group_next(engine)))
             places.append(engine.core_stats.sequence)
             offset += size
         text = published.pack(published.told_of(image)._replace(places=tuple(places))) if places or not first else b""
         told.data = text
         told.size = <uint32_t>len(text)
-        self.seed_group(core_write_program(engine.core, self.seed_time(), image_at, image_size, source_at, <uint32_t>len(source), &told, first,
+        now_us = self.seed_time()
+        self.seed_group(core_write_program(engine.core, now_us, image_at, image_size, source_at, <uint32_t>len(source), &told, first,
                                            group_next(engine)))
 
     cdef int64_t seed_time(self) noexcept:

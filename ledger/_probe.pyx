@@ -16,11 +16,11 @@ from ledger._evaluate cimport (
 )
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._image cimport (
-    ImageAtom, ImageBurn, ImageCampaign, ImageCap, ImageClass, ImageExperiment, ImageFunder, ImageHeader2, ImageRule, ImageThreshold,
+    IMAGE2_RULES_MAX, ImageAtom, ImageBurn, ImageCampaign, ImageCap, ImageClass, ImageExperiment, ImageFunder, ImageHeader2, ImageRule, ImageThreshold,
     ImageTier, ImageVariant, ImageWallet2, ImageZone, MayIndex, Program2, StoreClass, TableRow, image_load, name_hash, program2_day,
 )
-from ledger._layout cimport Award, Command, EntryHeader, SECTION_COUNT, Slice
-from ledger._limits cimport AWARDS_MAX, COMMAND_ENTRY_BYTES_MAX, LINES_MAX, WALLETS_MAX
+from ledger._layout cimport Command, EntryHeader, SECTION_COUNT, Slice
+from ledger._limits cimport COMMAND_ENTRY_BYTES_MAX, LINES_MAX, RULES_MAX, WALLETS_MAX
 from ledger._programme cimport programme_load
 from ledger._rules cimport (
     ImageHeader, ImageWallet, Program, RuleOp, ZoneSpan, program_day, program_day_start_us, program_wallet,
@@ -32,6 +32,8 @@ from ledger._table cimport (
 
 if sizeof(ImageHeader) != 192 or sizeof(ImageWallet) != 40 or sizeof(RuleOp) != 48 or sizeof(ZoneSpan) != 16:
     raise ImportError("the image's records do not have the sizes that docs/journal-format.md gives")
+if IMAGE2_RULES_MAX != RULES_MAX:
+    raise ImportError("ledger/_image.pxd has another RULES_MAX than ledger/limits.py")
 
 
 def div_floor_(int64_t a, int64_t b):

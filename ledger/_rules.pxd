@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from ledger._arith cimport div_floor, max_i64
 from ledger._layout cimport Slice, WalletDefinition
-from ledger._limits cimport AMOUNT_MINOR_MAX, IMAGE_BYTES_MAX, POINTS_PER_STEP_MAX, RULES_MAX, WALLETS_MAX
+from ledger._limits cimport AMOUNT_MINOR_MAX, IMAGE_BYTES_MAX, POINTS_PER_STEP_MAX, WALLETS_MAX
 
 cdef extern from "<openssl/sha.h>" nogil:
     uint8_t* SHA256(const uint8_t* data, size_t size, uint8_t* digest)
@@ -28,6 +28,7 @@ cdef enum:
     ZONE_BUCKET_SHIFT = 44
     LIFE_NUMBER_MAX = 18250         # 50 years, in days; months: the same number is harmless
     RULE_NAME_BYTES = 64
+    IMAGE_RULES_MAX = 1024          # of version 1
 
 cdef enum OpCode:                   # what an op does; append, never renumber
     OP_PER_STEP = 1                 # for every full `step` of the receipt's total `give` points
@@ -178,8 +179,8 @@ cdef inline int program_load(Program* program, const uint8_t* image, uint32_t si
     if not (image_padded(header.zone, 40) and image_padded(header.tzdata, 16) and image_padded(header.name, 40)):
         return -1
     if not (image_section(header, IMAGE_SECTION_WALLETS, sizeof(ImageWallet), 1, WALLETS_MAX, &at)
-            and image_section(header, IMAGE_SECTION_RULES, RULE_NAME_BYTES, 0, RULES_MAX, &at)
-            and image_section(header, IMAGE_SECTION_OPS, sizeof(RuleOp), 0, RULES_MAX, &at)
+            and image_section(header, IMAGE_SECTION_RULES, RULE_NAME_BYTES, 0, IMAGE_RULES_MAX, &at)
+            and image_section(header, IMAGE_SECTION_OPS, sizeof(RuleOp), 0, IMAGE_RULES_MAX, &at)
             and image_section(header, IMAGE_SECTION_ZONE, sizeof(ZoneSpan), 1, ZONE_SPANS_MAX, &at)
             and at == size):
         return -1

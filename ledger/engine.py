@@ -248,7 +248,7 @@ def _replaces(handle: EngineHandle, compiled: CompiledProgram, program: Path, wa
         return False
     raise StartRefused(
         f"{program} (hash {compiled.hash}) is another programme than {before}, and was never published: a programme is changed with "
-        f"PublishRules (`daybook rules publish {program}`) while the service runs, not by a restart; start with the file that the journal runs")
+        f"PublishRules (`daybook rules publish {program}`) while the service runs, not by a restart; start with a file that was published")
 
 
 def _check_wallets(kept: tuple[published.Wallet, ...], compiled: CompiledProgram, program: Path, before: str) -> None:

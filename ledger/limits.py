@@ -56,10 +56,10 @@ FUNDERS_MAX = 65_535  # uint16 in a lot
 
 # --- rules ------------------------------------------------------------------------------------------------------
 AWARDS_MAX = 3000  # awards of one receipt: 1000 lines with three rules each
-RULES_MAX = 1024  # ops in one image; the busiest programmes have ~100 rules
+RULES_MAX = 5000  # of one image: marketing has 50 to 1,000; bitsets over them are 79 words, and the evaluator has a row for each
 IMAGE_BYTES_MAX = 16_777_216  # 100,000 articles by name are 4 MB; more than 16 and somebody lists articles instead of categories
 IMAGE_INLINE_BYTES_MAX = 1_048_576  # a larger image of an empty journal travels in parts, too
-SOURCE_BYTES_MAX = 262_144  # YAML source kept beside it
+SOURCE_BYTES_MAX = 1_048_576  # YAML kept beside it: 5,000 rules of 160 bytes; goods belong into a catalogue file
 PROGRAM_PART_BYTES = 65_536  # of an image in one entry: by so much a group of the tills grows; a smaller one stands in its PROGRAM entry
 PROGRAMS_COMING_MAX = 8  # programmes that wait for their moment
 PROGRAMS_KEPT_MAX = 64  # images in memory at once; as many publishings in a quarter of an hour
@@ -74,8 +74,8 @@ RULE_NAME_BYTES_MAX = 64  # names are for people
 POINTS_PER_STEP_MAX = 1_000_000  # times AMOUNT_MINOR_MAX stays below 2^63
 
 # --- one entry, one group ---------------------------------------------------------------------------------------
-ENTRY_BYTES_MAX = 1_572_864  # PROGRAM entry: image + source + header; a receipt of 1000 lines needs ~120 kB
-COMMAND_ENTRY_BYTES_MAX = 786_432  # a command of 1000 lines and 6400 lot changes, behind 32 expiries of its member's reservations
+ENTRY_BYTES_MAX = 2_359_296  # PROGRAM entry of an empty journal: image + source + header; a receipt of 1000 lines needs ~120 kB
+COMMAND_ENTRY_BYTES_MAX = 1_310_720  # a source and a part of an image; a receipt of 1000 lines and 6400 lot changes needs 0.75 MB
 GROUP_BYTES_MAX = 4_194_304  # a flush of 4 MB takes ~3 ms here; larger groups only add latency
 GROUP_ENTRIES_MAX = 16_384  # bounds the replay step and the pending answers
 TAIL_BLOCK_BYTES = 4096  # a group starts its own block: no acknowledged block is rewritten

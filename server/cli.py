@@ -196,16 +196,23 @@ def _wallet_table(report: Any) -> Table:
 def compile_program(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A programme in YAML.")],
 ) -> None:
-    """Check a programme and show what it says: wallets, rules, and the image's hash. Writes nothing.
+    """Check a programme and say what it means, in words: wallets, tiers, every rule, and the image's hash. Writes nothing.
 
-    Errors come with line numbers, all at once.
+    What is wrong comes all at once, each as FILE:LINE:COLUMN, what would be right, and the line itself; then the exit code is 1.
+    Wrong are also rules that can never give anything, that contradict each other, or that could give more than a wallet may hold.
+
+    The language is docs/rules.md, programs/ has examples. An editor that knows JSON Schema checks while you write, if the file
+    begins with: # yaml-language-server: $schema=schema.json
+
+    To see what a change would cost before it is published: daybook simulate. To publish it: daybook rules publish FILE.
     """
-    from ledger.rules import ProgramError, compile_file, describe
+    from ledger.rules import ProgramError, compile_file, describe, with_lines
 
     try:
         compiled = compile_file(file)
     except ProgramError as error:
-        raise fail(str(error), code=EXIT_FAILED) from None
+        source = file.read_bytes() if file.is_file() else b""
+        raise fail(with_lines(error, str(file), source), code=EXIT_FAILED) from None
     table = Table(title=f"{file} is a programme", show_header=False, title_justify="left")
     for name, text in describe(compiled):
         table.add_row(name, escape(text))

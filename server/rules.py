@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DRAIN_WAIT_S = 10.0  # a version is readable when it was drained: within half a second, unless the disk is full
 DRAIN_STEP_S = 0.01
 IMAGE_VERSION = 2  # of images that decide; older ones are only read
+TIME_MAX_S = 253_402_300_799  # the last second of the year 9999: google.protobuf.Timestamp
 COMPILE_S_MAX = 120.0  # the largest programme that is allowed takes ten
 DETAILS_BYTES_MAX = 6_000  # of mistakes, so that the trailers stay below what clients take (8 KiB)
 MOMENT_US_MAX = 10 * 366 * 86_400_000_000  # a moment farther ahead is a typing error
@@ -197,9 +198,12 @@ class RulesService:
 
     async def _compile(self, job: Job) -> Done:
         """In a process of its own. Errors: Refused."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from ledger.rules.apart import main; main()", cwd=ROOT, stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", "from ledger.rules.apart import main; main()", cwd=ROOT, stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE)
+        except OSError:
+            raise self._refuse("NOT_READY") from None
         try:
             out, _ = await asyncio.wait_for(process.communicate(pickle.dumps(job)), COMPILE_S_MAX)
             if process.returncode != 0:
@@ -227,7 +231,7 @@ class RulesService:
             if not (limits.REQUEST_ID_BYTES_MIN <= len(asked.request_id) <= limits.REQUEST_ID_BYTES_MAX
                     and _REQUEST_ID.fullmatch(asked.request_id)):
                 raise self._field(1, asked.request_id)
-            if not asked.HasField("sent_time"):
+            if not asked.HasField("sent_time") or not _is_time(asked.sent_time):
                 raise self._field(2)
             for number, text, most in ((58, asked.operator, limits.OPERATOR_BYTES_MAX), (59, asked.reason, limits.REASON_BYTES_MAX)):
                 if not 1 <= len(text.encode()) <= most or any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
@@ -236,6 +240,10 @@ class RulesService:
             raise self._field(76)
         if asked.WhichOneof("rules") == "source":
             self._check_source(asked.source)
+        elif asked.version < 1:
+            raise self._field(73, asked.version)
+        if asked.HasField("effective_time") and not _is_time(asked.effective_time):
+            raise self._field(74, asked.effective_time.seconds)
         names = [file.name for file in asked.files]
         if (len(names) > limits.RULES_FILES_MAX or len(set(names)) != len(names)
                 or sum(len(file.content) for file in asked.files) > limits.RULES_FILES_BYTES_MAX):
@@ -297,7 +305,7 @@ class RulesService:
         content = hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in (
             asked.source, *(part for file in asked.files for part in (file.name.encode(), file.content))))).digest()[:8]
         common = {"request_id": asked.request_id.encode(), "sent_time_us": asked.sent_time.ToMicroseconds(), "effective_us": moment_us,
-                  "again": max(0, again), "content": content, "operator": asked.operator.encode(), "reason": asked.reason.encode()}
+                  "again": again, "content": content, "operator": asked.operator.encode(), "reason": asked.reason.encode()}
         async with self._publishing:
             seen = await self._order(kind="look", **common)
             if seen.sequence:
@@ -332,7 +340,10 @@ class RulesService:
         return max(told.wallets, (await self._newest_own()).told.wallets, key=len)
 
     async def _write(self, data: bytes, source: bytes, told: Told, common: dict[str, Any]) -> OrderAnswer:
-        image = await asyncio.to_thread(RulesImage, data)
+        try:
+            image = await asyncio.to_thread(RulesImage, data)
+        except ValueError as error:
+            raise self._mistakes((f"a fault of the compiler: {error}",)) from None
         whole = image.size <= limits.PROGRAM_PART_BYTES
         told = told._replace(places=() if whole else await self._send(image), wallets=await self._wallets(told))
         return await self._order(kind="publish", image=image, whole=whole, source=source, told=published.pack(told), **common)
@@ -357,6 +368,10 @@ class RulesService:
 
 def _differences(done: Done) -> list[admin_pb2.RulesDifference]:
     return [admin_pb2.RulesDifference(path=one.path, before=one.before, after=one.after) for one in done.differences]
+
+
+def _is_time(stamp: timestamp_pb2.Timestamp) -> bool:
+    return 0 <= stamp.seconds <= TIME_MAX_S and 0 <= stamp.nanos < 1_000_000_000
 
 
 def _status(answer: Answer) -> int:

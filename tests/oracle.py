@@ -365,7 +365,7 @@ class Oracle:
             yield len(receipt.promo_codes) <= limits.PROMO_CODES_PER_RECEIPT_MAX, "receipt.promo_codes"
             for i, code in enumerate(receipt.promo_codes):
                 yield good_text(code, 1, limits.PROMO_CODE_BYTES_MAX), f"receipt.promo_codes[{i}]"
-            yield not receipt.quote_token, "receipt.quote_token"  # none was ever given
+            yield len(receipt.quote_token) in (0, limits.QUOTE_TOKEN_BYTES), "receipt.quote_token"
         paying, where = self.payment(method, request)
         if hasattr(paying, "wallet"):
             yield good_text(paying.wallet, 0, limits.WALLET_NAME_BYTES_MAX), where + "wallet"
@@ -500,7 +500,7 @@ class Oracle:
         for i, line in enumerate(receipt.lines):
             out |= {f"receipt.lines[{i}].{name}": getattr(line, name) for name in LINE_FIELDS}
         said = {"receipt.tenders": [(tender.name, tender.amount_minor) for tender in receipt.tenders], "receipt.channel": receipt.channel,
-                "receipt.promo_codes": list(receipt.promo_codes)}
+                "receipt.promo_codes": list(receipt.promo_codes), "receipt.quote_token": receipt.quote_token}
         said["payment"] = request.WhichOneof("payment") if method == 6 else None
         return {**out, "receipt.lines": len(receipt.lines), **said, **pays}
 
@@ -568,6 +568,8 @@ class Oracle:
             first = (seen.get("earn", 0) if earns else 0) or (seen.get("pay", 0) if takes else 0)
             if first:
                 raise Refused("RECEIPT_ALREADY_POSTED", a=first)
+        if earns and request.receipt.quote_token:
+            raise Refused("FIELD_INVALID", "receipt.quote_token")  # quotes are not the oracle's: none was ever given
 
         # An expired reservation never counts: what is due is posted first, the youngest first.
         for reservation in sorted(self.active(number), key=lambda r: -r.id):

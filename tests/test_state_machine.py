@@ -8,6 +8,7 @@ behind it; with runs of dropped keys beside it, or without.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import tempfile
@@ -26,7 +27,7 @@ from ledger._probe import entry_sections, section_read
 
 from ledger import limits
 from ledger._snapshot import SnapshotUnusable
-from ledger.rules import compile_source
+from ledger.rules import CompiledProgram, compile_source
 from server._local import LocalLedger
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
@@ -188,6 +189,12 @@ def memory_file(owner: object) -> Path:
     return Path(f"/proc/self/fd/{descriptor}")
 
 
+@functools.cache
+def compiled(zone: str, anonymous: bool, base: int) -> CompiledProgram:
+    """The machine's programme, one of a few."""
+    return compile_source(SOURCE.format(zone=zone, anonymous=str(anonymous).lower(), base=base).encode())
+
+
 class Pair:
     """A core and an oracle that must not differ."""
 
@@ -196,7 +203,7 @@ class Pair:
     def begin(self, zone: str = "Europe/Warsaw", anonymous: bool = True, base: int = 5, runs: bool = False, **sizes: int) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="runs-", dir=self.home) if runs else None
         self.ids = {"ids": self.folder.name} if self.folder else {}
-        self.compiled = compile_source(SOURCE.format(zone=zone, anonymous=str(anonymous).lower(), base=base).encode())
+        self.compiled = compiled(zone, anonymous, base)
         self.sizes = {"members_max": 60, "ids_max": 5000, "reservations_max": 100} | sizes
         self.now = START
         self.core = LocalLedger(self.compiled.image, self.compiled.source, self.now, identity_key=IDENTITY_KEY, **self.sizes, **self.ids)

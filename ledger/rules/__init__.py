@@ -17,10 +17,10 @@ from ledger.rules import words
 from ledger.rules.check import check_source
 from ledger.rules.image2 import image_hash
 from ledger.rules.lower2 import lower_programme
-from ledger.rules.syntax import ProgramError
+from ledger.rules.syntax import ProgramError, with_lines
 from ledger.rules.tree import Programme
 
-__all__ = ["CompiledProgram", "ProgramError", "Programme", "compile_file", "compile_source", "describe"]
+__all__ = ["CompiledProgram", "ProgramError", "Programme", "compile_file", "compile_source", "describe", "with_lines"]
 
 
 class CompiledProgram(NamedTuple):

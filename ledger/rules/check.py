@@ -45,7 +45,6 @@ from ledger.rules.shape import (
 )
 from ledger.rules.syntax import Problems, ProgramError, read_decimal, suggestion
 
-RULES_MAX = 5000
 BURN_RULES_MAX = 64
 CAMPAIGNS_MAX = 1000
 STORES_MAX = 65_535
@@ -265,7 +264,7 @@ PROGRAMME = Record(
         "tiers": Key(_TIERS, "levels of members"),
         "experiments": Key(MapOf(Text(32), _EXPERIMENT, EXPERIMENTS_MAX, "experiments"), "experiments", default={}),
         "campaigns": Key(MapOf(Text(64), _CAMPAIGN, CAMPAIGNS_MAX, "campaigns"), "budgets over all members", default={}),
-        "rules": Key(ListOf(_RULE, 0, RULES_MAX, "rules"), "what gives something", must=True),
+        "rules": Key(ListOf(_RULE, 0, limits.RULES_MAX, "rules"), "what gives something", must=True),
         "burn": Key(ListOf(_BURN, 0, BURN_RULES_MAX, "burn rules"), "paying with points", default=[]),
     },
     ("coupons", "stamps", "plans", "actions"),

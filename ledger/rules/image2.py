@@ -14,11 +14,12 @@ from enum import IntEnum
 
 import numpy as np
 
+from ledger import limits
+
 MAGIC = 0x454C5552  # "RULE"
 VERSION = 2
 HASHED_FROM = 40
-IMAGE_BYTES_MAX = 16_777_216
-RULES_MAX = 5000
+IMAGE_BYTES_MAX = limits.IMAGE_BYTES_MAX
 PROGRAM_WORDS_MAX = 256
 CLASS_RULES_MAX = 1024  # rules that may hold for one article; the evaluator's scratch has room for LINES_MAX times as many
 ENTITLEMENTS_MAX = 64

@@ -19,6 +19,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ledger import limits
 
 T = TypeVar("T")
+SHOWN_BEFORE, SHOWN_MAX = 60, 100  # characters of a line, those before the place and in all
 
 
 class ProgramError(Exception):
@@ -50,6 +51,23 @@ class Problems:
         if self.found:
             ordered = sorted(self.found, key=lambda problem: (problem.line, problem.column))
             raise ProgramError("\n".join(f"{self.file}:{p.line}:{p.column}: {p.text}" for p in ordered))
+
+
+def with_lines(error: ProgramError, file: str, source: bytes) -> str:
+    """The problems of a file, each with the line that it is about below it, and a mark below its column."""
+    lines = source.decode("utf-8", "replace").splitlines()
+    told = []
+    for problem in str(error).splitlines():
+        told.append(problem)
+        if (place := re.match(re.escape(file) + r":([0-9]+):([0-9]+): ", problem)) is None:
+            continue
+        number, column = int(place[1]), int(place[2]) - 1
+        if number > len(lines):
+            continue
+        begin = max(0, column - SHOWN_BEFORE)
+        text = lines[number - 1][begin:begin + SHOWN_MAX].replace("\t", " ")
+        told += [f"{number:>6} | {text}", f"       | {' ' * (column - begin)}^"]
+    return "\n".join(told)
 
 
 def parse(source: bytes, file: str) -> MappingNode:

@@ -162,7 +162,7 @@ def rule(draw: Any, index: int, percents: list[str], named: list[str]) -> dict:
     forms += ["add_percent"] * 2 * bool(percents) + ["times"] * 2 * bool(named)
     form = draw(st.sampled_from(forms))
     made: dict[str, Any] = {"name": f"Rule {index}"}
-    if draw(st.integers(0, 2)) == 0:
+    if draw(st.booleans()):
         made["when"] = draw(conditions(OTHER_ATOMS | OWN_ATOMS))
     if draw(st.integers(0, 2)) == 0:
         made["lines"] = draw(line_conditions())
@@ -199,8 +199,9 @@ def rule(draw: Any, index: int, percents: list[str], named: list[str]) -> dict:
     if draw(st.integers(0, 2)) == 0:
         measure = "points" if gives else "amount" if form.startswith("discount") else "uses"
         pers = ["day", "week", "month", "year", "ever"]
-        if "birthday" in made.get("when", {}):
-            pers.append("birthday")
+        if "birthday" in made.get("when", {}) or draw(st.integers(0, 4)) == 4:
+            made.setdefault("when", {}).setdefault("birthday", {"days_before": 1, "days_after": 1})
+            pers = ["birthday", "ever"]
         caps = [{measure: draw(st.integers(1, 40)), "per": draw(st.sampled_from([*pers, *["receipt"] * (measure != "uses")]))}]
         if measure != "uses" and draw(st.booleans()):
             caps.append({"uses": draw(st.integers(1, 3)), "per": draw(st.sampled_from(pers))})

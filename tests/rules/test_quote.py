@@ -18,7 +18,7 @@ from tests.rules import generate
 from tests.rules.compiled import Compiled
 from tests.rules.test_core import ADJUST, BALANCE, BY_HAND, COMMIT, DAY_US, EARN, OPERATION, QUOTE, START_US, Shop
 
-RESERVE = 3
+RESERVE, UNLINK = 3, 13
 MINUTE_US = 60_000_000
 TTL_US = 15 * MINUTE_US
 POINTS, DISCOUNTS, PAID, STANDING = 1, 2, 3, 4
@@ -150,7 +150,7 @@ def test_a_reservation_that_is_over_is_free_for_a_quote_as_for_its_commit(shop: 
 
 
 def test_a_quote_waits_for_what_it_tells(shop: Shop) -> None:
-    """For the member's last entry, the last one that took from a campaign, and the last unlink where it names nobody."""
+    """The last entries of the member, of campaigns, and of the rules; where it names nobody, of unlinks."""
     shop.call(EARN, receipt_of(shop, 1, 1000))
     taken = written(shop)
     shop.enroll(2)
@@ -160,6 +160,13 @@ def test_a_quote_waits_for_what_it_tells(shop: Shop) -> None:
     shop.call(EARN, receipt_of(shop, 1, 1000))
     shop.quote(receipt_of(shop, 2, 1000))
     assert shop.core.outcome()["wait_sequence"] == taken + 2
+    unlink = admin.UnlinkIdentifierRequest(identifier=pb.MemberRef(card="card-2"), **BY_HAND)
+    assert shop.call(UNLINK, unlink)[0] == ""
+    shop.quote(receipt_of(shop, 2, 1000))
+    assert shop.core.outcome()["wait_sequence"] == taken + 3
+    shop.core.publish(shop.compiled.image, b"", shop.now)
+    shop.quote(receipt_of(shop, 1, 1000))
+    assert shop.core.outcome()["wait_sequence"] == taken + 4
 
 
 # --- the token --------------------------------------------------------------------------------------------------------

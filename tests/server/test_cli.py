@@ -95,7 +95,14 @@ def test_bad_yaml_is_refused_with_its_line(new_server: NewServer, tmp_path: Path
     with pytest.raises(DidNotStart, match=rf"bad.yaml:{line}:") as refused:
         new_server(program=program).start()
     assert refused.value.code == 2
-    one_message(daybook("compile", str(program)), 1, rf"bad.yaml:{line}:")
+    one_message(daybook("compile", str(program)), 1,
+                rf"bad.yaml:{line}:11: rules\[0\].give: must be .*, was '-5'\n +{line} \|     give: -5\n +\|           \^")
+
+
+def test_every_programme_is_told_in_words() -> None:
+    for program in PROGRAM.parent.glob("*.yaml"):
+        done = daybook("compile", str(program))
+        assert done.returncode == 0 and "rule 1" in done.stdout and "hash" in done.stdout, done.stderr
 
 
 def test_a_second_service_on_the_directory_is_refused(server: RunningServer, new_server: NewServer) -> None:
