@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 PORTS = {"checkout": "127.0.0.1:7070", "control": "127.0.0.1:7071", "http": "127.0.0.1:7072"}
 PROGRAMME = ROOT / "programs" / "dunnhumby.yaml"
 CATALOGUE = "dunnhumby-products.csv"  # what the programme calls its table of articles
-ARTICLES_MAX = 20_000  # those that sell best; their image is 0.9 MB
 CONNECTIONS, IN_FLIGHT = 32, 4  # a gateway per dozen stores
 MEMBERS_MAX, IDS_MAX = 500_000, 4_000_000  # 2,469 households and ~200,000 ids, and room for a `daybook load` afterwards
 PAYS_EVERY = 7  # every 7th receipt of a household is paid with points, if it has enough
@@ -80,19 +79,17 @@ def read_year(zone: str) -> Year:
         made = journey.read(now)
     except journey.UnknownData as error:
         raise DemoFailed(str(error)) from None
-    best = made.lines.groupby("product_id")["cents"].sum().nlargest(ARTICLES_MAX).index
-    products = made.products[made.products["product_id"].isin(best)]
     receipts, date = made.receipts, made.receipts["date"]
     wall = receipts["local"].dt.tz_localize(zone, ambiguous=np.zeros(len(receipts), dtype=bool), nonexistent="shift_forward")
     time_s = wall.dt.tz_convert("UTC").dt.tz_localize(None).astype("datetime64[s]").astype("int64")
-    payable = recompute.lines_that_earn(made.lines, products).groupby("basket")["cents"].sum()
+    payable = recompute.lines_that_earn(made.lines, made.products).groupby("basket")["cents"].sum()
     return Year(receipts.drop(columns="local").assign(
         time_s=time_s.clip(upper=int(time.time())),
         business_day=date.dt.year * 10_000 + date.dt.month * 100 + date.dt.day,
         payable_cents=receipts["basket"].map(payable).fillna(0).astype("int64"),
         # Lots die at midnight 12 months after the purchase; the margin keeps the client's book below the ledger's.
         still_counts=date > now.normalize() - pd.DateOffset(months=POINTS_LIVE_MONTHS) + pd.Timedelta(days=3),
-    ), made.lines, products)
+    ), made.lines, made.products)
 
 
 @dataclass(frozen=True)
