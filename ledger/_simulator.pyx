@@ -866,7 +866,7 @@ cdef list shares_of(const Scratch* scratch, const Result2* result, const Given* 
 
 cdef dict explanation(Simulator self):
     cdef const Program* program = core_program(self.core)
-    cdef const Program2* rules
+    cdef const Program2* rules = NULL
     cdef const Result2* result
     cdef const Scratch* scratch
     cdef const Given* given

@@ -34,6 +34,16 @@ def wait_for(what: Callable[[], Any], why: str) -> Any:
     return found
 
 
+def balance_since(stub: Any, card: str, sequence: int) -> Any:
+    """The card's balance; None: the follower is not that far, and perhaps has not seen the member yet."""
+    try:
+        found = stub.GetBalance(till.balance_of(card))
+    except grpc.RpcError as error:
+        assert error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE), error
+        return None
+    return found if found.sequence >= sequence else None
+
+
 class RunningFollower:
     """`daybook follow` in its own process."""
 
@@ -78,11 +88,7 @@ def test_the_follower_answers_what_the_service_answers(server: RunningServer, fo
     written = server.stub.EarnPoints(till.earn("card-0", 5000)).entry.sequence
     own = server.stub.GetBalance(till.balance_of("card-0"))
 
-    def caught_up() -> Any:
-        seen = follower.stub.GetBalance(till.balance_of("card-0"))
-        return seen if seen.sequence >= written else None
-
-    seen = wait_for(caught_up, "the last earn on the follower")
+    seen = wait_for(lambda: balance_since(follower.stub, "card-0", written), "the last earn on the follower")
     assert seen.wallets == own.wallets and seen.sequence == own.sequence and seen.member_id == own.member_id
     with pytest.raises(grpc.RpcError) as refused:
         follower.stub.EarnPoints(till.earn("card-0", 100))
@@ -158,14 +164,7 @@ def test_reads_on_the_follower_follow_the_services_clock(new_server: Callable[..
     with grpc.insecure_channel(f"127.0.0.1:{ports['control']}") as channel:
         stub = ledger_pb2_grpc.LedgerServiceStub(channel)
 
-        def seen() -> Any:
-            try:
-                answer = stub.GetBalance(till.balance_of("card-1"))
-            except grpc.RpcError:
-                return None
-            return answer if answer.sequence >= written else None
-
-        answer = wait_for(seen, "the earn on the follower")
+        answer = wait_for(lambda: balance_since(stub, "card-1", written), "the earn on the follower")
         assert answer.wallets == server.stub.GetBalance(till.balance_of("card-1")).wallets
         assert answer.read_time == till.timestamp(start)
         server.set_clock(start + 1_000_000)
