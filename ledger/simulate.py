@@ -302,6 +302,9 @@ def _compared(runs: list[Simulator], programme: CompiledProgram, against: Compil
         old, new = funders.get(rule.funder, (0, 0))
         funders[rule.funder] = old + rule.cost[0], new + rule.cost[1]
     by_day = [_rows_of(days) for days in (days_before, days_after)]
+    # The first day is that of the first receipt, also where members were enrolled before.
+    quiet = int(np.argmax((by_day[0][:, RECEIPTS] > 0) | (by_day[1][:, RECEIPTS] > 0))) if len(by_day[0]) else 0
+    by_day = [rows[quiet:] for rows in by_day]
     day_costs = [_costs(rows, worths) for rows in by_day]
 
     def both(name: str, place: int) -> tuple[int, int]:
@@ -324,7 +327,7 @@ def _compared(runs: list[Simulator], programme: CompiledProgram, against: Compil
         losses=-int(more[more < 0].sum()),
         most=[(int(there[i]) + 1, int(more[i])) for i in order[::-1][:EXTREMES] if more[i] > 0],
         least=[(int(there[i]) + 1, int(more[i])) for i in order[:EXTREMES] if more[i] < 0],
-        first_day=first_day,
+        first_day=first_day + quiet,
         days=[(int(rows[RECEIPTS]), int(old), int(new)) for rows, old, new in zip(by_day[1], *day_costs, strict=True)],
         member_rows=member_rows, entries=entries, duration_us=duration_us)
 
