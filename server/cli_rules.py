@@ -6,7 +6,6 @@ Parses and prints; what the calls mean stands in proto/loyalty/ledger/v1/admin.p
 from __future__ import annotations
 
 import datetime
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +17,6 @@ from server.cli_admin import Control, RequestId, SentTime, call, name
 from server.console import fail, out
 
 PUBLISH_S = 300  # a large programme compiles for ten seconds, and gives way to tills
-TABLES = re.compile(r"""^\s*file:\s*["']?([^"'#\n]+?)["']?\s*(?:\#.*)?$ | \{\s*file:\s*["']?([^"',}\n]+?)["']?\s*[,}]""",
-                    re.MULTILINE | re.VERBOSE)
 
 rules = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", context_settings={"help_option_names": ["-h", "--help"]},
@@ -177,9 +174,14 @@ def _read(path: Path) -> bytes:
 
 
 def _tables(file: Path, source: bytes) -> list[Path]:
-    """Files beside the programme that it names. What is no YAML is told by the service, with its place."""
-    found = dict.fromkeys(one or other for one, other in TABLES.findall(source.decode(errors="replace")))
-    return [file.parent / table for table in found if (file.parent / table).is_file() and "/" not in table]
+    """Files beside the programme that it names. What is wrong with it is told by the service, with its place."""
+    from ledger.rules import syntax
+
+    try:
+        named = dict.fromkeys(str(node.value) for _, node in syntax.tables(syntax.parse(source, str(file))))
+    except syntax.ProgramError:
+        return []
+    return [file.parent / table for table in named if "/" not in table and (file.parent / table).is_file()]
 
 
 def _moment(text: str) -> int:

@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ruamel.yaml.nodes import MappingNode
-
 from ledger.rules import difference, syntax
 from ledger.rules.syntax import ProgramError
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 NICE = 10  # tills go first
 FILE = "source"  # how mistakes call the programme
-TABLES = ("stores", "catalogue")
 
 
 class Job(NamedTuple):
@@ -74,12 +71,10 @@ def _compile(source: bytes, files: tuple[tuple[str, bytes], ...]) -> bytes:
 def _check_files(source: bytes, names: set[str]) -> None:
     """A programme that was sent reads what was sent with it, and nothing of this machine. Errors: ProgramError."""
     problems = syntax.Problems(FILE)
-    for key, node in syntax.parse(source, FILE).value:
-        for below, value in node.value if key.value in TABLES and isinstance(node, MappingNode) else ():
-            if below.value == "file" and value.value not in names:
-                sent = ", ".join(sorted(names)) or "none"
-                problems.add(value, f"{key.value}.file: must be one of the files that were sent with it ({sent}), "
-                                    f"was {syntax.shown(value)}")
+    for key, node in syntax.tables(syntax.parse(source, FILE)):
+        if node.value not in names:
+            sent = ", ".join(sorted(names)) or "none"
+            problems.add(node, f"{key}.file: must be one of the files that were sent with it ({sent}), was {syntax.shown(node)}")
     problems.raise_if_any()
 
 

@@ -95,6 +95,19 @@ def parse(source: bytes, file: str) -> MappingNode:
     return top
 
 
+TABLES = ("stores", "catalogue")  # keys whose rows may stand in a file beside the programme
+
+
+def tables(top: MappingNode) -> list[tuple[str, Node]]:
+    """The files that a programme names: key, and the node of the file's name."""
+    return [
+        (key.value, name)
+        for key, node in top.value
+        for below, name in (node.value if key.value in TABLES and isinstance(node, MappingNode) else ())
+        if below.value == "file"
+    ]
+
+
 DEPTH_MAX = 16
 TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")}  # what plain values get
 
