@@ -35,6 +35,8 @@ cdef bint engine_foresee(Engine* engine, const Command* command, Lookup* lookup)
     # core_foresee: what the runs would be asked for a command that is not yet to be executed, so that they can be asked before.
 cdef bint engine_told(Engine* engine, uint64_t* token, Facts* facts) noexcept nogil
     # The next answer of the look-up thread, in the order of parking; False when there is none. engine_event_fd announces them.
+cdef bint engine_told_waits(const Engine* engine) noexcept nogil
+    # Whether there is one.
 cdef void engine_end_turn(Engine* engine, bint alone) noexcept nogil
     # Ticks, takes in a finished flush, seals the open group if no flush is in flight: hands it to the flush thread, or, with
     # `alone` (nobody else is waiting), flushes it right here.

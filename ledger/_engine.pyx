@@ -67,7 +67,7 @@ from ledger._tail cimport (
     GROUP_ABSENT, GROUP_FOREIGN, GROUP_FRAMING, GROUP_HASH, GROUP_SOUND, Hasher, epoch_follows, group_check, group_entry, group_hash, group_span,
     hasher_close, hasher_open, tail_go_direct, tail_read, tail_write,
 )
-from ledger._thread cimport thread_step_back
+from ledger._thread cimport thread_short_turns, thread_step_back
 
 cdef extern from *:
     """
@@ -593,6 +593,10 @@ cdef bint engine_foresee(Engine* engine, const Command* command, Lookup* lookup)
     return core_foresee(engine.core, command, lookup)
 
 
+cdef bint engine_told_waits(const Engine* engine) noexcept nogil:
+    return engine.told_taken != load_u64(&engine.told_put)
+
+
 cdef bint engine_told(Engine* engine, uint64_t* token, Facts* facts) noexcept nogil:
     cdef const Told* told
     if engine.told_taken == load_u64(&engine.told_put):
@@ -769,6 +773,7 @@ cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) n
 
 cdef void flush_loop(Engine* engine) noexcept nogil:
     engine_block_signals()
+    thread_short_turns()
     while True:
         while engine.durable_groups < load_u64(&engine.handed_groups):
             flush_group(engine)

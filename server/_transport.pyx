@@ -27,7 +27,7 @@ from ledger._arith cimport min_i64
 from ledger._engine cimport (
     Engine, EngineHandle, INBOX_GONE, InboxCall, engine_begin_turn, engine_durable, engine_end_turn, engine_event_fd, engine_idle,
     engine_inbox_take, engine_outbox_put, engine_room, engine_sleep_us, engine_stopping,
-    engine_told,
+    engine_told, engine_told_waits,
 )
 from ledger._layout cimport Facts, METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_COUNT, METHOD_HEALTH_CHECK, METHOD_NONE
 from ledger._limits cimport (
@@ -41,6 +41,7 @@ from ledger._status cimport (
     STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_FRAMING_INVALID, STATUS_MESSAGE_COMPRESSED, STATUS_MESSAGE_TOO_LARGE,
     STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_TOO_MANY_CALLS,
 )
+from ledger._thread cimport thread_short_turns
 from server._frames cimport FRAME_BYTES_MAX, FRAME_HEAD_BYTES, HTTP2_CANCEL, HTTP2_ENHANCE_YOUR_CALM, HTTP2_NO_ERROR
 from server._call cimport (
     Answer, Batch, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, batch_begin, batch_step, batch_tell, call, call_business_us, call_park,
@@ -263,6 +264,10 @@ cdef struct Counters:           # plain aligned words: written by the hot thread
     uint64_t batch_turns        # turns in which commands of batches ran
     uint64_t late_calls         # calls that were put behind those for which somebody waits
 
+cdef struct Aside:              # a kind of work for which nobody waits; see aside_begin
+    int64_t begun_us
+    int64_t from_us             # while tills call: not before
+
 cdef struct Server:
     Engine* engine
     Connection* connections     # CONNECTIONS_MAX of them
@@ -310,7 +315,6 @@ cdef struct Server:
     OpenBatch* last_batch
     uint32_t held_count
     uint32_t parked_count       # streams and calls of the control port that wait for the runs
-    bint told_left              # the runs have told more than this turn took
     Connection* dirty
     Connection* doomed
 
@@ -319,8 +323,8 @@ cdef struct Server:
     int64_t crowd_until_us
     int64_t time_us             # server time of this turn
     int64_t tills_until_us      # until then late calls and batches hold back
-    int64_t late_from_us        # while they do: not before
-    int64_t batches_from_us
+    Aside late_aside
+    Aside batch_aside
     int64_t next_look_us
     int64_t look_us             # between two looks at the time-outs
     int64_t stop_us             # when the stop was noticed; 0: not yet
@@ -418,7 +422,7 @@ cdef void stream_give_up_large(Server* server, Stream* stream) noexcept nogil:
 cdef void ready_append(Server* server, Stream* stream) noexcept nogil:
     """A call is complete. Connections take turns: one that sends a thousand calls at once does not keep the others waiting for them all.
     So server.ready, first come first served, has one call of each connection, and more only up to CALLS_AHEAD in all, which are read
-    ahead. The others queue at their connection. Its calls keep their order."""
+    ahead. The others queue at their connection. Its calls keep their order, but for those for which nobody waits: server_run_late."""
     cdef Connection* connection = stream.connection
     if connection.ready_count == 0 or (connection.queued.first == NULL and server.ready.count < CALLS_AHEAD):
         stream.state = STREAM_READY
@@ -1094,7 +1098,7 @@ cdef void server_accept(Server* server, int listener) noexcept nogil:
 
 
 cdef inline bint server_must_pause(Server* server) noexcept nogil:
-    """Whether the engine has no room for the calls that wait, and one more read of a socket could use up the streams."""
+    """Whether calls wait (for room in the engine, or as late ones behind the tills) and one more read of a socket could use up the streams."""
     return server.ready.count + server.late.count > 0 and server.streams_max - server.stream_count < STREAMS_PER_CONNECTION_MAX
 
 
@@ -1213,20 +1217,33 @@ cdef void server_run_ready(Server* server) noexcept nogil:
         done += count
 
 
+cdef inline uint32_t aside_begin(Server* server, Aside* aside, uint32_t beside) noexcept nogil:
+    """How many commands may run now for which nobody waits: while tills call `beside` at once, and then none for a while; 0: none now."""
+    if server.now_us >= server.tills_until_us:
+        aside.begun_us = server.now_us
+        return CALLS_PER_TURN_MAX
+    aside.begun_us = monotonic_us()
+    return beside if aside.begun_us >= aside.from_us else 0
+
+
+cdef inline void aside_end(Aside* aside, uint32_t share) noexcept nogil:
+    """They have run. share: the part of the time that they get beside tills, one in so many."""
+    aside.from_us = aside.begun_us + share * (monotonic_us() - aside.begun_us)
+
+
 cdef void server_run_late(Server* server) noexcept nogil:
-    """Goes on with the late calls: a store was offline and sends what it did yesterday. No customer waits for them, so while tills call
-    they take a part of the time and leave the rest, as batches do. When the streams run short they do not hold back: the calls that come
-    would have no place."""
-    cdef int64_t begun_us
-    if server.late.first == NULL:
+    """Goes on with the late calls: a store was offline and sends what it did yesterday. First those that had to wait for the runs of old
+    ids. No customer waits for any, so while tills call they take a part of the time and leave the rest, as batches do. When the streams
+    run short they do not hold back: the calls that come would have no place."""
+    cdef uint32_t count
+    if server.late.first == NULL and not server_told_waits(server):
         return
-    if server.now_us >= server.tills_until_us or server.stream_count > server.streams_max / 2:
-        server_step_late(server, CALLS_PER_TURN_MAX)
-        return
-    begun_us = monotonic_us()
-    if begun_us >= server.late_from_us:
-        server_step_late(server, LATE_CALLS_BESIDE)
-        server.late_from_us = begun_us + LATE_SHARE * (monotonic_us() - begun_us)
+    count = aside_begin(server, &server.late_aside, LATE_CALLS_BESIDE)
+    if server.stream_count > server.streams_max / 2:
+        count = CALLS_PER_TURN_MAX
+    if count > 0:
+        server_step_late(server, count - server_run_told(server, count))
+        aside_end(&server.late_aside, LATE_SHARE)
 
 
 cdef void server_step_late(Server* server, uint32_t count_max) noexcept nogil:
@@ -1496,16 +1513,13 @@ cdef void server_run_batches(Server* server) noexcept nogil:
     """Goes on with the oldest open batch, and with the next when it ends, until the engine has no room or it is the sockets' turn
     again. (In turns, all batches would end at about the same time, and then nobody would have anything to do.) Customers wait at the
     tills and nobody waits for a batch: while tills call, batches take a part of the time and leave the rest, also if it is unused."""
-    cdef int64_t begun_us
+    cdef uint32_t count
     if server.first_batch == NULL:
         return
-    if server.now_us >= server.tills_until_us:
-        server_step_batches(server, CALLS_PER_TURN_MAX)
-        return
-    begun_us = monotonic_us()
-    if begun_us >= server.batches_from_us:
-        server_step_batches(server, BATCH_COMMANDS_BESIDE)
-        server.batches_from_us = begun_us + BATCH_SHARE * (monotonic_us() - begun_us)
+    count = aside_begin(server, &server.batch_aside, BATCH_COMMANDS_BESIDE)
+    if count > 0:
+        server_step_batches(server, count)
+        aside_end(&server.batch_aside, BATCH_SHARE)
 
 
 cdef void server_step_batches(Server* server, uint32_t count) noexcept nogil:
@@ -1552,20 +1566,16 @@ cdef void batch_told(Server* server, uint64_t place, const Facts* facts) noexcep
         batch_append(server, batch)
 
 
-cdef void server_run_told(Server* server) noexcept nogil:
-    """Runs the calls again that waited for the runs, as many as of the others."""
+cdef inline bint server_told_waits(Server* server) noexcept nogil:
+    return server.free_large_count > 0 and engine_told_waits(server.engine)
+
+
+cdef uint32_t server_run_told(Server* server, uint32_t count_max) noexcept nogil:
+    """Runs calls again that waited for the runs; returns how many."""
     cdef uint64_t token
     cdef Facts facts
     cdef uint32_t count = 0
-    server.told_left = False
-    if server.parked_count == 0:
-        return
-    while engine_room(server.engine) and server.free_large_count > 0:
-        if count == CALLS_PER_TURN_MAX:
-            server.told_left = True
-            return
-        if not engine_told(server.engine, &token, &facts):
-            return
+    while count < count_max and server.free_large_count > 0 and engine_room(server.engine) and engine_told(server.engine, &token, &facts):
         count += 1
         if token >= BATCH_TOKENS:
             batch_told(server, token - BATCH_TOKENS, &facts)
@@ -1573,6 +1583,7 @@ cdef void server_run_told(Server* server) noexcept nogil:
             control_told(server, token - CONTROL_TOKENS, &facts)
         else:
             stream_told(server, token, &facts)
+    return count
 
 
 cdef void server_release_control(Server* server) noexcept nogil:
@@ -1729,18 +1740,19 @@ cdef int server_timeout_ms(Server* server) noexcept nogil:
     cdef int64_t now_us, sleep_us, held_us = 0
     if server.dirty != NULL or server.doomed != NULL:
         return 0
-    if (server.first_batch != NULL or server.late.first != NULL) and engine_room(server.engine):
+    cdef bint late = server.late.first != NULL or server_told_waits(server)
+    if (server.first_batch != NULL or late) and engine_room(server.engine):
         now_us = monotonic_us()
         if now_us < server.tills_until_us:
             held_us = server.tills_until_us
             if server.first_batch != NULL:
-                held_us = min_i64(held_us, server.batches_from_us)
-            if server.late.first != NULL:
-                held_us = min_i64(held_us, server.late_from_us)
+                held_us = min_i64(held_us, server.batch_aside.from_us)
+            if late:
+                held_us = min_i64(held_us, server.late_aside.from_us)
             held_us -= now_us
         if held_us <= 0:
             return 0
-    if (server.ready.first != NULL or server.told_left) and engine_room(server.engine):
+    if server.ready.first != NULL and engine_room(server.engine):
         return 0
     if server.spin_until_us != 0:
         if monotonic_us() < server.spin_until_us:
@@ -1781,7 +1793,6 @@ cdef void server_turn(Server* server) noexcept nogil:
         server_event(server, &server.events[i])
     if server.stopping != 0 and server.stop_us == 0:
         server_begin_stop(server)
-    server_run_told(server)
     server_run_ready(server)
     server_run_late(server)
     inbox_calls = server_run_inbox(server)
@@ -1981,6 +1992,7 @@ cdef class CheckoutServer:
             raise RuntimeError("the checkout server runs once")
         self.started = True
         with nogil:
+            thread_short_turns()
             server_loop(server)
             server_hang_up(server)
         if server.failed != 0:

@@ -51,6 +51,7 @@ TRANSPORT = (
     Row("streams_refused", "ledger_calls_refused", "counter", "Calls refused with REFUSED_STREAM: too many are open."),
     Row("streams_timed_out", "ledger_calls_timed_out", "counter", "Calls cut: request not completed, or answer not read in time."),
     Row("calls_cancelled", "ledger_calls_cancelled", "counter", "Calls that the peer gave up before they were decided."),
+    Row("late_calls", "ledger_late_calls", "counter", "Calls of receipts over an hour old, put behind those for which somebody waits."),
     Row("answers_dropped", "ledger_answers_dropped", "counter", "Answers decided whose peer had gone."),
     Row("resets_received", "ledger_resets_received", "counter", "RST_STREAM frames received."),
     Row("resets_sent", "ledger_resets_sent", "counter", "RST_STREAM frames sent."),
