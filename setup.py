@@ -6,7 +6,9 @@ DAYBOOK_ONLY=a,b   build only these modules, by their dotted names (for work on 
 """
 
 import os
+import subprocess
 import sys
+import sysconfig
 import tempfile
 from glob import glob
 from pathlib import Path
@@ -60,11 +62,21 @@ DEBUG = os.environ.get("DAYBOOK_DEBUG") == "1"
 ASAN = os.environ.get("DAYBOOK_ASAN") == "1"
 ONLY = set(filter(None, os.environ.get("DAYBOOK_ONLY", "").split(",")))
 
+
+def string_strategies() -> list[str]:
+    """Small memory is set and copied word by word: GCC's default for x86-64 is `rep stos`, which takes longer to start than these take."""
+    wanted = ["-mmemset-strategy=unrolled_loop:256:noalign,libcall:-1:noalign",
+              "-mmemcpy-strategy=unrolled_loop:128:noalign,libcall:-1:noalign"]
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()
+    asked = subprocess.run([*compiler, *wanted, "-E", "-x", "c", os.devnull], capture_output=True)
+    return wanted if asked.returncode == 0 else []  # another compiler, or another processor
+
+
 Options.warning_errors = True
 Options.docstrings = True
 
 compile_args = ["-std=gnu11", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-unreachable-code", "-fno-strict-aliasing"]
-compile_args += ["-O1", "-g", "-DLEDGER_DEBUG=1"] if DEBUG else ["-O2", "-g1", "-DNDEBUG"]
+compile_args += ["-O1", "-g", "-DLEDGER_DEBUG=1"] if DEBUG else ["-O2", "-g1", "-DNDEBUG", *string_strategies()]
 link_args: list[str] = []
 if ASAN:
     compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
@@ -99,9 +111,12 @@ MODULES = {  # module: libraries
     "bench._flush": [],
 }
 
+UNROLLED = {"ledger._core"}  # -O3 makes an earn 6 % shorter; elsewhere it makes nothing shorter that was measured
+
 extensions = [
     Extension(name, [name.replace(".", "/") + ".pyx"], libraries=libraries, include_dirs=["ledger", "server"],
-              depends=HEADERS, extra_compile_args=compile_args, extra_link_args=link_args)
+              depends=HEADERS, extra_compile_args=compile_args + (["-O3"] if name in UNROLLED and not DEBUG else []),
+              extra_link_args=link_args)
     for name, libraries in MODULES.items()
     if (not ONLY or name in ONLY) and Path(name.replace(".", "/") + ".pyx").exists()
 ]

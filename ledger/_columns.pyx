@@ -10,11 +10,11 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 from ledger._entry cimport (
     Cursor, EntryView, LineDetails, cursor_more, cursor_open, deciding_program, details_next, details_open, entry_view, get_byte, get_bytes,
-    get_signed, get_text, get_varint,
+    get_key, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
-    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, RECEIPT_CHANNEL,
-    RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AFTER, SECTION_ATTRIBUTES, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_CONTEXT,
+    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, LOT_SLIDES,
+    RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AFTER, SECTION_ATTRIBUTES, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_CONTEXT,
     SECTION_COUNTERS, SECTION_DAYS, SECTION_DIGEST, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_IMAGE,
     SECTION_LINES, SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_NOTICES, SECTION_OPENED, SECTION_PAID, SECTION_POSTINGS,
     SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, SECTION_SEGMENTS, SECTION_SOURCE,
@@ -37,7 +37,7 @@ cdef enum:
     # Numbers, one per row of a list.
     POSTING_ACCOUNT = ENTRY_COLUMNS
     POSTING_WALLET, POSTING_POINTS
-    LOT_WALLET, LOT_AVAILABLE, LOT_EXPIRY, LOT_FUNDER, LOT_POINTS, LOT_HELD
+    LOT_WALLET, LOT_AVAILABLE, LOT_EXPIRY, LOT_FUNDER, LOT_BY_INACTIVITY, LOT_POINTS, LOT_HELD
     LINE_QUANTITY, LINE_AMOUNT, LINE_REGULAR, LINE_IS_WEIGHED
     AWARD_LINE, AWARD_RULE, AWARD_WALLET, AWARD_POINTS
     AFTER_WALLET, AFTER_POSTED, AFTER_PENDING, AFTER_RESERVED
@@ -61,7 +61,7 @@ NUMBERS = (
     "variants", "entitlements", "notices",
     *(f"context_{tag}" for tag in range(16)),
     "posting_account", "posting_wallet", "posting_points",
-    "lot_wallet", "lot_available", "lot_expiry", "lot_funder", "lot_points", "lot_held",
+    "lot_wallet", "lot_available", "lot_expiry", "lot_funder", "lot_by_inactivity", "lot_points", "lot_held",
     "line_quantity", "line_amount", "line_regular", "line_weighed",
     "award_line", "award_rule", "award_wallet", "award_points",
     "after_wallet", "after_posted", "after_pending", "after_reserved",
@@ -292,7 +292,9 @@ cdef bint add_rows(Columns self, const EntryView* view) noexcept nogil:
         put(self, LOT_WALLET, <int64_t>get_varint(&cursor))
         put(self, LOT_AVAILABLE, <int64_t>get_varint(&cursor))
         put(self, LOT_EXPIRY, <int64_t>get_varint(&cursor))
-        put(self, LOT_FUNDER, <int64_t>get_varint(&cursor))
+        funder = get_varint(&cursor)
+        put(self, LOT_FUNDER, <int64_t>(funder & ~<uint64_t>LOT_SLIDES))
+        put(self, LOT_BY_INACTIVITY, (funder & LOT_SLIDES) != 0)
         put(self, LOT_POINTS, get_signed(&cursor))
         put(self, LOT_HELD, get_signed(&cursor))
         rows += 1
@@ -376,11 +378,9 @@ cdef bint add_state(Columns self, const EntryView* view) noexcept nogil:
     # What rules changed of the member and of campaigns.
     cdef const Slice* state = &view.sections[SECTION_RULES_STATE]
     cdef const Slice* opened = &view.sections[SECTION_OPENED]
-    cdef const uint8_t* key
     cdef Cursor cursor
     cdef Slice before, after
     cdef int64_t rows = 0
-    cdef uint32_t name
     cdef bint sound = True
     before.data = after.data = NULL
     before.size = after.size = 0
@@ -405,11 +405,7 @@ cdef bint add_state(Columns self, const EntryView* view) noexcept nogil:
     if cursor_more(&cursor):
         get_signed(&cursor)
     while cursor_more(&cursor):
-        key = get_bytes(&cursor, 4)
-        name = 0
-        if key != NULL:
-            memcpy(&name, key, 4)
-        put(self, COUNTER, name)
+        put(self, COUNTER, get_key(&cursor))
         put(self, COUNTER_PER, get_byte(&cursor))
         put(self, COUNTER_WINDOW, get_signed(&cursor))
         put(self, COUNTER_INCREMENT, get_signed(&cursor))
@@ -419,11 +415,7 @@ cdef bint add_state(Columns self, const EntryView* view) noexcept nogil:
     rows = 0
     cursor_open(&cursor, &view.sections[SECTION_CAMPAIGNS])
     while cursor_more(&cursor):
-        key = get_bytes(&cursor, 4)
-        name = 0
-        if key != NULL:
-            memcpy(&name, key, 4)
-        put(self, CAMPAIGN, name)
+        put(self, CAMPAIGN, get_key(&cursor))
         put(self, CAMPAIGN_POINTS, get_signed(&cursor))
         put(self, CAMPAIGN_USES, get_signed(&cursor))
         rows += 1

@@ -174,6 +174,8 @@ cdef const Program* core_program(const Core* core) noexcept nogil
 cdef const CoreStats* core_stats(const Core* core) noexcept nogil
 cdef const Result2* core_result(const Core* core) noexcept nogil
     # What rules of version 2 made of the last receipt that core_execute has decided; valid until the next one.
+cdef void core_list_burn_limits(Core* core) noexcept nogil
+    # Adds to that result the largest burn of each wallet.
 cdef const Scratch* core_scratch(const Core* core) noexcept nogil
     # Where the shares of that result stand.
 cdef Hash128 core_digest(const Core* core) noexcept nogil

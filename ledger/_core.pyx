@@ -18,19 +18,19 @@ from ledger._atomic cimport load_u32, store_u32
 from ledger._arith cimport add_overflow, day_from_civil, day_from_yyyymmdd, div_floor, max_i64, min_i64, month_days
 from ledger._entry cimport (
     Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
-    get_signed, get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint,
+    get_key, get_signed, get_text, get_varint, put_byte, put_bytes, put_key, put_signed, put_tag, put_tag_text, put_text, put_varint,
     section_begin, section_end, unzigzag, zigzag,
 )
 from ledger._evaluate cimport (
-    CounterChange, DayRow, Facts2, Limits2, NOTICE_UNKNOWN_CATEGORY, NOTICE_UNKNOWN_CHANNEL, NOTICE_UNKNOWN_PROMO_CODE, NOTICE_UNKNOWN_SKU,
+    CounterChange, DayRow, Facts2, Given, Limits2, NOTICE_UNKNOWN_CATEGORY, NOTICE_UNKNOWN_CHANNEL, NOTICE_UNKNOWN_PROMO_CODE, NOTICE_UNKNOWN_SKU,
     NOTICE_UNKNOWN_STORE, NOTICE_UNKNOWN_TENDER, Notice, REFUSED_ABSURD_AMOUNT, REFUSED_POINTS_OVERFLOW, REFUSED_TOO_MANY_AWARDS,
-    REFUSED_TOO_MANY_LINES, REFUSED_TOTAL_DIFFERS, REFUSED_UNKNOWN_STORE, Result2, Scratch, evaluate, result_close, result_open,
-    scratch_close, scratch_open, window_number,
+    REFUSED_TOO_MANY_LINES, REFUSED_TOTAL_DIFFERS, REFUSED_UNKNOWN_STORE, Result2, Scratch, evaluate, list_burn_limits, result_close,
+    result_open, scratch_close, scratch_open, window_number,
 )
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
-    CAP_USES, ENTITLEMENTS_MAX, ImageCampaign, ImageName, ImageText, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES,
+    CAP_USES, ENTITLEMENTS_MAX, ImageCampaign, ImageName, ImageText, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
     WINDOW_ROLLING, WINDOW_YEAR, name_find,
 )
@@ -59,7 +59,7 @@ cdef extern from "_verify.h" nogil:
     void VERIFY(bint condition)
 
 cdef enum:
-    CHANGES_MAX = 16_384        # lot changes of one entry: 16 wallets * 400 lots, or AWARDS_MAX new ones, with room
+    CHANGES_MAX = 16_384        # lot changes of one entry: 16 wallets * 400 lots moved, and AWARDS_MAX new ones
     NO_INDEX = 0xFFFFFFFF
     IDENTIFIER_TYPES_MAX = 32   # what IdentifierSlot has room for
     OWNER_HOLD = 0x80000000     # owner of a piece: an index of the pool, not an account number
@@ -111,7 +111,7 @@ cdef struct Change:             # what an entry does to one lot
     int32_t available_day
     int32_t expiry_day
     uint16_t wallet
-    uint16_t funder
+    uint16_t funder             # and LOT_SLIDES
 
 cdef struct Sums:               # of one wallet, at one day
     int64_t posted
@@ -319,6 +319,10 @@ cdef const CoreStats* core_stats(const Core* core) noexcept nogil:
 
 cdef const Result2* core_result(const Core* core) noexcept nogil:
     return core.result
+
+
+cdef void core_list_burn_limits(Core* core) noexcept nogil:
+    list_burn_limits(core.scratch)
 
 
 cdef const Scratch* core_scratch(const Core* core) noexcept nogil:
@@ -1782,6 +1786,7 @@ cdef uint16_t decide_receipt(Core* core, const Command* command, Decision* d, Ac
     if status == STATUS_OK:
         status = decide_rules(core, command, d, account, captured[0], captured_points[0], outcome)
     if status == STATUS_OK:
+        date_awards(core, d, account)
         status = add_awards(core, command, d, account, outcome)
     if status == STATUS_OK and account == NULL and (
             core.stats.members >= core.accounts_max or core.identifiers.count >= core.identifiers.count_max):
@@ -2008,6 +2013,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
                 outcome.b = 0
     else:
         status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
+    if status == STATUS_OK and account != NULL and (earns or method == METHOD_BURN or method == METHOD_CAPTURE):
+        status = slide_lots(core, d, account)
     if status != STATUS_OK:
         if STATUS_ROWS[status].remembered:
             refuse_remembered(core, command, d, status, entry, outcome)
@@ -2544,7 +2551,7 @@ cdef int apply_lots(Core* core, const EntryView* view, uint32_t member, uint32_t
             funder = get_varint(&cursor)
             change.points = get_signed(&cursor)
             change.held = get_signed(&cursor)
-            if cursor.broken or wallet >= WALLETS_MAX or available_day > DAY_NEVER or expiry_day > DAY_NEVER or funder > FUNDERS_MAX:
+            if cursor.broken or wallet >= WALLETS_MAX or available_day > DAY_NEVER or expiry_day > DAY_NEVER or funder > LOT_SLIDES + FUNDERS_MAX:
                 return APPLY_FRAMING
             change.wallet = <uint16_t>wallet
             change.available_day = <int32_t>available_day

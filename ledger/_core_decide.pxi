@@ -99,6 +99,100 @@ cdef uint16_t decide_rules(Core* core, const Command* command, const Decision* d
     return STATUS_OK
 
 
+# --- points that live by inactivity -------------------------------------------------------------------------------
+
+cdef inline bint lives_by_inactivity(const Decision* d, const Lot* lot, uint32_t wallet) noexcept nogil:
+    # Whether receipts and burns move this lot of the wallet. What has expired stays so.
+    return lot.wallet == wallet and lot.funder & LOT_SLIDES and lot.expiry_day > d.today
+
+
+cdef int32_t slide_day(const Core* core, const Decision* d, const Account* account, uint32_t wallet) noexcept nogil:
+    # The expiry day that a receipt or burn of this business day gives to what lives by inactivity in a wallet: never an earlier one than
+    # a later receipt has given already. 0: nothing of the wallet lives so.
+    cdef const Program2* rules = <const Program2*>d.program.rules
+    cdef const Lot* lot
+    cdef int32_t day
+    cdef uint32_t i
+    if wallet >= rules.wallet_count or rules.image_wallets[wallet].sliding_days == 0:
+        return 0
+    day = d.business_day + rules.image_wallets[wallet].sliding_days
+    if account != NULL:
+        for i in range(account.lot_count):
+            lot = &core.arena.lots[account.lots + i]
+            if lives_by_inactivity(d, lot, wallet) and lot.expiry_day > day:
+                day = lot.expiry_day
+    return day
+
+
+cdef void date_awards(Core* core, const Decision* d, const Account* account) noexcept nogil:
+    # The expiry days that rules cannot know: of points that live by inactivity.
+    cdef const Program2* rules = <const Program2*>d.program.rules
+    cdef Result2* result = core.result
+    cdef Award* award
+    cdef Given* given
+    cdef uint32_t i
+    if not rules.any_slides:
+        return
+    for i in range(result.award_count):
+        award = &result.awards[i]
+        if rules.rules[award.rule - 1].life_unit == LIFE2_INACTIVITY:
+            award.expiry_day = slide_day(core, d, account, award.wallet)
+            award.funder |= LOT_SLIDES
+    for i in range(result.given_count):
+        given = &result.given[i]
+        if given.expiry_day == DAY_NEVER and rules.rules[given.rule].life_unit == LIFE2_INACTIVITY:
+            given.expiry_day = slide_day(core, d, account, rules.rules[given.rule].wallet)
+
+
+cdef int64_t left_of(const Core* core, const Lot* lot, uint32_t change_count) noexcept nogil:
+    # What no reservation holds of a lot, behind the first so many changes of the entry.
+    cdef const Change* change
+    cdef int64_t left = lot.points - lot.held
+    cdef uint32_t i
+    for i in range(change_count):
+        change = &core.changes[i]
+        if (change.wallet == lot.wallet and change.expiry_day == lot.expiry_day and change.available_day == lot.available_day
+                and change.funder == lot.funder):
+            left += change.points - change.held
+    return left
+
+
+cdef uint16_t slide_lots(Core* core, Decision* d, const Account* account) noexcept nogil:
+    # Moves what lives by inactivity to its new expiry day. What can be used already becomes one lot of each funder, or else a regular
+    # customer would have one of every receipt for ever; what is held stays until it is given back. Returns a status.
+    cdef const Program2* rules = <const Program2*>d.program.rules
+    cdef const Lot* lot
+    cdef const Lot* other
+    cdef Lot moved
+    cdef int64_t left
+    cdef uint32_t w, i, j, decided = d.change_count
+    if not rules.any_slides:
+        return STATUS_OK
+    for w in range(rules.wallet_count):
+        moved.expiry_day = slide_day(core, d, account, w)
+        if moved.expiry_day == 0:
+            continue
+        for i in range(account.lot_count):
+            lot = &core.arena.lots[account.lots + i]
+            if not lives_by_inactivity(d, lot, w):
+                continue
+            left = left_of(core, lot, decided)
+            if left == 0:
+                continue
+            moved.wallet = lot.wallet
+            moved.funder = lot.funder
+            moved.available_day = lot.available_day
+            if lot.available_day <= d.today:
+                for j in range(account.lot_count):
+                    other = &core.arena.lots[account.lots + j]
+                    if lives_by_inactivity(d, other, w) and other.funder == lot.funder and other.available_day < moved.available_day:
+                        moved.available_day = other.available_day
+            if moved.expiry_day != lot.expiry_day or moved.available_day != lot.available_day:
+                add_change(core, d, lot, -left, 0)
+                add_change(core, d, &moved, left, 0)
+    return STATUS_OK if d.change_count == decided or arena_has(&core.arena) else STATUS_TABLE_FULL
+
+
 # --- the entry ----------------------------------------------------------------------------------------------------
 
 cdef Slice padded_name(const char* text, uint32_t size_max) noexcept nogil:
@@ -112,7 +206,7 @@ cdef Slice padded_name(const char* text, uint32_t size_max) noexcept nogil:
 
 
 cdef void put_counter(EntryWriter* writer, uint32_t counter, uint8_t per, int32_t window, int64_t increment) noexcept nogil:
-    put_bytes(writer, <const uint8_t*>&counter, COUNTER_KEY_BYTES)
+    put_key(writer, counter)
     put_byte(writer, per)
     put_signed(writer, window)
     put_signed(writer, increment)
@@ -255,7 +349,7 @@ cdef void write_rules(EntryWriter* writer, const Core* core, const Decision* d, 
         section_begin(writer, SECTION_CAMPAIGNS)
         for i in range(result.campaign_count):
             campaign = &rules.campaigns[result.campaigns[i].campaign - 1]
-            put_bytes(writer, <const uint8_t*>&campaign.key, COUNTER_KEY_BYTES)
+            put_key(writer, campaign.key)
             put_signed(writer, result.campaigns[i].points)
             put_signed(writer, 1)
         section_end(writer)

@@ -13,7 +13,6 @@ cdef enum:
     OWNER_MASK = 0x07FFFFFF     # of Counter.owner: the account number; above it CounterPer
     PER_SHIFT = 28
     NO_WINDOW = -2147483648
-    COUNTER_KEY_BYTES = 4
 
 cdef enum:                      # CounterPer: what a counter's windows are; 1..6 as ImageCap.per
     PER_DAY = 1
@@ -93,11 +92,12 @@ cdef Hash128 campaign_fact(const Campaign* campaign) noexcept nogil:
 cdef bint members_open(Core* core, uint64_t members_max) noexcept nogil:
     # Every class may have a last block that is not full, and beside them one entry may need a block of every class (members_room).
     cdef uint64_t growth = <uint64_t>LOT_CLASS_COUNT << BLOCK_SHIFT
+    cdef uint64_t days = min_i64(members_max * DAY_UNITS_PER_MEMBER_PLANNED, <int64_t>NO_PIECE - 4 * growth)     # pieces have 32-bit numbers
     core.profiles = <Profile*>reserve_memory(members_max * sizeof(Profile) + 64)
     core.campaigns = <Campaign*>reserve_memory(<uint64_t>CAMPAIGNS_KEPT_MAX * sizeof(Campaign))
     return (core.profiles != NULL and core.campaigns != NULL
             and arena_open(&core.counters, members_max * COUNTERS_PER_MEMBER_PLANNED + growth)
-            and arena_open(&core.days, members_max * DAY_UNITS_PER_MEMBER_PLANNED + growth))
+            and arena_open(&core.days, days + growth))
 
 
 cdef void members_close(Core* core) noexcept nogil:
@@ -308,21 +308,19 @@ cdef int apply_counter(Core* core, Profile* profile, uint32_t member, uint32_t c
 
 cdef int apply_counters(Core* core, const Slice* section, Profile* profile, uint32_t member) noexcept nogil:
     cdef Cursor cursor
-    cdef const uint8_t* key
-    cdef uint32_t counter = 0, per
+    cdef uint32_t counter, per
     cdef int64_t window, increment, drop_before
     cdef bint dropped = False
     cdef int result
     cursor_open(&cursor, section)
     drop_before = get_signed(&cursor)
     while cursor_more(&cursor):
-        key = get_bytes(&cursor, COUNTER_KEY_BYTES)
+        counter = get_key(&cursor)
         per = get_byte(&cursor)
         window = get_signed(&cursor)
         increment = get_signed(&cursor)
         if cursor.broken or per == 0 or per >= PER_COUNT or window < 0 or window >= DAY_NEVER:
             return APPLY_FRAMING
-        memcpy(&counter, key, COUNTER_KEY_BYTES)
         result = apply_counter(core, profile, member, counter, per, <int32_t>window, increment, <int32_t>drop_before, &dropped)
         if result != APPLY_OK:
             return result
@@ -419,19 +417,17 @@ cdef int64_t campaign_used(const Core* core, uint32_t key, bint uses) noexcept n
 
 cdef int apply_campaigns(Core* core, const Slice* section) noexcept nogil:
     cdef Cursor cursor
-    cdef const uint8_t* data
     cdef Campaign* row
-    cdef uint32_t key = 0, place, i
+    cdef uint32_t key, place, i
     cdef int64_t points, uses
     cdef bint found = False
     cursor_open(&cursor, section)
     while cursor_more(&cursor):
-        data = get_bytes(&cursor, COUNTER_KEY_BYTES)
+        key = get_key(&cursor)
         points = get_signed(&cursor)
         uses = get_signed(&cursor)
         if cursor.broken:
             return APPLY_FRAMING
-        memcpy(&key, data, COUNTER_KEY_BYTES)
         place = campaign_place(core, key, &found)
         row = &core.campaigns[place]
         if found:
@@ -526,9 +522,11 @@ cdef int apply_rules(Core* core, const EntryView* view) noexcept nogil:
     cdef Profile* profile = &core.profiles[member - 1]
     cdef Cursor cursor
     cdef int result = APPLY_OK
+    cdef bint sets = not profile.known or view.sections[SECTION_SEGMENTS].data != NULL or view.sections[SECTION_ATTRIBUTES].data != NULL
     if profile.known:
         digest_sub(&core.digest, profile_fact(profile, member))
-        digest_sub(&core.digest, sets_fact(profile, member))
+        if sets:
+            digest_sub(&core.digest, sets_fact(profile, member))
     profile.known = 1
     if view.sections[SECTION_OPENED].data != NULL:
         cursor_open(&cursor, &view.sections[SECTION_OPENED])
@@ -548,5 +546,6 @@ cdef int apply_rules(Core* core, const EntryView* view) noexcept nogil:
     if result == APPLY_OK and view.sections[SECTION_ATTRIBUTES].data != NULL:
         result = apply_attributes(&view.sections[SECTION_ATTRIBUTES], profile)
     digest_add(&core.digest, profile_fact(profile, member))
-    digest_add(&core.digest, sets_fact(profile, member))
+    if sets:
+        digest_add(&core.digest, sets_fact(profile, member))
     return result

@@ -158,6 +158,7 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     if status != STATUS_OK:
         outcome.status = status
         return
+    list_burn_limits(core.scratch)
     quote.command = command
     quote.rules = <const Program2*>d.program.rules
     quote.result = core.result

@@ -110,7 +110,7 @@ cdef void save_profile(const Core* core, const Profile* profile, uint32_t member
     put_varint(writer, profile.counter_count)
     for i in range(profile.counter_count):
         counter = &counters_of(core, profile)[i]
-        put_bytes(writer, <const uint8_t*>&counter.counter, COUNTER_KEY_BYTES)
+        put_key(writer, counter.counter)
         put_byte(writer, (counter.owner >> PER_SHIFT) | (0 if counter.window[1] == NO_WINDOW else 128))
         put_varint(writer, <uint64_t>counter.window[0])
         put_signed(writer, counter.value[0])
@@ -137,7 +137,7 @@ cdef void save_profiles(const Core* core, Saving* saving) noexcept nogil:
                 saving, SNAPSHOT_PROFILES, PROFILE_BYTES_MAX + profile.counter_count * COUNTER_BYTES_MAX + profile.day_count * DAY_BYTES_MAX))
     for i in range(core.campaign_count):
         writer = saving_room(saving, SNAPSHOT_CAMPAIGNS, CAMPAIGN_BYTES_MAX)
-        put_bytes(writer, <const uint8_t*>&core.campaigns[i].key, COUNTER_KEY_BYTES)
+        put_key(writer, core.campaigns[i].key)
         put_signed(writer, core.campaigns[i].points)
         put_signed(writer, core.campaigns[i].uses)
 
@@ -499,7 +499,6 @@ cdef int load_account(Core* core, const SnapshotHead* head, Cursor* cursor) noex
 cdef int load_counters(Core* core, Cursor* cursor, Profile* profile, uint32_t member) noexcept nogil:
     cdef uint64_t count = get_varint(cursor), window
     cdef Counter* row
-    cdef const uint8_t* key
     cdef uint32_t i
     cdef uint8_t per
     if cursor.broken or count > COUNTERS_PER_MEMBER_MAX:
@@ -510,12 +509,11 @@ cdef int load_counters(Core* core, Cursor* cursor, Profile* profile, uint32_t me
         return LOAD_MEMBERS
     for i in range(<uint32_t>count):
         row = &counters_of(core, profile)[i]
-        key = get_bytes(cursor, COUNTER_KEY_BYTES)
+        row.counter = get_key(cursor)
         per = get_byte(cursor)
         window = get_varint(cursor)
         if cursor.broken or window >= DAY_NEVER or (per & 127) == 0 or (per & 127) >= PER_COUNT:
             return LOAD_BROKEN
-        memcpy(&row.counter, key, COUNTER_KEY_BYTES)
         row.owner = <uint32_t>(per & 127) << PER_SHIFT | (member if i == 0 else 0)
         row.window[0] = <int32_t>window
         row.value[0] = get_signed(cursor)
@@ -592,12 +590,12 @@ cdef int load_profile(Core* core, const SnapshotHead* head, Cursor* cursor) noex
 
 
 cdef int load_campaign(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
-    cdef const uint8_t* key = get_bytes(cursor, COUNTER_KEY_BYTES)
+    cdef uint32_t key = get_key(cursor)
     cdef Campaign* row = &core.campaigns[core.campaign_count]
     if cursor.broken or core.campaign_count >= head.campaigns:
         return LOAD_BROKEN
     memset(row, 0, sizeof(Campaign))
-    memcpy(&row.key, key, COUNTER_KEY_BYTES)
+    row.key = key
     row.points = get_signed(cursor)
     row.uses = get_signed(cursor)
     if cursor.broken or (core.campaign_count != 0 and row.key <= (row - 1).key):

@@ -104,6 +104,11 @@ cdef inline void put_bytes(EntryWriter* writer, const uint8_t* data, uint32_t si
     writer.at += size
 
 
+cdef inline void put_key(EntryWriter* writer, uint32_t key) noexcept nogil:
+    # Four bytes that stand for a name, as docs/decisions/rule-image.md has it.
+    put_bytes(writer, <const uint8_t*>&key, 4)
+
+
 cdef inline void put_text(EntryWriter* writer, Slice text) noexcept nogil:
     # One length byte and the bytes; every text of a request is at most 128 bytes.
     put_byte(writer, <uint8_t>text.size)
@@ -124,13 +129,11 @@ cdef inline bint entry_view(const uint8_t* entry, uint32_t size, EntryView* view
     # Takes an entry apart. False when its framing is broken (size, sections past the end, a section twice).
     cdef const uint8_t* at = entry + ENTRY_HEADER_BYTES
     cdef const uint8_t* end = entry + size
-    cdef uint32_t length, i
+    cdef uint32_t length
     if size < ENTRY_HEADER_BYTES or (<const EntryHeader*>entry).size != size:
         return False
     view.header = <const EntryHeader*>entry
-    for i in range(SECTION_COUNT):
-        view.sections[i].data = NULL
-        view.sections[i].size = 0
+    memset(view.sections, 0, sizeof(view.sections))
     while at < end:
         if end - at < 4:
             return False
@@ -192,6 +195,15 @@ cdef inline const uint8_t* get_bytes(Cursor* cursor, uint32_t size) noexcept nog
         return NULL
     cursor.at += size
     return data
+
+
+cdef inline uint32_t get_key(Cursor* cursor) noexcept nogil:
+    # As put_key. 0 when it is not whole.
+    cdef const uint8_t* data = get_bytes(cursor, 4)
+    cdef uint32_t key = 0
+    if data != NULL:
+        memcpy(&key, data, 4)
+    return key
 
 
 cdef inline Slice get_text(Cursor* cursor) noexcept nogil:

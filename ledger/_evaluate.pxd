@@ -26,7 +26,7 @@ from ledger._image cimport (
     ImageRule, ImageThreshold, ImageTier, LIFE2_DAYS, LIFE2_END_MONTH, LIFE2_END_QUARTER, LIFE2_MONTHS, LIFE2_UNTIL, MEASURE_SPENT,
     MayIndex, NO_RECORD, NUMBERED_RECEIPTS, OP_JUMP_IF_FALSE, OP_JUMP_IF_TRUE, OP_NOT, OP_TEST, PER_LINE, PER_RECEIPT, Program2,
     REACH_COUNT_MAX, ROW_NAMED_ONLY, RULE_ADD_PERCENT, RULE_DISCOUNT_LINE, RULE_EARNS_ON_POINTS_PAID, RULE_ENTITLE, RULE_EXCLUSIVE, RULE_KIND_COUNT,
-    RULE_POINTS, RULE_TIMES, RULE_WORDS_MAX, SECTION2_BURN, SECTION2_CHANNELS, SECTION2_DATE_CUTS, SECTION2_EXPERIMENTS,
+    RULE_POINTS, RULE_TIMES, RULE_WORDS_MAX, SECTION2_BURN, SECTION2_CAPS, SECTION2_CHANNELS, SECTION2_DATE_CUTS, SECTION2_EXPERIMENTS,
     SECTION2_MINUTE_CUTS, SECTION2_TENDERS, SECTION2_TIERS, TableRow, WINDOW_LIFETIME, WINDOW_MONTH, WINDOW_ROLLING, WINDOW_YEAR,
     bit_count, bit_of, first_bit, image_load, mixed, name_find, name_hash, prefetch, table_find, table_find_slice, zone_span_at,
 )
@@ -231,6 +231,14 @@ cdef struct Result2:            # what a receipt comes to. refused: only day, ti
     CounterChange counters[IMAGE2_RULES_MAX * CAPS_PER_RULE_MAX]
     Cut cuts[IMAGE2_RULES_MAX * CUTS_PER_RULE_MAX]
 
+cdef struct ZoneHint:           # the last span of a zone that was asked for: most receipts are of one summer or winter
+    uint64_t image              # first bytes of the image's hash; the image itself may have gone since
+    int64_t from_us
+    int64_t until_us
+    uint32_t zone
+    int32_t offset_s
+    int32_t first_day
+
 cdef struct Scratch:            # one for each thread that evaluates; scratch_open
     const Program2* p
     const Command* command
@@ -257,7 +265,11 @@ cdef struct Scratch:            # one for each thread that evaluates; scratch_op
     int64_t own_total           # of the lines of the rule whose late program runs
     int64_t own_quantity
     int32_t windows[CAP_PER_BIRTHDAY + 1]
+    ZoneHint home_hint
+    ZoneHint store_hint
     bint overflow
+    bint priced                 # discounts are off: `net` is what points may pay a part of
+    bint limits_listed          # list_burn_limits has run
     # its lines
     uint32_t lines
     uint32_t stride             # words of a bitset over them
@@ -284,6 +296,7 @@ cdef struct Scratch:            # one for each thread that evaluates; scratch_op
     int64_t order[LINES_MAX]
     int64_t by_line[LINES_MAX]
     int64_t base[LINES_MAX]
+    uint32_t notice_mask                # of the slots in use: four for each line
     uint16_t notice_slots[NOTICE_SLOTS]
     # rules
     uint64_t open[RULE_WORDS_MAX]       # may still hold
@@ -508,13 +521,13 @@ cdef inline void note_line(Scratch* s, uint8_t kind, uint32_t at, const Slice* t
     # Notes an unknown name of a line unless an earlier line had it.
     cdef const Notice* other
     cdef const Line* line
-    cdef uint32_t slot = <uint32_t>((hash ^ kind * <uint64_t>0x9E3779B97F4A7C15) >> 32) & (NOTICE_SLOTS - 1)
+    cdef uint32_t slot = <uint32_t>((hash ^ kind * <uint64_t>0x9E3779B97F4A7C15) >> 32) & s.notice_mask
     while s.notice_slots[slot] != 0:
         other = &s.out.notices[s.notice_slots[slot] - 1]
         line = &s.command.lines[other.at]
         if other.kind == kind and same_text(&line.sku if kind == NOTICE_UNKNOWN_SKU else &line.category, text):
             return
-        slot = (slot + 1) & (NOTICE_SLOTS - 1)
+        slot = (slot + 1) & s.notice_mask
     note(s, kind, at)
     s.notice_slots[slot] = <uint16_t>s.out.notice_count
 
@@ -541,18 +554,38 @@ cdef inline uint8_t reason_to_refuse(Scratch* s) noexcept nogil:
     return 0
 
 
+cdef inline void find_span(const Program2* p, uint32_t zone, int64_t time_us, ZoneHint* hint) noexcept nogil:
+    # Makes the hint the span of the zone at a moment.
+    cdef const ZoneSpan* span
+    cdef uint64_t image
+    memcpy(&image, p.header.hash, 8)
+    if hint.image == image and hint.zone == zone and hint.from_us <= time_us < hint.until_us:
+        return
+    span = zone_span_at(p, zone, time_us)
+    hint.image = image
+    hint.zone = zone
+    hint.from_us = span.start_us if span != p.zone_spans + p.zones[zone].first else INT64_MIN
+    hint.until_us = INT64_MAX
+    if span + 1 < p.zone_spans + p.zones[zone].first + p.zones[zone].count:
+        hint.until_us = (span + 1).start_us
+    hint.offset_s = span.offset_s
+    hint.first_day = span.first_day
+
+
 cdef inline void read_place(Scratch* s, int64_t business_us) noexcept nogil:
     # Store, day and wall clock.
     cdef const Program2* p = s.p
     cdef const TableRow* row = table_find_slice(&p.stores, &s.command.store)
-    cdef const ZoneSpan* home = zone_span_at(p, p.home_zone, business_us)
-    cdef const ZoneSpan* span = home
+    cdef const ZoneHint* home = &s.home_hint
+    cdef const ZoneHint* span = home
     cdef int32_t year, month, day, i
+    find_span(p, p.home_zone, business_us, &s.home_hint)
     s.store = row.value if row != NULL else 0
     if row == NULL and p.header.flags & IMAGE2_STORES:
         note(s, NOTICE_UNKNOWN_STORE, 0)
     if row != NULL and p.store_classes[s.store].zone != p.home_zone:
-        span = zone_span_at(p, p.store_classes[s.store].zone, business_us)
+        span = &s.store_hint
+        find_span(p, p.store_classes[s.store].zone, business_us, &s.store_hint)
     s.today = <int32_t>max_i64(div_floor(business_us + home.offset_s * <int64_t>1000000, <int64_t>86400000000), home.first_day)
     s.local_minutes = div_floor(business_us + span.offset_s * <int64_t>1000000, 60000000)
     s.local_day = <int32_t>div_floor(s.local_minutes, 1440)
@@ -611,8 +644,11 @@ cdef inline void read_lines(Scratch* s) noexcept nogil:
                 code = table_find(&p.category_codes, line.category.data, line.category.size, hash)
             column = code.value if code != NULL else 0
             s.classes[i] = p.unknown_classes[unknown_row * <uint64_t>p.header.unknown_columns + column]
-            if not noted and (catalogue or (line.category.size > 0 and code == NULL)):
-                memset(s.notice_slots, 0, sizeof(s.notice_slots))
+            if not noted:
+                s.notice_mask = 7
+                while s.notice_mask < 4 * s.lines - 1:
+                    s.notice_mask = 2 * s.notice_mask + 1
+                memset(s.notice_slots, 0, (s.notice_mask + 1) * sizeof(uint16_t))
                 noted = True
             if catalogue:
                 if p.articles.count == 0:
@@ -1660,8 +1696,19 @@ cdef inline void burn_limit(Scratch* s, uint32_t wallet) noexcept nogil:
         limit.why = WHY_MIN
 
 
+cdef inline void list_burn_limits(Scratch* s) noexcept nogil:
+    # The largest burn of each wallet, into the result of the last evaluation: whoever wants to know calls this behind it, as most do not.
+    # An evaluation that came to no amounts has none.
+    cdef uint32_t i
+    if s.limits_listed or not s.priced:
+        return
+    s.limits_listed = True
+    for i in range(s.p.wallet_count):
+        burn_limit(s, i)
+
+
 cdef inline uint8_t burn(Scratch* s, uint32_t wallet, int64_t points) noexcept nogil:
-    # Takes the burn asked for: spreads its money over the lines. Or why it is not possible.
+    # Takes the burn asked for: spreads its money over the lines. Or why it is not possible. Behind list_burn_limits.
     cdef const BurnLimit2* limit = NULL
     cdef const ImageBurn* rule
     cdef int64_t money, eligible, capacity
@@ -1979,7 +2026,8 @@ cdef inline void clear_result(Result2* out) noexcept nogil:
 
 cdef inline uint8_t evaluate(const Program2* p, const Command* command, int64_t business_us, const Facts2* facts, const Limits2* limits,
                              uint32_t burn_wallet, int64_t burn_points, Scratch* s, Result2* out) noexcept nogil:
-    # What a receipt comes to. Returns out.refused. command: only its receipt is read, its texts as the codec has checked them.
+    # What a receipt comes to, but for the largest burns when nothing is burned: list_burn_limits. Returns out.refused. command: only its
+    # receipt is read, its texts as the codec has checked them.
     # business_us: of the years 1970..2199. burn_points: that shall pay for it, at least 0. out: valid until the scratch is used again,
     # whose rows and pool belong to it.
     cdef Standing m
@@ -1992,6 +2040,8 @@ cdef inline uint8_t evaluate(const Program2* p, const Command* command, int64_t 
     s.out = out
     clear_result(out)
     s.total = command.total_minor
+    s.priced = False
+    s.limits_listed = False
     out.refused = reason_to_refuse(s)
     if out.refused != 0:
         return out.refused
@@ -2014,7 +2064,8 @@ cdef inline uint8_t evaluate(const Program2* p, const Command* command, int64_t 
     read_variants(s)
     read_lines(s)
     read_names(s)
-    set_windows(s)
+    if p.counts[SECTION2_CAPS] > 0:
+        set_windows(s)
     memset(s.campaign_known, 0, sizeof(s.campaign_known))
     out.line_count = s.lines
 
@@ -2031,10 +2082,10 @@ cdef inline uint8_t evaluate(const Program2* p, const Command* command, int64_t 
         memcpy(s.base, s.net, s.lines * sizeof(int64_t))
         give_kind(s, i)
 
-    for i in range(p.wallet_count):
-        burn_limit(s, i)
+    s.priced = True
     memcpy(s.money, s.net, s.lines * sizeof(int64_t))
     if burn_points > 0:
+        list_burn_limits(s)
         out.refused = burn(s, burn_wallet, burn_points)
         if out.refused != 0:
             return out.refused

@@ -10,7 +10,7 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16
 from libc.string cimport memcmp, memcpy, memset
 from ledger._arith cimport div_floor, max_i64
 from ledger._layout cimport Slice, WalletDefinition
-from ledger._limits cimport AMOUNT_MINOR_MAX, POINTS_MAX, POINTS_PER_STEP_MAX, QUANTITY_MILLI_MAX, WALLETS_MAX, WALLET_POINTS_MAX
+from ledger._limits cimport AMOUNT_MINOR_MAX, FUNDERS_MAX, POINTS_MAX, POINTS_PER_STEP_MAX, QUANTITY_MILLI_MAX, WALLETS_MAX, WALLET_POINTS_MAX
 from ledger._rules cimport IMAGE_HASHED_FROM, IMAGE_MAGIC, ZoneSpan, image_padded
 
 cdef extern from "<openssl/sha.h>" nogil:
@@ -438,6 +438,7 @@ cdef struct Program2:
     uint32_t counts[SECTION2_COUNT]
     uint32_t home_zone          # the programme's
     const ImageWallet2* image_wallets
+    bint any_slides             # points of some wallet live by inactivity
     const ImageRule* rules
     const char* rule_names
     const ImageCampaign* campaigns
@@ -719,8 +720,9 @@ cdef inline bint image_wallets_hold(Program2* p) noexcept nogil:
         wallet = &p.image_wallets[i]
         if not image_padded(wallet.name, 32) or wallet.scale > 9 or wallet.flags != 0:
             return False
-        if wallet.floor < 0 or wallet.floor > WALLET_POINTS_MAX:
+        if wallet.floor < 0 or wallet.floor > WALLET_POINTS_MAX or wallet.sliding_days > SPAN_DAYS_MAX:
             return False
+        p.any_slides = p.any_slides or wallet.sliding_days != 0
         for j in range(i):
             if memcmp(wallet.name, p.image_wallets[j].name, 32) == 0:
                 return False
@@ -788,7 +790,9 @@ cdef inline bint image_rule_holds(const Program2* p, const ImageRule* rule) noex
         return False
     if rule.rate_factor < 1 or rule.rate_factor > 1000000000 or rule.rate_divisor < 1 or rule.rate_divisor > <int64_t>1000000000000000000:
         return False
-    if rule.wallet >= p.wallet_count or rule.campaign > p.counts[SECTION2_CAMPAIGNS] or rule.group > p.rule_count:
+    if rule.wallet >= p.wallet_count or rule.campaign > p.counts[SECTION2_CAMPAIGNS] or rule.group > p.rule_count or rule.funder > FUNDERS_MAX:
+        return False
+    if rule.life_unit == LIFE2_INACTIVITY and p.image_wallets[rule.wallet].sliding_days == 0:
         return False
     if rule.available_after > SPAN_DAYS_MAX or rule.life_number > SPAN_DAYS_MAX or rule.until_day < 0 or rule.until_day > 100000:
         return False

@@ -351,6 +351,7 @@ cdef struct Award:              # what a rule gave; written by the rules, read b
 
 cdef enum:
     DAY_NEVER = 2147483647      # expiry day of points that never expire
+    LOT_SLIDES = 0x8000         # beside the funder of a lot: it lives by inactivity, so receipts and burns move its expiry day
 
 cdef struct WalletDefinition:
     char name[WALLET_NAME_BYTES_MAX + 1]    # UTF-8, zero terminated

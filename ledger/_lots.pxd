@@ -16,7 +16,7 @@ cdef struct Lot:                # 32 bytes
     int32_t available_day       # days since 1970 in the programme's zone
     int32_t expiry_day          # first day on which it does not count
     uint16_t wallet             # index
-    uint16_t funder
+    uint16_t funder             # and LOT_SLIDES
     uint32_t owner              # in the first lot of a piece: whose it is, for moves; without meaning in the others
 
 cdef enum:

@@ -12,7 +12,7 @@ from ledger._entry cimport (
     get_text, get_varint, put_byte, put_bytes, put_signed, put_tag, put_tag_text, put_text, put_varint, section_begin, section_end,
 )
 from ledger._evaluate cimport (
-    DayRow, Facts2, Given, Limits2, Result2, Scratch, evaluate, result_close, result_open, scratch_close, scratch_open,
+    DayRow, Facts2, Given, Limits2, Result2, Scratch, evaluate, list_burn_limits, result_close, result_open, scratch_close, scratch_open,
 )
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._image cimport (
@@ -433,6 +433,7 @@ cdef class LoadedImage:
         with nogil:
             evaluate(self.program, self.command, self.business_us, &self.facts, &self.limits, self.burn_wallet, self.burn_points,
                      self.scratch, out)
+            list_burn_limits(self.scratch)
         return {
             "refused": out.refused, "day": out.day, "tier": out.tier, "tier_after": out.tier_after, "tier_until": out.tier_until,
             "spent": out.spent,
@@ -468,7 +469,7 @@ cdef class LoadedImage:
                 "lines": lines, "available_day": row.available_day, "expiry_day": row.expiry_day}
 
     def run(self, uint32_t rounds):
-        """Evaluates the same so many times; microseconds of all."""
+        """Evaluates the same so many times, and lists the largest burns as a quote does; microseconds of all."""
         cdef int64_t start
         cdef uint32_t i
         with nogil:
@@ -476,6 +477,7 @@ cdef class LoadedImage:
             for i in range(rounds):
                 evaluate(self.program, self.command, self.business_us, &self.facts, &self.limits, self.burn_wallet, self.burn_points,
                          self.scratch, self.result)
+                list_burn_limits(self.scratch)
             start = monotonic_us() - start
         return start
 

@@ -16,8 +16,8 @@ from libc.string cimport memcpy, memset
 
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._core cimport (
-    APPLY_OK, APPLY_PROGRAM, CoreStats, core_apply, core_execute, core_program, core_remember, core_result, core_scratch, core_set_covered,
-    core_stats, core_tick, core_write_part, core_write_program,
+    APPLY_OK, APPLY_PROGRAM, CoreStats, core_apply, core_execute, core_list_burn_limits, core_program, core_remember, core_result, core_scratch,
+    core_set_covered, core_stats, core_tick, core_write_part, core_write_program,
 )
 from ledger._entry cimport (
     Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin,
@@ -886,6 +886,7 @@ cdef dict explanation(Simulator self):
     found["status"] = self.outcome.status
     if self.outcome.entry != NULL:
         found["entry"] = (<const char*>self.outcome.entry)[:self.outcome.entry_size]
+    core_list_burn_limits(self.core)
     result, scratch = core_result(self.core), core_scratch(self.core)
     tiers = [padded(rules.tiers[i].name, 32) for i in range(rules.counts[SECTION2_TIERS])]
     found["refused"] = result.refused

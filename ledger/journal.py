@@ -34,6 +34,7 @@ GROUP_HASHED_BYTES = 96
 ENTRY_HEADER = struct.Struct("<IBBHqII16s")
 DRAINED = struct.Struct("<Q32sQq")
 NO_HASH = bytes(32)
+LOT_SLIDES = 0x8000  # beside the funder of a lot whose points live by inactivity
 WALK_TRIES = 3  # a meta page half written is gone at the next look
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
@@ -602,7 +603,8 @@ def _postings(cursor: _Cursor) -> list[dict[str, Any]]:
 
 
 def _lots(cursor: _Cursor) -> list[dict[str, Any]]:
-    return _rows(cursor, wallet="varint", available_day="varint", expiry_day="varint", funder="varint", points="signed", held="signed")
+    rows = _rows(cursor, wallet="varint", available_day="varint", expiry_day="varint", funder="varint", points="signed", held="signed")
+    return [{**row, "funder": row["funder"] & ~LOT_SLIDES, "by_inactivity": bool(row["funder"] & LOT_SLIDES)} for row in rows]
 
 
 def _reservation(cursor: _Cursor) -> dict[str, Any]:

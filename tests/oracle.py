@@ -52,8 +52,11 @@ def answer_type(method: int) -> Any:
     return getattr(admin if method in BY_HAND else pb, METHODS[method] + "Response")
 
 
+MOVES = 0x8000  # beside the funder of a lot that lives by inactivity
+
+
 class LotKey(NamedTuple):
-    """Names a lot; the order of the fields is the order of burning."""
+    """Names a lot; the order of the fields is the order of burning. funder: and MOVES."""
 
     wallet: int
     expiry: int
@@ -627,10 +630,13 @@ class Oracle:
             available = self.available(member, today, business_day, reservation)
             receipt_said = said(request.receipt, burned, wallet)
             result = self.evaluate(replace(knows, available=available), receipt_said, now_us if bought is None else bought)
-            gifts, given = self.earn(member, result, not request.receipt.lines, today)
+            gifts, given = self.earn(member, result, not request.receipt.lines, today, business_day)
             changes += given
             if not number and (len(self.members) == self.members_max or len(self.owners) == 3 * self.members_max):
                 raise Refused("MEMBERS_LIMIT", a=self.members_max)
+
+        if number and (earns or takes):
+            changes += self.moves(member, changes, today, business_day)
 
         # From here on it succeeds.
         if not number:
@@ -694,12 +700,36 @@ class Oracle:
             out.notices.add(kind=number, text=text, index=names[number].index(text) + 1 if number in names else 0)
         return out
 
-    def earn(self, member: Member, result: reference.Result, nameless: bool, today: int) -> tuple[list[Award], list[Change]]:
+    def moving(self, member: Member, wallet: int, today: int, business_day: int) -> tuple[int, list[LotKey]]:
+        """The expiry day that a receipt or burn gives to what lives by inactivity in a wallet, and the lots that there are of it."""
+        lots = sorted(key for key in member.lots if key.wallet == wallet and key.funder & MOVES and key.expiry > today)
+        life = self.program.wallets[wallet].life
+        if life.unit != "inactivity":
+            return 0, []
+        return max([business_day + life.number, *(key.expiry for key in lots)]), lots
+
+    def moves(self, member: Member, changes: list[Change], today: int, business_day: int) -> list[Change]:
+        """What lives by inactivity gets its new expiry day; what can be used already becomes one lot of each funder."""
+        moved: list[Change] = []
+        for wallet in range(len(self.program.wallets)):
+            expiry, lots = self.moving(member, wallet, today, business_day)
+            for key in lots:
+                left = member.lots[key].points - member.lots[key].held + sum(points - held for at, points, held in changes if at == key)
+                same = [other.available for other in lots if other.funder == key.funder]
+                to = key._replace(expiry=expiry, available=min(same) if key.available <= today else key.available)
+                if left and to != key:
+                    moved += [(key, -left, 0), (to, left, 0)]
+        return moved
+
+    def earn(self, member: Member, result: reference.Result, nameless: bool, today: int,
+             business_day: int) -> tuple[list[Award], list[Change]]:
         """The awards of a receipt and the lots that they go into."""
         gifts = awards(self.program, result.given, nameless)
         lots: dict[LotKey, int] = {}
         for award in gifts:
             key = LotKey(award.wallet, award.expiry_day, award.available_day, award.funder)
+            if self.program.rules[award.rule - 1].life.unit == "inactivity":
+                key = key._replace(expiry=self.moving(member, award.wallet, today, business_day)[0], funder=award.funder + MOVES)
             lots[key] = lots.get(key, 0) + award.points
         self.check_room(member, lots, today)
         return gifts, [(key, points, 0) for key, points in lots.items()]

@@ -54,6 +54,7 @@ max_age: 400 days
 wallets:
   - name: points
   - name: bonus
+    points_live: 10 days of inactivity
   - name: stamps
     scale: 1
 funders:
@@ -71,7 +72,6 @@ rules:
     for_every_full: 0.50
     give: 3
     to_wallet: bonus
-    points_live: 10 days
     available_after: 1 days
     funder: brewery
   - name: bonus of the chain

@@ -78,7 +78,8 @@ class State:
             account[1] += 1
         moved: dict[int, int] = {}
         for change in entry.get("lots", ()):
-            key = (member, change["wallet"], change["available_day"], change["expiry_day"], change["funder"])
+            key = (member, change["wallet"], change["available_day"], change["expiry_day"],
+                   change["funder"] + (change["by_inactivity"] << 15))
             lot = self.lots.setdefault(key, [0, 0])
             lot[0] += change["points"]
             lot[1] += change["held"]

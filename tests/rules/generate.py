@@ -245,7 +245,8 @@ def programmes(draw: Any, rules_max: int = 8) -> tree.Programme:
         "unknown_sku": draw(st.sampled_from(["accept", "no_points"])),
         "unknown_store": "accept",
         "earn_on_points_paid": draw(st.booleans()),
-        "wallets": [{"name": "points", "points_live": draw(st.sampled_from(LIVES[:6]))}, {"name": "miles", "scale": 2, "worth": "0.50"}],
+        "wallets": [{"name": "points", "points_live": draw(st.sampled_from([*LIVES[:6], "40 days of inactivity"]))},
+                    {"name": "miles", "scale": 2, "worth": "0.50"}],
         "partners": {"albion": {"zone": draw(st.sampled_from(ZONES))}},
         "stores": [
             {"store": "1", "region": "north", "groups": ["city"]},
