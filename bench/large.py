@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench import _load
 from bench.load import drive
 from bench.measure import figures
+from bench.rows import settle_disk
 from bench.service import ANY_PORTS, Follower, Service, ServiceFailed
 from ledger import limits
 from ledger.journal import Journal
@@ -151,7 +152,8 @@ class LargeLedger:
         try:
             shutil.copytree(self.data, copy.data, copy_function=link_or_copy)
             os.sync()  # or the disk would be busy with it for half a minute to come
-            console.print(f"[dim]copied in {time.monotonic() - begun:.1f} s[/]")
+            copied_s = time.monotonic() - begun
+            console.print(f"[dim]copied in {copied_s:.1f} s, written by the disk {settle_disk(copy.data.parent):.1f} s later[/]")
             yield copy
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
 """What the benches print and what they stand beside: the table of rows, the bare flush, the machine in a few words.
 
-Not for measuring calls (bench/load.py). Used by bench/run.py and bench/beside.py.
+Not for measuring calls (bench/load.py). Used by bench/run.py, bench/large.py and bench/beside.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from ledger import limits
 
 FLUSH_BYTES = limits.TAIL_BLOCK_BYTES  # a group of one receipt: header, entry and padding are one block
 FLUSH_FILE_BYTES = limits.TAIL_BYTES_DEFAULT
+SETTLE_MAX_US = 10_000  # a flush longer than this is still in somebody's way
+SETTLE_GOOD_S = 3  # seconds in a row without one
+SETTLE_S = 90
 
 
 class Rows:
@@ -52,6 +56,15 @@ def bare_flush(folder: Path, seconds: float) -> dict[str, Any]:
            for name, share in (("p50_us", 0.5), ("p90_us", 0.9), ("p99_us", 0.99), ("p999_us", 0.999))},
         "max_us": round(counted["max_ns"] / 1000, 1),
     }
+
+
+def settle_disk(folder: Path) -> float:
+    """Waits until the disk has nothing left of what was copied: a virtual one takes gigabytes at once, and lets the flushes of the next
+    minute wait for them. Returns the seconds it took; after SETTLE_S it is as it is."""
+    begun, good = time.monotonic(), 0
+    while good < SETTLE_GOOD_S and time.monotonic() - begun < SETTLE_S:
+        good = good + 1 if bare_flush(folder, 1.0)["max_us"] < SETTLE_MAX_US else 0
+    return time.monotonic() - begun
 
 
 def both_flushes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:

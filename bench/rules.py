@@ -47,7 +47,7 @@ def article(i: int) -> dict[str, Any]:
     return {"sku": f"4600000{i:06}", "category": category, "brand": f"Brand {i % 300}", "flags": flags}
 
 
-def lines_of(dice: random.Random, articles: int) -> dict[str, Any]:
+def lines_of(dice: random.Random, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What a rule is about."""
     form = dice.random()
     department, group = dice.randrange(DEPARTMENTS), dice.randrange(GROUPS)
@@ -58,7 +58,7 @@ def lines_of(dice: random.Random, articles: int) -> dict[str, Any]:
     if form < 0.75:
         return {"brand": f"Brand {dice.randrange(300)}"}
     if form < 0.9:
-        return {"sku": sorted({f"4600000{dice.randrange(articles):06}" for _ in range(10)})}
+        return {"sku": sorted({rows[dice.randrange(len(rows))]["sku"] for _ in range(10)})}
     department = department if department != 3 else 4
     return {"category": f"Department {department}", "price": {"from": "1.00", "to": "20.00"}, "not": {"flag": "alcohol"}}
 
@@ -85,14 +85,14 @@ def when_of(dice: random.Random) -> dict[str, Any]:
     return when
 
 
-def rule(i: int, dice: random.Random, articles: int) -> dict[str, Any]:
+def rule(i: int, dice: random.Random, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The i-th rule. The first two are about everything."""
     name = f"Rule {i}"
     if i == 0:
         return {"name": name, "percent": 1}
     if i == 1:
         return {"name": name, "for_every_full": "100.00", "give": 5, "caps": [{"points": 5000, "per": "month"}]}
-    made: dict[str, Any] = {"name": name, "lines": lines_of(dice, articles)}
+    made: dict[str, Any] = {"name": name, "lines": lines_of(dice, rows)}
     if when := when_of(dice):
         made["when"] = when
     form = dice.random()
@@ -132,28 +132,37 @@ def distinct(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def programme(count: int, articles: int = ARTICLES) -> tree.Programme:
     """A programme of so many rules."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = write_programme(Path(folder), count, [article(i) for i in range(articles)]).read_text()
+        return check.check_node(YAML(typ="safe", pure=True).compose(text), "bench", Path(folder))
+
+
+def write_programme(folder: Path, count: int, rows: list[dict[str, Any]], store: str = "{}", stores: int = STORES,
+                    currency: str = "EUR") -> Path:
+    """So many rules over these articles as files; returns the YAML's. store: how stores are called, by their number."""
     dice = random.Random(SEED)
     text = io.StringIO()
-    rows = [article(i) for i in range(articles)]
     YAML().dump({
-        "programme": f"{count} rules", "currency": "EUR", "zone": "Europe/Warsaw", "no_points_on": {"flag": ["gift_card"]},
+        "programme": f"{count} rules", "currency": currency, "zone": "Europe/Warsaw", "anonymous_accounts": True,
+        "no_points_on": {"flag": ["gift_card"]},
         "wallets": [{"name": "points"}],
         "catalogue": {"file": "articles.csv"},
-        "stores": [{"store": f"{i}", "region": f"region {i % 4}", "groups": [f"group {i % 5}"]} for i in range(STORES)],
+        "stores": [{"store": store.format(i), "region": f"region {i % 4}", "groups": [f"group {i % 5}"]} for i in range(stores)],
         "segments": [name for i in range(40) for name in (f"segment {i}", f"segment {i} b")],
         "tenders": ["cash", "card"], "channels": ["shop", "app"],
         "tiers": {"levels": [{"name": "base"}, {"name": "silver", "reach": {"any": [{"receipts": 5}, {"spent": "1000.00"}]}},
                              {"name": "gold", "reach": {"spent": "5000.00", "in": "calendar year"}}], "downgrade": "one step"},
         "campaigns": {f"campaign {i}": {"points": 1_000_000} for i in range(10)},
-        "rules": distinct([rule(i, dice, articles) for i in range(count)]),
+        "rules": distinct([rule(i, dice, rows) for i in range(count)]),
         "burn": [{"name": "All", "share": 30, "not_for": {"flag": "alcohol"}}],
     }, text)
-    with tempfile.TemporaryDirectory() as folder:
-        with (Path(folder) / "articles.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows({**row, "flags": " ".join(row["flags"])} for row in rows)
-        return check.check_node(YAML(typ="safe", pure=True).compose(text.getvalue()), "bench", Path(folder))
+    with (folder / "articles.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, "flags": " ".join(row["flags"])} for row in rows)
+    path = folder / "rules.yaml"
+    path.write_text(text.getvalue())
+    return path
 
 
 def time_us(loaded: LoadedImage, lines: int, seconds: float) -> tuple[float, float]:

@@ -152,8 +152,11 @@ def make_slots(count: int, grows: float = 0.0, noise: float = 0.1) -> list[dict[
 
 def test_a_slope_is_told_from_chance():
     line = soak.trend([0, 10, 20, 30], [1.0, 2.0, 3.0, 4.0])
-    assert line.mean == 2.5 and line.growth == pytest.approx(3) and line.error == pytest.approx(0, abs=1e-9)
+    assert line.middle == 2.5 and line.growth == pytest.approx(3) and line.error == pytest.approx(0, abs=1e-9)
     assert line.flat(3.1) is True and line.flat(2.9) is False
+    stood_still = [1.0] * 30
+    stood_still[22] = stood_still[27] = 100.0
+    assert soak.trend([10.0 * i for i in range(30)], stood_still).growth == 0, "two bad slots are no growth"
     assert soak.Trend(10, -5, 1).flat(1) is True, "falling is fine"
     assert soak.Trend(10, 5, 6).flat(1) is None
 
