@@ -270,23 +270,46 @@ cdef bint add_context(Columns self, const EntryView* view) noexcept nogil:
     return not cursor.broken
 
 
+cdef bint put_list(Columns self, Cursor* cursor, const char* fields, int first, int count) noexcept nogil:
+    # The rest of a section whose rows are numbers: a field a column, from `first` on, and into `count` how many rows there are.
+    # fields: b byte, v varint, s signed, k key.
+    cdef int64_t rows = 0
+    cdef int column
+    cdef const char* field
+    while cursor_more(cursor):
+        column = first
+        field = fields
+        while field[0] != 0:
+            if field[0] == c'b':
+                put(self, column, get_byte(cursor))
+            elif field[0] == c'v':
+                put(self, column, <int64_t>get_varint(cursor))
+            elif field[0] == c's':
+                put(self, column, get_signed(cursor))
+            else:
+                put(self, column, get_key(cursor))
+            column += 1
+            field += 1
+        rows += 1
+    put(self, count, rows)
+    return not cursor.broken
+
+
+cdef bint put_section(Columns self, const Slice* section, const char* fields, int first, int count) noexcept nogil:
+    cdef Cursor cursor
+    cursor_open(&cursor, section)
+    return put_list(self, &cursor, fields, first, count)
+
+
 cdef bint add_rows(Columns self, const EntryView* view) noexcept nogil:
     # The lists.
     cdef Cursor cursor
     cdef LineDetails details
     cdef Slice text
+    cdef uint64_t funder
     cdef int64_t rows = 0
-    cdef bint sound = True
+    cdef bint sound = put_section(self, &view.sections[SECTION_POSTINGS], b"bvs", POSTING_ACCOUNT, POSTINGS)
     details_open(&details, &view.sections[SECTION_LINE_DETAILS])
-    cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
-    while cursor_more(&cursor):
-        put(self, POSTING_ACCOUNT, get_byte(&cursor))
-        put(self, POSTING_WALLET, <int64_t>get_varint(&cursor))
-        put(self, POSTING_POINTS, get_signed(&cursor))
-        rows += 1
-    put(self, POSTINGS, rows)
-    sound = sound and not cursor.broken
-    rows = 0
     cursor_open(&cursor, &view.sections[SECTION_LOTS])
     while cursor_more(&cursor):
         put(self, LOT_WALLET, <int64_t>get_varint(&cursor))
@@ -315,26 +338,8 @@ cdef bint add_rows(Columns self, const EntryView* view) noexcept nogil:
         put(self, LINE_IS_WEIGHED, details.flags & LINE_WEIGHED)
     put(self, LINES, rows)
     sound = sound and not cursor.broken and not details.cursor.broken
-    rows = 0
-    cursor_open(&cursor, &view.sections[SECTION_AWARDS])
-    while cursor_more(&cursor):
-        put(self, AWARD_LINE, <int64_t>get_varint(&cursor))
-        put(self, AWARD_RULE, <int64_t>get_varint(&cursor))
-        put(self, AWARD_WALLET, <int64_t>get_varint(&cursor))
-        put(self, AWARD_POINTS, get_signed(&cursor))
-        rows += 1
-    put(self, AWARDS, rows)
-    sound = sound and not cursor.broken
-    rows = 0
-    cursor_open(&cursor, &view.sections[SECTION_AFTER])
-    while cursor_more(&cursor):
-        put(self, AFTER_WALLET, <int64_t>get_varint(&cursor))
-        put(self, AFTER_POSTED, get_signed(&cursor))
-        put(self, AFTER_PENDING, get_signed(&cursor))
-        put(self, AFTER_RESERVED, get_signed(&cursor))
-        rows += 1
-    put(self, AFTER, rows)
-    sound = sound and not cursor.broken
+    sound = put_section(self, &view.sections[SECTION_AWARDS], b"vvvs", AWARD_LINE, AWARDS) and sound
+    sound = put_section(self, &view.sections[SECTION_AFTER], b"vsss", AFTER_WALLET, AFTER) and sound
     rows = 0
     cursor_open(&cursor, &view.sections[SECTION_IDENTIFIERS])
     while cursor_more(&cursor):
@@ -380,7 +385,6 @@ cdef bint add_state(Columns self, const EntryView* view) noexcept nogil:
     cdef const Slice* opened = &view.sections[SECTION_OPENED]
     cdef Cursor cursor
     cdef Slice before, after
-    cdef int64_t rows = 0
     cdef bint sound = True
     before.data = after.data = NULL
     before.size = after.size = 0
@@ -404,34 +408,12 @@ cdef bint add_state(Columns self, const EntryView* view) noexcept nogil:
     cursor_open(&cursor, &view.sections[SECTION_COUNTERS])
     if cursor_more(&cursor):
         get_signed(&cursor)
-    while cursor_more(&cursor):
-        put(self, COUNTER, get_key(&cursor))
-        put(self, COUNTER_PER, get_byte(&cursor))
-        put(self, COUNTER_WINDOW, get_signed(&cursor))
-        put(self, COUNTER_INCREMENT, get_signed(&cursor))
-        rows += 1
-    put(self, COUNTERS, rows)
-    sound = sound and not cursor.broken
-    rows = 0
-    cursor_open(&cursor, &view.sections[SECTION_CAMPAIGNS])
-    while cursor_more(&cursor):
-        put(self, CAMPAIGN, get_key(&cursor))
-        put(self, CAMPAIGN_POINTS, get_signed(&cursor))
-        put(self, CAMPAIGN_USES, get_signed(&cursor))
-        rows += 1
-    put(self, CAMPAIGNS, rows)
-    sound = sound and not cursor.broken
-    rows = 0
+    sound = put_list(self, &cursor, b"kbss", COUNTER, COUNTERS) and sound
+    sound = put_section(self, &view.sections[SECTION_CAMPAIGNS], b"kss", CAMPAIGN, CAMPAIGNS) and sound
     cursor_open(&cursor, &view.sections[SECTION_DAYS])
     if cursor_more(&cursor):
         get_varint(&cursor)
-    while cursor_more(&cursor):
-        put(self, DAY, get_signed(&cursor))
-        put(self, DAY_RECEIPTS, get_signed(&cursor))
-        put(self, DAY_SPENT, get_signed(&cursor))
-        rows += 1
-    put(self, DAYS, rows)
-    return sound and not cursor.broken
+    return put_list(self, &cursor, b"sss", DAY, DAYS) and sound
 
 
 cdef int64_t put_bits(Columns self, int column, uint64_t word, int64_t first) noexcept nogil:
@@ -476,32 +458,15 @@ cdef bint add_sets(Columns self, const EntryView* view) noexcept nogil:
     return sound and not cursor.broken
 
 
-cdef bint add_amounts(Columns self, const Slice* section, int line, int amount, int count) noexcept nogil:
-    cdef Cursor cursor
-    cdef int64_t rows = 0
-    cursor_open(&cursor, section)
-    while cursor_more(&cursor):
-        put(self, line, <int64_t>get_varint(&cursor))
-        put(self, amount, <int64_t>get_varint(&cursor))
-        rows += 1
-    put(self, count, rows)
-    return not cursor.broken
-
-
 cdef bint add_result(Columns self, const EntryView* view) noexcept nogil:
     # What the rules made of the receipt, beside points.
     cdef Cursor cursor
     cdef Slice text
     cdef int64_t rows = 0
     cdef bint sound
-    sound = add_amounts(self, &view.sections[SECTION_DISCOUNTS], DISCOUNT_LINE, DISCOUNT_AMOUNT, DISCOUNTS)
-    sound = add_amounts(self, &view.sections[SECTION_PAID], PAID_LINE, PAID_AMOUNT, PAID) and sound
-    cursor_open(&cursor, &view.sections[SECTION_VARIANTS])
-    while cursor_more(&cursor):
-        put(self, VARIANT, get_byte(&cursor))
-        rows += 1
-    put(self, VARIANTS, rows)
-    rows = 0
+    sound = put_section(self, &view.sections[SECTION_DISCOUNTS], b"vv", DISCOUNT_LINE, DISCOUNTS)
+    sound = put_section(self, &view.sections[SECTION_PAID], b"vv", PAID_LINE, PAID) and sound
+    sound = put_section(self, &view.sections[SECTION_VARIANTS], b"b", VARIANT, VARIANTS) and sound
     cursor_open(&cursor, &view.sections[SECTION_ENTITLEMENTS])
     while cursor_more(&cursor):
         text = get_text(&cursor)

@@ -727,9 +727,8 @@ cdef bint engine_outbox_put(Engine* engine, uint64_t token, int grpc_code, const
     return True
 
 
-cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) noexcept nogil:
-    # How the core reads an entry that it wrote earlier. What still lies in the ring is read there, the rest in LMDB.
-    cdef Engine* engine = <Engine*>owner
+cdef const uint8_t* read_entry(Engine* engine, uint64_t sequence, uint32_t* size, uint64_t** counter) noexcept nogil:
+    # Any entry. What still lies in the ring is read there, the rest in LMDB. counter: of the finds there; NULL: in the open group.
     cdef uint64_t low = engine.kept_groups
     cdef uint64_t high = engine.sealed_groups
     cdef uint64_t middle, room
@@ -737,6 +736,7 @@ cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) n
     cdef GroupRef* ref
     cdef const uint8_t* at
     cdef const uint8_t* group
+    counter[0] = NULL
     if engine.open and sequence >= engine.open_first:
         if sequence - engine.open_first >= engine.open_count:
             return NULL
@@ -746,7 +746,7 @@ cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) n
         size[0] = (<const EntryHeader*>at).size
         return at
     if low < high and sequence >= engine.refs[low & engine.refs_mask].first_sequence:
-        engine.finds_ring += 1
+        counter[0] = &engine.finds_ring
         while high - low > 1:       # the last group that begins at or before the sequence
             middle = low + (high - low) // 2
             if engine.refs[middle & engine.refs_mask].first_sequence <= sequence:
@@ -755,7 +755,7 @@ cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) n
                 high = middle
         ref = &engine.refs[low & engine.refs_mask]
         return group_entry(at_offset(engine, ref.offset), GROUP_HEADER_BYTES + ref.size, sequence, size)
-    engine.finds_journal += 1
+    counter[0] = &engine.finds_journal
     group = journal_find(&engine.journal, sequence, &room)
     if group == NULL:
         return NULL
@@ -767,6 +767,15 @@ cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) n
         at = NULL
     journal_release(&engine.journal)
     return at
+
+
+cdef const uint8_t* find_entry(void* owner, uint64_t sequence, uint32_t* size) noexcept nogil:
+    # How the core reads an entry that a repeat asks for.
+    cdef uint64_t* counter = NULL
+    cdef const uint8_t* entry = read_entry(<Engine*>owner, sequence, size, &counter)
+    if counter != NULL:
+        counter[0] += 1
+    return entry
 
 
 # --- the flush and the drain thread -----------------------------------------------------------------------------
@@ -1714,10 +1723,8 @@ cdef class EngineHandle:
     def find_entry(self, uint64_t sequence):
         """Any entry. Only before the threads are started. b"": it is not there. No repeat, so it is not counted."""
         cdef uint32_t size = 0
-        cdef uint64_t finds_ring = self.engine.finds_ring, finds_journal = self.engine.finds_journal
-        cdef const uint8_t* entry = find_entry(self.engine, sequence, &size)
-        self.engine.finds_ring = finds_ring     # these are repeats only
-        self.engine.finds_journal = finds_journal
+        cdef uint64_t* counter = NULL
+        cdef const uint8_t* entry = read_entry(self.engine, sequence, &size, &counter)
         return b"" if entry == NULL else (<const uint8_t*>entry)[:size]
 
     # --- threads and stop ---

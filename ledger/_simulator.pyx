@@ -31,7 +31,7 @@ from ledger._image cimport (
 )
 from ledger._layout cimport (
     ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_PAYMENT,
-    CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_TOTAL, CONTEXT_WALLET, Command, ENTRY_HEADER_BYTES, EntryHeader, FLAG_OPENED,
+    CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_TOTAL, CONTEXT_WALLET, Command, DAY_NEVER, ENTRY_HEADER_BYTES, EntryHeader, FLAG_OPENED,
     GIVEN_BUSINESS_TIME, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_WALLET, KIND_ADJUST, KIND_BURN, KIND_CAPTURE, KIND_COMMIT,
     KIND_DIGEST, KIND_EARN, KIND_ENROLL, KIND_PROGRAM, KIND_SET_ATTRIBUTES, KIND_SET_SEGMENTS, LINE_WEIGHED, LOOKED_UP, MEMBER_BY_ID,
     METHOD_ADJUST, METHOD_BURN, METHOD_COMMIT, METHOD_EARN, Outcome, PAYMENT_BURN, PAYMENT_CAPTURE, PAYMENT_NONE, RECEIPT_CHANNEL,
@@ -544,6 +544,13 @@ cdef void pay_with(Simulator self, uint64_t wallet, int64_t points) noexcept nog
     command.given |= GIVEN_WALLET
 
 
+cdef void read_time(Simulator self, const EntryView* view, const Context* context) noexcept nogil:
+    # When it was bought, if the till said so.
+    if context.given >> CONTEXT_BUSINESS_TIME & 1:
+        self.command.business_time_us = view.header.time_us + context.values[CONTEXT_BUSINESS_TIME]
+        self.command.given |= GIVEN_BUSINESS_TIME
+
+
 cdef bint read_receipt(Simulator self, const EntryView* view, const Context* context) noexcept nogil:
     # The receipt of an entry into the command. False: its bytes are broken.
     cdef Command* command = self.command
@@ -553,9 +560,7 @@ cdef bint read_receipt(Simulator self, const EntryView* view, const Context* con
     cdef uint32_t count = 0
     cdef uint8_t tag
     command.given |= GIVEN_RECEIPT | GIVEN_RECEIPT_KEY
-    if context.given >> CONTEXT_BUSINESS_TIME & 1:
-        command.business_time_us = view.header.time_us + context.values[CONTEXT_BUSINESS_TIME]
-        command.given |= GIVEN_BUSINESS_TIME
+    read_time(self, view, context)
     if view.sections[SECTION_QUOTE].data != NULL:
         cursor_open(&cursor, &view.sections[SECTION_QUOTE])
         get_varint(&cursor)
@@ -723,6 +728,7 @@ cdef int take_simulated(Simulator self, const EntryView* view, uint32_t size) no
         decide(self, header.member, header.time_us)
     elif kind == KIND_BURN or kind == KIND_CAPTURE:
         begin_command(self, METHOD_BURN, header.member, header.time_us)
+        read_time(self, view, &context)
         if kind == KIND_BURN:
             wallet, points = <uint64_t>context.values[CONTEXT_WALLET], context.values[CONTEXT_POINTS]
         else:
@@ -834,7 +840,6 @@ KINDS = ("", "discount", "discount", "points", "add_percent", "times", "entitle"
 FORMS = ("", "step", "quantity_step", "fixed", "percent", "times")
 ROUNDS = ("floor", "half_up", "ceil")
 BOUNDS = ("balance", "share", "eligible", "money_at_least", "max", "min", "no_rule")
-DAY_NEVER = 2147483647
 
 
 cdef dict described(const Program2* rules, uint16_t rule):

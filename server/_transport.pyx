@@ -1738,9 +1738,10 @@ cdef bint server_finished(Server* server) noexcept nogil:
 cdef int server_timeout_ms(Server* server) noexcept nogil:
     """How long epoll may wait: not at all with work at hand, else until the ticks or the time-outs are due."""
     cdef int64_t now_us, sleep_us, held_us = 0
+    cdef bint late
     if server.dirty != NULL or server.doomed != NULL:
         return 0
-    cdef bint late = server.late.first != NULL or server_told_waits(server)
+    late = server.late.first != NULL or server_told_waits(server)
     if (server.first_batch != NULL or late) and engine_room(server.engine):
         now_us = monotonic_us()
         if now_us < server.tills_until_us:

@@ -18,7 +18,8 @@ from ledger import simulate
 from ledger.export import export
 from ledger.journal import read_entry
 from ledger.rules import CompiledProgram, check, compile_file, lower2
-from tests.rules.lived import DAY_US, SOURCE, START_US, Lived
+from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+from tests.rules.lived import BURN, DAY_US, SOURCE, START_US, Lived
 
 SEED = random.randrange(1 << 32)
 NEW = SOURCE.replace("programme: Lived", "programme: Newer").replace("name: Base, percent: 1,", "name: Base, percent: 2,") \
@@ -69,6 +70,24 @@ def test_the_programme_of_the_journal_gives_what_the_journal_gave(tmp_path: Path
     assert all(rule.points[0] == rule.points[1] for rule in made.rules)
     assert {rule.name: rule.points[1] for rule in made.rules if rule.points[1]} == given(shop)["rules"]
     assert sum(sum(row[1:]) for row in made.days) == sum(made.cost), "days add up"
+
+
+def test_a_burn_counts_on_the_day_of_its_purchase(tmp_path: Path) -> None:
+    """A burn that comes five days late moves points by inactivity to its own day, not to that of its coming."""
+    source = SOURCE.replace("points_live: 12 months to end of month", "points_live: 30 days of inactivity")
+    shop = Lived(source)
+    shop.enroll(1)
+    shop.enroll(2)
+    shop.sell(1, [("bread", 100_000)])
+    shop.now += 10 * DAY_US
+    request = pb.BurnPointsRequest(member=pb.MemberRef(member_id=1), wallet="points", points=5)
+    request.purchase_time.FromMicroseconds(shop.now - 5 * DAY_US)
+    assert shop.call(BURN, request).wallets[0].posted_points > 0
+    shop.now += 27 * DAY_US  # behind the 35th day, before the 40th
+    shop.core.tick(shop.now)
+    shop.sell(2, [("bread", 1000)])
+    made = simulate.simulate(shop.write(tmp_path / "data"), compiled(tmp_path, source))
+    assert made.wallets[0].expired[0] == made.wallets[0].expired[1] > 50, "the Welcome points and the Base points"
 
 
 def test_another_programme_gives_what_it_would_have_given(tmp_path: Path) -> None:
