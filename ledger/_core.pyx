@@ -1088,7 +1088,7 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
         for i in range(command.identifier_count):
             if not names_account(core, &command.identifiers[i], d.identifiers[i], view, &context):
                 return FIELD_IDENTIFIERS
-        return 0
+        return FIELD_ORIGIN if differs_in_origin(core, command, view) else 0
     if method != METHOD_UNLINK and not names_account(core, &command.member, d.member_hash, view, &context):
         return FIELD_MEMBER
     if by_hand(method):
@@ -1099,6 +1099,8 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
             field = differing_receipt_key(command, &context, False)
         if field == 0 and (method == METHOD_BURN or method == METHOD_RESERVE) and differs_in_time(command, &context, header.time_us):
             field = FIELD_PURCHASE_TIME
+        if field == 0 and differs_in_origin(core, command, view):
+            field = FIELD_ORIGIN
         return field
     field = differing_receipt_key(command, &context, True)
     if field != 0:
@@ -1120,9 +1122,12 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
         return FIELD_RECEIPT_ONLY_AS_QUOTED
     if context.values[CONTEXT_PAYMENT] != command.payment:
         return FIELD_PAYMENT
-    return differing_payment(core, command, &context) if command.payment != PAYMENT_NONE else 0
+    if command.payment != PAYMENT_NONE:
+        field = differing_payment(core, command, &context)
+    return FIELD_ORIGIN if field == 0 and differs_in_origin(core, command, view) else field
 
 
+include "_core_limits.pxi"
 include "_core_decide.pxi"
 include "_core_quote.pxi"
 
@@ -1693,6 +1698,7 @@ cdef void refuse_remembered(Core* core, const Command* command, Decision* d, uin
     section_end(&writer)
     if command.method == METHOD_EARN or command.method == METHOD_COMMIT:
         write_receipt_end(&writer, command)
+    write_origin(&writer, core, command, d)
     size = entry_finish(&writer)
     post(core, writer.start, size, outcome)
     outcome.status = status
@@ -1846,6 +1852,7 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
         section_end(&writer)
     if opening:
         write_opened(&writer, core, d)
+    write_origin(&writer, core, command, d)
     size = entry_finish(&writer)
     finish_write(core, entry, size, outcome)
 
@@ -1921,7 +1928,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     cdef bint earns = method == METHOD_EARN or method == METHOD_COMMIT
     cdef bint pays = method == METHOD_BURN or method == METHOD_CAPTURE or command.payment != PAYMENT_NONE
     open_decision(core, d, now_us)
-    if not check_fields(core, command, d, outcome):
+    if not check_fields(core, command, d, outcome) or (command.origins != 0 and not check_origin(command, outcome)):
         return
     if method != METHOD_ENROLL and method != METHOD_UNLINK:
         d.member = find_member(core, &command.member, d.member_hash)
@@ -2053,6 +2060,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         count_rules(core, d)
         if d.quoted:
             write_quote(&writer, d)
+    write_origin(&writer, core, command, d)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
 

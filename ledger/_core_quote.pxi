@@ -135,7 +135,7 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     cdef int64_t captured_points = 0
     cdef uint16_t status
     open_decision(core, d, now_us)
-    if not check_fields(core, command, d, outcome):
+    if not check_fields(core, command, d, outcome) or (command.origins != 0 and not check_origin(command, outcome)):
         return
     d.member = find_member(core, &command.member, d.member_hash)
     if not check_world(core, command, d, outcome):

@@ -92,7 +92,8 @@ cdef enum:                      # SectionType
     SECTION_QUOTE = 28          # the quote that it was decided by
     SECTION_PUBLISHED = 29      # what was published, when it comes into force, where its image stands
     SECTION_PART = 30           # bytes of an image
-    SECTION_COUNT = 31          # known types are 1..30; others are kept and skipped
+    SECTION_ORIGIN = 31         # where the command came from, hashed
+    SECTION_COUNT = 32          # known types are 1..31; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag
@@ -126,6 +127,16 @@ cdef enum:                      # ReceiptTag
 cdef enum:                      # AttributeTag
     ATTRIBUTE_BIRTHDAY = 1      # varint month * 32 + day (0: none), signed day since which it counts
     ATTRIBUTE_CHOSEN = 2        # varint, bit: place in the programme's favourites
+
+# Parts of a request's Origin, and tags of the ORIGIN section; 8 bytes of hash follow a tag.
+cdef enum:                      # OriginPart
+    ORIGIN_DEVICE = 1
+    ORIGIN_CASHIER = 2
+    ORIGIN_PAYMENT_CARD = 3
+    ORIGIN_PARTNER = 4
+    ORIGIN_STORE = 5            # 5, 6: where there is no receipt key
+    ORIGIN_TILL = 6
+    ORIGIN_COUNT = 7
 
 cdef enum:                      # LineDetail: bits
     LINE_WEIGHED = 1
@@ -287,6 +298,8 @@ cdef struct Command:
     uint32_t remove_count       # 0..SEGMENTS_MAX
     int32_t birthday_month      # as sent; valid with GIVEN_BIRTHDAY
     int32_t birthday_day
+    uint32_t origins            # bit: OriginPart that was given
+    Slice[ORIGIN_COUNT] origin  # by OriginPart
     const RulesOrder* order     # for METHOD_RULES_ORDER
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
     Tender tenders[TENDERS_PER_RECEIPT_MAX]

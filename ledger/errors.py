@@ -231,6 +231,13 @@ FIELDS = (
           "without folders"),
     Field(76, "rules", "must be a source or a version"),
     Field(77, "to", "must be a version or a source"),
+    Field(78, "origin", "must be that of the first request"),
+    Field(79, "origin.device", _text("a device's id", 0, limits.DEVICE_BYTES_MAX)),
+    Field(80, "origin.cashier", _text("a cashier's number", 0, limits.CASHIER_BYTES_MAX)),
+    Field(81, "origin.payment_card", _text("a token", 0, limits.PAYMENT_CARD_BYTES_MAX)),
+    Field(82, "origin.partner", _text("a partner's code", 0, limits.PARTNER_BYTES_MAX)),
+    Field(83, "origin.store", _text("a store code", 0, limits.STORE_BYTES_MAX) + ", and that of the receipt key where there is one"),
+    Field(84, "origin.till", _text("a till code", 0, limits.TILL_BYTES_MAX) + ", and that of the receipt key where there is one"),
 )
 
 FIELD_BY_NUMBER = {field.number: field for field in FIELDS}

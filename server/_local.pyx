@@ -19,7 +19,7 @@ from ledger._ids cimport IDS_OK, Ids, ids_ask, ids_begin, ids_close, ids_open, i
 from ledger._layout cimport (
     ACCOUNT_ISSUED, ACCOUNT_MEMBER, Command, ENTRY_HEADER_BYTES, EntryHeader, Facts, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME,
     GIVEN_EXPLAIN, GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, KIND_EARN, KIND_ENROLL, LOOKED_UP, Lookup, MEMBER_BY_CARD, MEMBER_BY_ID, MEMBER_NONE,
-    MemberRef, METHOD_BATCH_POST, METHOD_EARN, METHOD_GET_BALANCE, Outcome, SECTION_IDENTIFIERS, SECTION_LOTS, SECTION_POSTINGS, Slice, VALUE_NONE,
+    MemberRef, METHOD_BATCH_POST, METHOD_EARN, METHOD_GET_BALANCE, ORIGIN_COUNT, Outcome, SECTION_IDENTIFIERS, SECTION_LOTS, SECTION_POSTINGS, Slice, VALUE_NONE,
     VALUE_NUMBER, VALUE_TEXT,
 )
 from ledger._limits cimport (
@@ -99,6 +99,7 @@ cdef dict to_dict(const Command* command):
         "removes": [to_bytes(command.removes[i]).decode() for i in range(command.remove_count)],
         "birthday": (command.birthday_month, command.birthday_day) if given & GIVEN_BIRTHDAY else None,
         "favourites": given & GIVEN_FAVOURITES != 0,
+        "origin": {part: to_bytes(command.origin[part]).decode() for part in range(1, ORIGIN_COUNT) if command.origins >> part & 1},
     }
 
 

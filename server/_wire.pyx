@@ -21,7 +21,8 @@ from ledger._layout cimport (
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
     METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
-    SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE, DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
+    ORIGIN_CASHIER, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_PARTNER, ORIGIN_PAYMENT_CARD, ORIGIN_STORE, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE,
+    DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
 )
 from ledger._evaluate cimport (
     BurnLimit2, Given, Missing2, NotGiven, REASON_CAP, REASON_LOST_TO, Result2, Scratch,
@@ -31,7 +32,8 @@ from ledger._image cimport (
     SECTION2_TIERS, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH, WINDOW_ROLLING, WINDOW_YEAR, first_bit,
 )
 from ledger._limits cimport (
-    ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, CATEGORY_BYTES_MAX, CATEGORY_PATH_BYTES_MAX, CHANNEL_BYTES_MAX, EMAIL_BYTES_MAX, FAVOURITES_MAX,
+    ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, CASHIER_BYTES_MAX, CATEGORY_BYTES_MAX, CATEGORY_PATH_BYTES_MAX, CHANNEL_BYTES_MAX, DEVICE_BYTES_MAX,
+    EMAIL_BYTES_MAX, FAVOURITES_MAX, PARTNER_BYTES_MAX, PAYMENT_CARD_BYTES_MAX,
     IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
     OPERATOR_BYTES_MAX, PROMO_CODES_PER_RECEIPT_MAX, PROMO_CODE_BYTES_MAX, QUOTE_TOKEN_BYTES, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX, RESULT_BYTES_MAX,
     REQUEST_ID_BYTES_MAX, REQUEST_ID_BYTES_MIN, REQUEST_BYTES_MAX, SEGMENTS_MAX, SEGMENT_BYTES_MAX, SKU_BYTES_MAX, STORE_BYTES_MAX,
@@ -45,7 +47,7 @@ from ledger._status cimport (
     FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
     FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL,
     FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBERS, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL,
-    FIELD_MEMBER_PHONE,
+    FIELD_MEMBER_PHONE, FIELD_ORIGIN_DEVICE, FIELD_ORIGIN_PAYMENT_CARD,
     FIELD_POINTS, FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
     FIELD_RECEIPT_STORE, FIELD_RECEIPT_TILL, FIELD_REQUEST_ID, FIELD_RESERVATION_ID, FIELD_ROWS, FIELD_SENT_TIME, FIELD_TTL, FIELD_WALLET, FieldRow,
     STATUS_COUNT, STATUS_FIELD_INVALID, STATUS_MESSAGE_MALFORMED, STATUS_MESSAGE_TOO_LARGE, STATUS_METHOD_UNKNOWN, STATUS_OK, STATUS_ROWS,
@@ -736,6 +738,22 @@ cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept 
     return True
 
 
+cdef void read_origin(Reader* reader, Command* command) noexcept nogil:
+    cdef const uint8_t* at
+    cdef const uint8_t* outer = enter(reader)
+    cdef uint32_t tag, part
+    while reader.at < reader.end:
+        at = reader.at
+        tag = read_tag(reader)
+        part = tag >> 3
+        if tag & 7 == 2 and ORIGIN_DEVICE <= part < ORIGIN_COUNT:
+            read_text(reader, &command.origin[part], FIELD_ORIGIN_DEVICE + part - ORIGIN_DEVICE, -1)
+            command.origins = command.origins | <uint32_t>1 << part if command.origin[part].size != 0 else command.origins & ~(<uint32_t>1 << part)
+        else:
+            skip(reader, tag, at)
+    leave(reader, outer)
+
+
 cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
     # The fields behind the head, by method. False: unknown.
     cdef uint8_t method = command.method
@@ -746,6 +764,8 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
             read_payment(reader, command, PAYMENT_BURN)
         elif tag == 50 and method == METHOD_COMMIT:
             read_payment(reader, command, PAYMENT_CAPTURE)
+        elif tag == (42 if method == METHOD_EARN else 58):
+            read_origin(reader, command)
         else:
             return False
     elif method == METHOD_BURN or method == METHOD_RESERVE:
@@ -761,6 +781,8 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
         elif tag == 58:
             read_stamp(reader, &reader.business)
             command.given |= GIVEN_BUSINESS_TIME
+        elif tag == 66:
+            read_origin(reader, command)
         else:
             return False
     elif method == METHOD_CAPTURE or method == METHOD_RELEASE:
@@ -770,10 +792,14 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
             command.points = <int64_t>read_varint(reader)
         elif tag == 50 and method == METHOD_CAPTURE:
             read_receipt_key(reader, command, False)
+        elif tag == 58 and method == METHOD_CAPTURE:
+            read_origin(reader, command)
         else:
             return False
     elif method == METHOD_ENROLL and tag == 26:
         read_identifier(reader, command)
+    elif method == METHOD_ENROLL and tag == 34:
+        read_origin(reader, command)
     elif by_hand(method):
         return read_by_hand(reader, command, tag)
     else:
@@ -796,6 +822,8 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
             command.given &= ~<uint16_t>GIVEN_EXPLAIN
             if read_varint(reader) != 0:
                 command.given |= GIVEN_EXPLAIN
+        elif tag == 50:
+            read_origin(reader, command)
         else:
             return False
     elif command.method == METHOD_GET_BALANCE:
@@ -806,6 +834,8 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
         elif tag == 26:
             read_stamp(reader, &reader.past)
             reader.asks_past = True
+        elif tag == 34:
+            read_origin(reader, command)
         else:
             return False
     elif tag == 10:
@@ -936,6 +966,26 @@ cdef bint check_receipt_end(const Reader* reader, const Command* command, Outcom
     return True
 
 
+cdef uint32_t origin_bytes_max(uint32_t part) noexcept nogil:
+    if part == ORIGIN_DEVICE:
+        return DEVICE_BYTES_MAX
+    if part == ORIGIN_CASHIER:
+        return CASHIER_BYTES_MAX
+    if part == ORIGIN_PAYMENT_CARD:
+        return PAYMENT_CARD_BYTES_MAX
+    if part == ORIGIN_PARTNER:
+        return PARTNER_BYTES_MAX
+    return STORE_BYTES_MAX if part == ORIGIN_STORE else TILL_BYTES_MAX
+
+
+cdef bint check_origin(const Reader* reader, const Command* command, Outcome* outcome) noexcept nogil:
+    cdef uint32_t part
+    for part in range(<uint32_t>ORIGIN_DEVICE, <uint32_t>ORIGIN_COUNT):
+        if not check_text(reader, command.origin[part], 0, origin_bytes_max(part), FIELD_ORIGIN_DEVICE + part - ORIGIN_DEVICE, outcome):
+            return False
+    return True
+
+
 cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexcept nogil:
     # In the order of the field numbers; a query lacks what it has no field for.
     cdef int64_t past_us = 0
@@ -987,7 +1037,9 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
     if command.given & GIVEN_RECEIPT and not check_receipt_end(reader, command, outcome):
         return False
     # In CommitReceipt and QuoteReceipt the wallet belongs to the payment, which stands behind the receipt.
-    return not pays(command.method) or check_wallet(reader, command, outcome)
+    if pays(command.method) and not check_wallet(reader, command, outcome):
+        return False
+    return command.origins == 0 or check_origin(reader, command, outcome)
 
 
 cdef inline void reader_open(Reader* reader, const uint8_t* data, uint32_t size) noexcept nogil:
@@ -1702,7 +1754,9 @@ cdef void add_value_text(Parts* parts, Slice sent) noexcept nogil:
 
 
 cdef bint is_personal(uint16_t field) noexcept nogil:
-    # Cards, phones, e-mail addresses and app identifiers appear nowhere: not in an answer that a till may log either.
+    # Cards, phones, e-mail addresses, app identifiers and devices appear nowhere: not in an answer that a till may log either.
+    if field == FIELD_ORIGIN_DEVICE or field == FIELD_ORIGIN_PAYMENT_CARD:
+        return True
     return field == FIELD_MEMBER or FIELD_MEMBER_CARD <= field <= FIELD_MEMBER_APP or field == FIELD_IDENTIFIERS or FIELD_IDENTIFIER <= field <= FIELD_IDENTIFIER_APP
 
 

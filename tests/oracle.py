@@ -27,6 +27,8 @@ METHODS = ("", "EarnPoints", "BurnPoints", "ReservePoints", "CaptureReservation"
            "GetBalance", "GetOperation", "", "AdjustPoints", "LinkIdentifier", "UnlinkIdentifier")
 ADJUST, LINK, UNLINK = BY_HAND = 11, 12, 13
 ENTRY_KINDS = {ADJUST: 10, LINK: 11, UNLINK: 12}  # the others have the number of their method
+ORIGIN_BYTES = {"device": limits.DEVICE_BYTES_MAX, "cashier": limits.CASHIER_BYTES_MAX, "payment_card": limits.PAYMENT_CARD_BYTES_MAX,
+                "partner": limits.PARTNER_BYTES_MAX, "store": limits.STORE_BYTES_MAX, "till": limits.TILL_BYTES_MAX}
 IDENTIFIER_KINDS = ("", "member_id", "card", "phone", "email", "app")
 ACTIVE, CAPTURED, RELEASED, EXPIRED = 1, 2, 3, 4
 DAY_NEVER = 2**31 - 1
@@ -346,6 +348,8 @@ class Oracle:
                 yield self.identity(one) is not None, self.member_field(one).replace("member", f"identifiers[{i}]", 1)
                 later_id = i > 0 and one.WhichOneof("ref") == "member_id"
                 yield not later_id and self.identity(one) not in map(self.identity, request.identifiers[:i]), f"identifiers[{i}]"
+            for part, bytes_max in ORIGIN_BYTES.items():
+                yield good_text(getattr(request.origin, part), 0, bytes_max), f"origin.{part}"
             return
         yield self.identity(request.member) is not None, self.member_field(request.member)
         if method in (1, 6):
@@ -390,6 +394,12 @@ class Oracle:
         if method in (1, 2, 3, 6):
             holder, where = (request.receipt, "receipt.purchase_time") if method in (1, 6) else (request, "purchase_time")
             yield good_stamp(holder.purchase_time), where
+        if hasattr(request, "origin"):
+            key, _ = self.receipt_key(method, request)
+            for part, bytes_max in ORIGIN_BYTES.items():
+                yield good_text(getattr(request.origin, part), 0, bytes_max), f"origin.{part}"
+            for part in ("store", "till"):
+                yield key is None or getattr(request.origin, part) in ("", getattr(key, part)), f"origin.{part}"
 
     def by_hand_checks(self, request: Any) -> Any:
         if hasattr(request, "identifier"):
@@ -475,7 +485,7 @@ class Oracle:
         """Everything that must be the same in a repeat, in the order of the request's fields, defaults filled in."""
         out: dict[str, Any] = {"method": method, "sent_time": us(request.sent_time)}
         if method == 7:
-            return {**out, "identifiers": [self.identity(one) for one in request.identifiers]}
+            return {**out, "identifiers": [self.identity(one) for one in request.identifiers], "origin": self.origin(method, request)}
         if method != UNLINK:
             out["member"] = self.identity(request.member)
         if method in BY_HAND:
@@ -497,7 +507,8 @@ class Oracle:
         keyed = {where + name: getattr(key, name) if key is not None else None for name in ("store", "till", "business_day", "number")}
         bought, where = self.purchase_time(method, request)
         if method not in (1, 6):
-            return {**out, **pays, **(keyed if method in (2, 4) else {}), **({where: bought} if method in (2, 3) else {})}
+            timed = {where: bought} if method in (2, 3) else {}
+            return {**out, **pays, **(keyed if method in (2, 4) else {}), **timed, "origin": self.origin(method, request)}
         receipt = request.receipt
         out |= keyed | {where: bought, "receipt.currency_code": receipt.currency_code, "receipt.total_minor": receipt.total_minor}
         for i, line in enumerate(receipt.lines):
@@ -505,7 +516,13 @@ class Oracle:
         said = {"receipt.tenders": [(tender.name, tender.amount_minor) for tender in receipt.tenders], "receipt.channel": receipt.channel,
                 "receipt.promo_codes": list(receipt.promo_codes), "receipt.quote_token": receipt.quote_token}
         said["payment"] = request.WhichOneof("payment") if method == 6 else None
-        return {**out, "receipt.lines": len(receipt.lines), **said, **pays}
+        return {**out, "receipt.lines": len(receipt.lines), **said, **pays, "origin": self.origin(method, request)}
+
+    def origin(self, method: int, request: Any) -> dict[str, str]:
+        """Where a request comes from, beside its receipt key."""
+        keyed = self.receipt_key(method, request)[0] is not None
+        said = {part: getattr(request.origin, part) for part in ORIGIN_BYTES} if hasattr(request, "origin") else {}
+        return {part: text for part, text in said.items() if text and not (keyed and part in ("store", "till"))}
 
     # --- writes
 

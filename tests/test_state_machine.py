@@ -1065,6 +1065,37 @@ def test_an_account_takes_only_so_many_identifiers_by_hand(pair):
     pair.replay()
 
 
+def test_where_a_request_comes_from_is_part_of_it(pair):
+    """In every call that says it; what is said of it is nowhere in the journal, and a store beside a receipt key is that of the key."""
+    earn(pair, 1000, ANN)
+    said = pb.Origin(device="device-of-ann", cashier="cashier-7", payment_card="token-4711", partner="partner-1")
+    key = pb.ReceiptKey(store="1", till="till-9", business_day=20260320, number="77")
+    receipt = pb.Receipt(key=key, currency_code="EUR", total_minor=500)
+    for method, request in ((EARN, pb.EarnPointsRequest(member=ANN, receipt=receipt)), (BURN, pb.BurnPointsRequest(member=ANN, points=1)),
+                            (RESERVE, pb.ReservePointsRequest(member=ANN, points=1)),
+                            (ENROLL, pb.EnrollMemberRequest(identifiers=[pb.MemberRef(card="2911")]))):
+        request.origin.CopyFrom(said)
+        first = write(pair, method, request)
+        again = pair.call(method, request)
+        assert again.replayed and again.entry.sequence == first.entry.sequence
+        for part in ("device", "cashier", "payment_card", "partner", *(("store", "till") if method != EARN else ())):
+            changed = type(request)()
+            changed.CopyFrom(request)
+            setattr(changed.origin, part, "other")
+            answer = pair.call(method, changed)
+            assert refused_with(answer)[:2] == ("REQUEST_ID_REUSED", first.entry.sequence) and answer.field == "origin"
+    request = pb.EarnPointsRequest(member=ANN, receipt=receipt, origin=pb.Origin(store="2"))
+    request.receipt.key.number = "78"
+    answer = write(pair, EARN, request)
+    assert (refused_with(answer)[0], answer.field) == ("FIELD_INVALID", "origin.store")
+    request.origin.store = "1"
+    assert write(pair, EARN, request).entry.sequence
+    journal = b"".join(pair.core.entries())
+    assert not [text for text in (b"device-of-ann", b"cashier-7", b"token-4711", b"partner-1") if text in journal]
+    pair.check()
+    pair.replay()
+
+
 def test_who_and_why_are_part_of_a_request(pair):
     earn(pair, 1000, ANN)
     card = pb.MemberRef(card=CARDS[2])

@@ -192,6 +192,7 @@ WRITES = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, *BY_HAND)
 WITH_MEMBER = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, GET_BALANCE, ADJUST, LINK)
 WITH_ID = (*WRITES, GET_OPERATION)
 HIDDEN = "(not shown)"
+WITH_ORIGIN = tuple(method for method in METHODS if "origin" in METHODS[method].DESCRIPTOR.fields_by_name)
 AHEAD = "2026-11-22T05:55:56.000000Z"     # NOW_S + 301
 TOO_OLD = "2025-10-17T05:50:55.000000Z"   # NOW_S - 401 days
 
@@ -339,6 +340,15 @@ CASES = [
     (BY_HAND,               clear("reason"),                                         "reason",              ""),
     (BY_HAND,               set_to("reason", "x" * 129),                             "reason",              "x" * 64),
     (BY_HAND,               set_to("reason", "\x7f"),                                "reason",              "\\x7f"),
+    (WITH_ORIGIN,           set_to("origin.device", "x" * 65),                       "origin.device",       HIDDEN),
+    (WITH_ORIGIN,           set_to("origin.cashier", "x" * 33),                      "origin.cashier",      "x" * 33),
+    (WITH_ORIGIN,           set_to("origin.cashier", "7\n"),                         "origin.cashier",      "7\\x0a"),
+    (WITH_ORIGIN,           set_to("origin.payment_card", "5" * 65),                 "origin.payment_card", HIDDEN),
+    (WITH_ORIGIN,           set_to("origin.partner", "x" * 33),                      "origin.partner",      "x" * 33),
+    (WITH_ORIGIN,           set_to("origin.store", "x" * 17),                        "origin.store",        "x" * 17),
+    (WITH_ORIGIN,           set_to("origin.till", "x" * 17),                         "origin.till",         "x" * 17),
+    ((EARN, COMMIT, QUOTE), set_to("origin.store", "S043"),                          "origin.store",        "S043"),
+    ((EARN, COMMIT, QUOTE), set_to("origin.till", "8"),                              "origin.till",         "8"),
     ((GET_BALANCE,),        seconds("as_of_time", NOW_S + 301),                      "as_of_time",          AHEAD),
     ((GET_BALANCE,),        seconds("as_of_time", -(2**63)),                         "as_of_time",          f"{-(2**63)} seconds"),
 ]
@@ -365,15 +375,16 @@ def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
 BATCHES = ("commands", "members")
 OF_RULES = ("changes", "changes.add", "changes.remove", "birthday", "favourites")
 PUBLISHING = ("source", "version", "effective_time", "files", "rules", "to")
+REPEATED = ("origin",)
 FOLLOWERS = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day")
 
 
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
-    """`payment` cannot be sent wrong (a oneof holds one), `method` and `receipt.lines.weighed` only in a repeat; batches:
+    """`payment` cannot be sent wrong (a oneof holds one), `method`, `origin` and `receipt.lines.weighed` only in a repeat; batches:
     tests/server/test_batch_wire.py; the follower's calls: tests/server/test_reading.py; what depends on the programme:
     tests/rules/test_core.py; publishing it: tests/server/test_rules.py."""
     tried = {re.sub(r"\[\d+\]|^burn\.|^capture\.", "", row[2]).replace("identifiers.", "member.") for row in EACH}
-    elsewhere = ("", "payment", "method", "receipt.lines.weighed", *BATCHES, *FOLLOWERS, *OF_RULES, *PUBLISHING)
+    elsewhere = ("", "payment", "method", "receipt.lines.weighed", *BATCHES, *FOLLOWERS, *OF_RULES, *PUBLISHING, *REPEATED)
     assert tried == {field.name for field in errors.FIELDS if field.name not in elsewhere}
 
 

@@ -36,6 +36,9 @@ IDENTIFIER_BYTES = {
     "email": (3, limits.EMAIL_BYTES_MAX), "app": (1, limits.IDENTIFIER_BYTES_MAX),
 }
 
+ORIGIN_BYTES = {"device": limits.DEVICE_BYTES_MAX, "cashier": limits.CASHIER_BYTES_MAX, "payment_card": limits.PAYMENT_CARD_BYTES_MAX,
+                "partner": limits.PARTNER_BYTES_MAX, "store": limits.STORE_BYTES_MAX, "till": limits.TILL_BYTES_MAX}
+
 
 class Fault(Exception):
     """A field that the codec must refuse: its name, index and value."""
@@ -114,7 +117,7 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
         "wallet": None, "receipt": False, "receipt_key": None, "member": None, "points": 0, "reservation_id": 0,
         "currency": "", "total_minor": 0, "identifiers": [], "lines": [], "expiry_day": 0, "operator": "", "reason": "",
         "tenders": [], "channel": "", "promo_codes": [], "quote_token": b"", "only_as_quoted": False, "explain": False,
-        "adds": [], "removes": [], "birthday": None, "favourites": False,
+        "adds": [], "removes": [], "birthday": None, "favourites": False, "origin": {},
     }
     names = message.DESCRIPTOR.fields_by_name
     if "as_of_time" in names and message.HasField("as_of_time"):
@@ -168,6 +171,11 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
             found["wallet"] = check_text("wallet", message.burn.wallet, 1, limits.WALLET_NAME_BYTES_MAX)
     if method in (6, QUOTE) and message.WhichOneof("payment") == "capture":
         found.update(payment=2, points=message.capture.points, reservation_id=message.capture.reservation_id)
+    if "origin" in names:
+        found["origin"] = {}
+        for part, (name, bytes_max) in enumerate(ORIGIN_BYTES.items(), start=1):
+            if text := check_text(f"origin.{name}", getattr(message.origin, name), 0, bytes_max):
+                found["origin"][part] = text
     return found
 
 
@@ -242,6 +250,11 @@ def request(method: int, chance: random.Random) -> Any:
         message.reservation_id = chance.randrange(1, 400)
     if "ttl" in names and chance.random() < 0.5:
         message.ttl.FromSeconds(chance.choice((1, 60, 900)))
+    if "origin" in names and chance.random() < 0.4:
+        for name in chance.sample(["device", "cashier", "payment_card", "partner"], chance.randrange(5)):
+            setattr(message.origin, name, f"{name}-é-{number % 7}")
+        if "receipt" not in names and "receipt_key" not in names:
+            message.origin.store, message.origin.till = chance.choice((("0017", "till-3"), ("0017", ""), ("", "")))
     if method in (6, QUOTE) and chance.random() < 0.4:
         message.burn.points = chance.choice((1, 10))
     elif method in (6, QUOTE) and chance.random() < 0.4:
