@@ -69,6 +69,11 @@ cdef enum:
     NUMBERED_RECEIPTS = 64          # receipts with a may-record of their own
     COUNTER_MIN = 256               # counters below are those of the tiers' windows
     SPAN_DAYS_MAX = 36600           # of lives and delays
+    VELOCITY_COUNTERS_MAX = 64
+    VELOCITY_LIMITS_MAX = 256
+    VELOCITY_KEYS_MAX = 3           # parts of one key
+    VELOCITY_DIFFERENT_MAX = 100000 # members or stores that a bound may name: beyond it they are not counted well
+    VELOCITY_MEANS_MAX = 1000000    # thousandths of a mean
     NO_RECORD = 0xFFFFFFFF
 
 cdef enum:                          # section kinds
@@ -114,7 +119,10 @@ cdef enum:                          # section kinds
     SECTION2_ROLLING = 40
     SECTION2_FUNDERS = 41
     SECTION2_TEXTS = 42
-    SECTION2_COUNT = 43             # kinds are 1..42
+    SECTION2_VELOCITY = 43          # this and the next only in images of programmes with limits
+    SECTION2_LIMITS = 44
+    SECTION2_COUNT = 45             # kinds are 1..44
+    SECTION2_COUNT_PLAIN = 43       # without limits: 1..42
 
 cdef enum:                          # dimensions of may-sets
     DIM_STORE = 0
@@ -238,6 +246,52 @@ cdef enum:
     DOWNGRADE_ONE_STEP = 2
     GRACE_DAYS = 0
     GRACE_MONTHS = 1
+
+cdef enum:                          # ImageVelocity, ImageLimit
+    OF_EARN = 1                     # of: which entries, bits
+    OF_BURN = 2
+    OF_RESERVE = 4
+    OF_ENROLL = 8
+    OF_REFUSAL = 16
+    OF_BALANCE = 32
+    OF_UNKNOWN_BALANCE = 64
+    OF_LOOK_UPS = 96                # the two above: in memory only
+    OF_ALL = 127
+    KEY_MEMBER = 1                  # keys: per which key, bits
+    KEY_IDENTIFIER = 2
+    KEY_PAYMENT_CARD = 4
+    KEY_DEVICE = 8
+    KEY_TILL = 16
+    KEY_CASHIER = 32
+    KEY_STORE = 64
+    KEY_PARTNER = 128
+    KEY_HOUR = 256
+    KEY_BASKET = 512
+    KEY_ALL = 1023
+    SPEED_RECEIPT = 0               # window
+    SPEED_DAY = 1
+    SPEED_WEEK = 2
+    SPEED_MONTH = 3
+    SPEED_EVER = 4
+    SPEED_SLIDING = 5
+    COUNT_COUNT = 1                 # measure
+    COUNT_POINTS = 2
+    COUNT_MONEY = 3
+    COUNT_MEMBERS = 4
+    COUNT_STORES = 5
+    COUNT_QUANTITY = 6
+    LIMIT_SHADOW = 1                # action
+    LIMIT_MARK = 2
+    LIMIT_REFUSE = 3
+    LIMIT_CHALLENGE = 4
+    LIMIT_REDUCE = 5
+    LIMIT_REVIEW = 6
+    STANDING_NONE = 0               # standing
+    STANDING_WARNED = 1
+    STANDING_LIMITED = 2
+    STANDING_BLOCKED = 3
+    STANDING_EXCLUDED = 4
+    VELOCITY_VOLATILE = 1           # ImageVelocity.flags: counts look-ups, which no entry and no snapshot knows
 
 cdef struct ImageHeader2:       # 256 bytes
     uint32_t magic              # IMAGE_MAGIC
@@ -420,6 +474,34 @@ cdef struct ImageFunder:        # 72 bytes
     uint16_t number
     uint8_t reserved[6]
 
+cdef struct ImageVelocity:      # 48 bytes; a counter
+    uint32_t id                 # the same in all versions of a programme; its low 3 bits are `window`
+    uint32_t window_s           # sliding: its length; else 0
+    uint16_t of
+    uint16_t keys
+    uint8_t window              # SPEED_DAY..SPEED_SLIDING
+    uint8_t measure
+    uint8_t flags
+    uint8_t reserved[17]
+    uint64_t segments[2]        # bits of places in SEGMENTS; 0: all members
+
+cdef struct ImageLimit:         # 144 bytes; what it counts stands here, too
+    char name[64]
+    int64_t at_most
+    uint64_t segments[2]
+    uint32_t counter            # index + 1 in VELOCITY; 0: the command alone
+    uint32_t mean_sum           # index + 1, both or none; then at_most is thousandths of the mean
+    uint32_t mean_count
+    uint32_t mean_after         # so many receipts before there is a mean
+    uint32_t standing_s         # how long; 0: without end
+    uint16_t keys
+    uint16_t of
+    uint8_t measure
+    uint8_t action
+    uint8_t standing
+    uint8_t window
+    uint8_t reserved[28]
+
 cdef struct Table:              # names to rows, by buckets of a hash
     const TableRow* rows
     const uint32_t* starts      # of bucket i and, behind it, of the next
@@ -467,6 +549,8 @@ cdef struct Program2:
     const uint32_t* numbers
     const uint16_t* rolling
     const StoreClass* store_classes
+    const ImageVelocity* velocity   # counts[SECTION2_VELOCITY] of them
+    const ImageLimit* limits        # counts[SECTION2_LIMITS], in the order in which they decide
     Table articles
     Table category_codes
     Table stores
@@ -572,6 +656,10 @@ cdef inline uint32_t record_bytes_of(uint32_t kind, uint32_t words) noexcept nog
         return sizeof(ImageBurn)
     if kind == SECTION2_FUNDERS:
         return sizeof(ImageFunder)
+    if kind == SECTION2_VELOCITY:
+        return sizeof(ImageVelocity)
+    if kind == SECTION2_LIMITS:
+        return sizeof(ImageLimit)
     return 1 if kind == SECTION2_TEXTS else 4
 
 
@@ -593,6 +681,10 @@ cdef inline uint32_t count_max_of(uint32_t kind, uint32_t rule_count) noexcept n
         return 64
     if kind == SECTION2_MINUTE_CUTS or kind == SECTION2_DATE_CUTS:
         return CUTS_MAX
+    if kind == SECTION2_VELOCITY:
+        return VELOCITY_COUNTERS_MAX
+    if kind == SECTION2_LIMITS:
+        return VELOCITY_LIMITS_MAX
     return IMAGE2_BYTES_MAX
 
 
@@ -1000,6 +1092,130 @@ cdef inline bint image_members_hold(const Program2* p) noexcept nogil:
     return True
 
 
+cdef inline bint image_counts_hold(const Program2* p, uint32_t of, uint32_t keys, uint32_t measure, uint32_t window,
+                                   const uint64_t* segments) noexcept nogil:
+    # Whether what a counter or a limit says it counts is something that the core can count (docs/rules.md section 13).
+    cdef uint32_t known = p.counts[SECTION2_SEGMENTS]
+    if of == 0 or of & ~OF_ALL or (of & OF_LOOK_UPS and of & ~OF_LOOK_UPS):
+        return False
+    if keys == 0 or keys & ~KEY_ALL or bit_count(keys) > VELOCITY_KEYS_MAX or keys == KEY_HOUR:
+        return False
+    if window > SPEED_SLIDING or measure < COUNT_COUNT or measure > COUNT_QUANTITY:
+        return False
+    if known < 64 and (segments[0] & ~(bit_of(known) - 1) or segments[1]):
+        return False
+    if 64 <= known < 128 and segments[1] & ~(bit_of(known) - 1):
+        return False
+    if of & OF_LOOK_UPS and (measure != COUNT_COUNT or keys & (KEY_BASKET | KEY_HOUR) or window == SPEED_RECEIPT):
+        return False
+    if of & OF_UNKNOWN_BALANCE and (keys & KEY_MEMBER or segments[0] or segments[1]):
+        return False
+    if of & OF_ENROLL and (keys & (KEY_MEMBER | KEY_IDENTIFIER) or segments[0] or segments[1]):
+        return False
+    if of != OF_EARN and (keys & KEY_BASKET or measure == COUNT_MONEY or measure == COUNT_QUANTITY):
+        return False
+    if measure == COUNT_POINTS and of & ~(OF_EARN | OF_BURN | OF_RESERVE):
+        return False
+    if measure == COUNT_QUANTITY and window != SPEED_RECEIPT:
+        return False
+    if measure == COUNT_MEMBERS or measure == COUNT_STORES:
+        if window == SPEED_RECEIPT or window == SPEED_SLIDING:
+            return False
+        if keys & (KEY_MEMBER | KEY_IDENTIFIER if measure == COUNT_MEMBERS else KEY_STORE | KEY_TILL):
+            return False
+    return True
+
+
+cdef inline bint image_counters_hold(const Program2* p) noexcept nogil:
+    cdef const ImageVelocity* counter
+    cdef uint32_t i, j
+    for i in range(p.counts[SECTION2_VELOCITY]):
+        counter = &p.velocity[i]
+        if not image_counts_hold(p, counter.of, counter.keys, counter.measure, counter.window, counter.segments):
+            return False
+        if counter.window == SPEED_RECEIPT or counter.id & 7 != counter.window or not zeros(counter.reserved, 17):
+            return False
+        if counter.window == SPEED_SLIDING:
+            if counter.window_s < 60 or counter.window_s > 86400 or counter.window_s != (counter.window_s // 12) * 12:
+                return False
+        elif counter.window_s != 0:
+            return False
+        if counter.flags != (VELOCITY_VOLATILE if counter.of & OF_LOOK_UPS else 0):
+            return False
+        for j in range(i):
+            if p.velocity[j].id == counter.id:
+                return False
+    return True
+
+
+cdef inline bint image_limit_counts(const Program2* p, const ImageLimit* limit, uint32_t counter, uint32_t measure,
+                                    uint32_t window) noexcept nogil:
+    # Whether a counter (index + 1) is there and counts for the limit's keys, in this measure and window.
+    cdef const ImageVelocity* of
+    if counter < 1 or counter > p.counts[SECTION2_VELOCITY]:
+        return False
+    of = &p.velocity[counter - 1]
+    return (of.of == limit.of and of.keys == limit.keys and of.measure == measure and of.window == window
+            and of.segments[0] == limit.segments[0] and of.segments[1] == limit.segments[1])
+
+
+cdef inline bint image_bound_holds(const ImageLimit* limit) noexcept nogil:
+    cdef int64_t most = WALLET_POINTS_MAX
+    if limit.mean_sum != 0:
+        return 1 <= limit.at_most <= VELOCITY_MEANS_MAX
+    if limit.measure == COUNT_QUANTITY:
+        most = QUANTITY_MILLI_MAX
+    elif limit.measure == COUNT_MEMBERS or limit.measure == COUNT_STORES:
+        most = VELOCITY_DIFFERENT_MAX
+    elif limit.window == SPEED_SLIDING:
+        most = 0xFFFFFFFF           # a sub-bucket saturates there
+    return 0 <= limit.at_most <= most
+
+
+cdef inline bint image_limits_hold(const Program2* p) noexcept nogil:
+    cdef const ImageLimit* limit
+    cdef uint32_t i, j
+    if not image_counters_hold(p):
+        return False
+    for i in range(p.counts[SECTION2_LIMITS]):
+        limit = &p.limits[i]
+        if not image_padded(limit.name, 64) or not zeros(limit.reserved, 28):
+            return False
+        for j in range(i):
+            if memcmp(p.limits[j].name, limit.name, 64) == 0:
+                return False
+        if not image_counts_hold(p, limit.of, limit.keys, limit.measure, limit.window, limit.segments) or not image_bound_holds(limit):
+            return False
+        if (limit.counter == 0) != (limit.window == SPEED_RECEIPT):
+            return False
+        if limit.counter != 0 and not image_limit_counts(p, limit, limit.counter, limit.measure, limit.window):
+            return False
+        if limit.mean_sum == 0 and (limit.mean_count != 0 or limit.mean_after != 0):
+            return False
+        if limit.mean_sum != 0:
+            if limit.window != SPEED_RECEIPT or limit.measure != COUNT_MONEY or limit.mean_after < 2 or limit.mean_after > 1000000:
+                return False
+            if not image_limit_counts(p, limit, limit.mean_sum, COUNT_MONEY, SPEED_EVER):
+                return False
+            if not image_limit_counts(p, limit, limit.mean_count, COUNT_COUNT, SPEED_EVER):
+                return False
+        if limit.action < LIMIT_SHADOW or limit.action > LIMIT_REVIEW or limit.standing > STANDING_EXCLUDED:
+            return False
+        if limit.standing == STANDING_NONE and limit.standing_s != 0:
+            return False
+        if limit.standing != STANDING_NONE and (limit.action == LIMIT_SHADOW or limit.of & OF_LOOK_UPS):
+            return False
+        if limit.of & OF_LOOK_UPS and limit.action > LIMIT_REFUSE:
+            return False
+        if limit.action == LIMIT_CHALLENGE and limit.of & ~(OF_BURN | OF_RESERVE):
+            return False
+        if (limit.action == LIMIT_REDUCE or limit.action == LIMIT_REVIEW) and limit.of != OF_EARN:
+            return False
+        if limit.action == LIMIT_REDUCE and limit.measure != COUNT_POINTS and limit.measure != COUNT_COUNT:
+            return False
+    return True
+
+
 cdef inline bint image_texts_hold(const Program2* p, const uint8_t** sections) noexcept nogil:
     # What people read: padded names.
     cdef const ImageText* text = <const ImageText*>sections[SECTION2_FAVOURITES]
@@ -1034,19 +1250,21 @@ cdef inline bint image_header_holds(const ImageHeader2* header) noexcept nogil:
         return False
     if header.grace_unit > GRACE_MONTHS or header.grace_number > SPAN_DAYS_MAX or header.downgrade > DOWNGRADE_ONE_STEP:
         return False
-    return zeros(header.reserved, 21) and header.section_table == sizeof(ImageHeader2) and header.section_count == SECTION2_COUNT - 1
+    return zeros(header.reserved, 21) and header.section_table == sizeof(ImageHeader2) and (
+        header.section_count == SECTION2_COUNT_PLAIN - 1 or header.section_count == SECTION2_COUNT - 1)
 
 
 cdef inline bint image_sections_hold(Program2* p, const uint8_t** sections) noexcept nogil:
-    # Sections stand back to back, in the order of their kinds, padded with zeros.
+    # Sections stand back to back, in the order of their kinds, padded with zeros. Those that are not there have no records.
     cdef const SectionPlace* place
     cdef const SectionPlace* places = <const SectionPlace*>(p.image + sizeof(ImageHeader2))
-    cdef uint64_t at = sizeof(ImageHeader2) + (SECTION2_COUNT - 1) * sizeof(SectionPlace), size
+    cdef uint64_t at = sizeof(ImageHeader2) + p.header.section_count * <uint64_t>sizeof(SectionPlace), size
     cdef uint32_t kind
-    sections[0] = NULL
+    for kind in range(<uint32_t>SECTION2_COUNT):
+        sections[kind] = NULL
     if at > p.image_size:
         return False
-    for kind in range(1u, <uint32_t>SECTION2_COUNT):
+    for kind in range(1u, p.header.section_count + 1):
         place = &places[kind - 1]
         if place.kind != kind or place.offset != at or place.record_bytes != record_bytes_of(kind, p.words):
             return False
@@ -1094,6 +1312,8 @@ cdef inline void image_point(Program2* p, const uint8_t** sections) noexcept nog
     p.numbers = <const uint32_t*>sections[SECTION2_NUMBERS]
     p.rolling = <const uint16_t*>sections[SECTION2_ROLLING]
     p.store_classes = <const StoreClass*>sections[SECTION2_STORE_CLASSES]
+    p.velocity = <const ImageVelocity*>sections[SECTION2_VELOCITY]
+    p.limits = <const ImageLimit*>sections[SECTION2_LIMITS]
 
 
 cdef inline int image_load(Program2* p, const uint8_t* image, uint32_t size) noexcept nogil:
@@ -1125,7 +1345,8 @@ cdef inline int image_load(Program2* p, const uint8_t* image, uint32_t size) noe
     if p.counts[SECTION2_PROGRAMS] < 1 or p.programs[0] != 0:
         return -1
     if not (image_wallets_hold(p) and image_atoms_hold(p) and image_caps_hold(p) and image_may_holds(p) and image_classes_hold(p)
-            and image_places_hold(p) and image_members_hold(p) and image_texts_hold(p, sections)):
+            and image_places_hold(p) and image_members_hold(p) and image_limits_hold(p)
+            and image_texts_hold(p, sections)):
         return -1
     if not image_tables_hold(p, sections):
         return -1

@@ -16,8 +16,9 @@ from ledger._evaluate cimport (
 )
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
 from ledger._image cimport (
-    IMAGE2_RULES_MAX, ImageAtom, ImageBurn, ImageCampaign, ImageCap, ImageClass, ImageExperiment, ImageFunder, ImageHeader2, ImageRule, ImageThreshold,
-    ImageTier, ImageVariant, ImageWallet2, ImageZone, MayIndex, Program2, StoreClass, TableRow, image_load, name_hash, program2_day,
+    IMAGE2_RULES_MAX, ImageAtom, ImageBurn, ImageCampaign, ImageCap, ImageClass, ImageExperiment, ImageFunder, ImageHeader2, ImageLimit, ImageRule, ImageThreshold,
+    ImageTier, ImageVariant, ImageVelocity, ImageWallet2, ImageZone, MayIndex, Program2,
+    SECTION2_LIMITS, SECTION2_VELOCITY, StoreClass, TableRow, image_load, name_hash, program2_day,
 )
 from ledger._layout cimport Command, EntryHeader, SECTION_COUNT, Slice
 from ledger._limits cimport COMMAND_ENTRY_BYTES_MAX, LINES_MAX, RULES_MAX, WALLETS_MAX
@@ -318,7 +319,8 @@ cdef int64_t books_campaign_used(void* core, uint32_t campaign, uint8_t measure)
 if (sizeof(ImageHeader2) != 256 or sizeof(ImageRule) != 128 or sizeof(ImageWallet2) != 48 or sizeof(ImageCampaign) != 88
         or sizeof(ImageCap) != 24 or sizeof(ImageAtom) != 24 or sizeof(MayIndex) != 16 or sizeof(TableRow) != 40 or sizeof(ImageClass) != 32
         or sizeof(ImageZone) != 48 or sizeof(ImageExperiment) != 48 or sizeof(ImageVariant) != 40 or sizeof(ImageTier) != 48
-        or sizeof(ImageThreshold) != 16 or sizeof(ImageBurn) != 136 or sizeof(StoreClass) != 8 or sizeof(ImageFunder) != 72):
+        or sizeof(ImageThreshold) != 16 or sizeof(ImageBurn) != 136 or sizeof(StoreClass) != 8 or sizeof(ImageFunder) != 72
+        or sizeof(ImageVelocity) != 48 or sizeof(ImageLimit) != 144):
     raise ImportError("the image's records do not have the sizes that docs/decisions/rule-image.md gives")
 
 
@@ -376,6 +378,28 @@ cdef class LoadedImage:
 
     def day(self, int64_t time_us):
         return program2_day(self.program, time_us)
+
+    @property
+    def velocity(self):
+        """The counters: (id, of, keys, window, window_s, measure, flags, segments)."""
+        cdef const ImageVelocity* row
+        found = []
+        for i in range(self.program.counts[SECTION2_VELOCITY]):
+            row = &self.program.velocity[i]
+            found.append((row.id, row.of, row.keys, row.window, row.window_s, row.measure, row.flags,
+                          row.segments[0] | <object>row.segments[1] << 64))
+        return found
+
+    @property
+    def bounds(self):
+        """The limits: (name, at_most, counter, mean_sum, mean_count, mean_after, action, standing, standing_s)."""
+        cdef const ImageLimit* row
+        found = []
+        for i in range(self.program.counts[SECTION2_LIMITS]):
+            row = &self.program.limits[i]
+            found.append(((<bytes>row.name[:64]).rstrip(b"\0").decode(), row.at_most, row.counter, row.mean_sum, row.mean_count,
+                          row.mean_after, row.action, row.standing, row.standing_s))
+        return found
 
     def receipt(self, int64_t total, lines, bytes store not None, bytes channel not None, tenders, codes, int64_t business_us,
                 uint32_t burn_wallet=0, int64_t burn_points=0):

@@ -29,7 +29,8 @@ LEAVES = {f"ledger.{name}" for name in (
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in (
     "apart", "catalogue", "check", "conditions", "currencies", "difference", "firing", "fits", "image2", "lower2", "lower_articles",
-    "lower_conditions", "lower_dimensions", "quoted", "reference", "schema", "shape", "syntax", "tree", "words", "zones")}
+    "lower_conditions", "lower_dimensions", "lower_velocity", "quoted", "reference", "schema", "shape", "syntax", "tree", "velocity",
+    "words", "zones")}
 
 # A module -> the modules of ours that it may use. A module that is not here may not exist.
 ARROWS: dict[str, set[str]] = {

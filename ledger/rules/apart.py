@@ -74,7 +74,7 @@ def _check_files(source: bytes, names: set[str]) -> None:
     for key, node in syntax.tables(syntax.parse(source, FILE)):
         if node.value not in names:
             sent = ", ".join(sorted(names)) or "none"
-            problems.add(node, f"{key}.file: must be one of the files that were sent with it ({sent}), was {syntax.shown(node)}")
+            problems.add(node, f"{key}: must be one of the files that were sent with it ({sent}), was {syntax.shown(node)}")
     problems.raise_if_any()
 
 

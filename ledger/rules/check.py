@@ -17,7 +17,7 @@ from typing import Any
 from ruamel.yaml.nodes import MappingNode
 
 from ledger import limits
-from ledger.rules import catalogue, firing, syntax, tree, zones
+from ledger.rules import catalogue, firing, syntax, tree, velocity, zones
 from ledger.rules.conditions import RESERVED, ConditionKind, ReachKind
 from ledger.rules.currencies import DIGITS
 from ledger.rules.shape import (
@@ -266,6 +266,7 @@ PROGRAMME = Record(
         "campaigns": Key(MapOf(Text(64), _CAMPAIGN, CAMPAIGNS_MAX, "campaigns"), "budgets over all members", default={}),
         "rules": Key(ListOf(_RULE, 0, limits.RULES_MAX, "rules"), "what gives something", must=True),
         "burn": Key(ListOf(_BURN, 0, BURN_RULES_MAX, "burn rules"), "paying with points", default=[]),
+        "limits": Key(velocity.LimitsKind(), "how often and how much is usual, and what happens above it; or a file beside the programme"),
     },
     ("coupons", "stamps", "plans", "actions"),
 )
@@ -338,11 +339,12 @@ class _Programme:
             "experiment": {e.name: e for e in experiments},
             "campaign": top["campaigns"],
         }
-        PROGRAMME.finish(r, top, ("rules", "burn"))
+        PROGRAMME.finish(r, top, ("rules", "burn", "limits"))
         rules = self.rules(wallets, funders)
         campaigns = self.campaigns(wallets, rules)
         burn = tuple(self.burn_rule(got, wallets) for got, _ in top["burn"])
         self.no_two_alike([(got, got["name"]) for got, _ in top["burn"]])
+        bounds = velocity.read_limits(r, top.nodes.get("limits"), top["limits"], wallets, self.folder)
         favourites = top["favourites"]
         if r.problems.found:
             return None
@@ -374,6 +376,7 @@ class _Programme:
             campaigns=campaigns,
             rules=rules,
             burn=burn,
+            limits=bounds,
         )
         for index, text in firing.impossible(programme):
             r.wrong(top["rules"][index][1], f"rules[{index}]", text)

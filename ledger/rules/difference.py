@@ -17,9 +17,9 @@ from ledger.rules import syntax, tree
 from ledger.rules.check import check_source
 from ledger.rules.syntax import ProgramError
 
-NAMED_BY = {"rules": "name", "burn": "name", "wallets": "name", "levels": "name", "stores": "store", "catalogue": "sku"}
+NAMED_BY = {"rules": "name", "burn": "name", "wallets": "name", "levels": "name", "stores": "store", "catalogue": "sku", "limits": "name"}
 TREE_NAMES = {"programme": "name", "max_age": "max_age_days"}  # keys whose value in the tree has another name
-IN_LISTS = ("rules", "burn", "wallets")
+IN_LISTS = ("rules", "burn", "wallets", "limits")
 _PLAIN = re.compile(r"[\w./+:%-][\w ./+:%-]*")
 _DIFFERENCES_MAX = 10_000
 

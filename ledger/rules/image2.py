@@ -29,6 +29,7 @@ NUMBERED_RECEIPTS = 64  # receipts with a record of their own in dimension 10
 COUNTER_MIN = 256  # counters below are those of tiers' windows
 OPEN_LOW, OPEN_HIGH = -(2**63), 2**63 - 1  # no bound
 NONE = 0xFFFFFFFF
+SECTIONS = (42, 44)  # without limits, and with
 
 
 class Kind(IntEnum):
@@ -76,6 +77,8 @@ class Kind(IntEnum):
     ROLLING = 40
     FUNDERS = 41
     TEXTS = 42
+    VELOCITY = 43  # this and the next only where there are limits
+    LIMITS = 44
 
 
 class Dimension(IntEnum):
@@ -165,6 +168,12 @@ class RuleFlag(IntEnum):
     ALL_LINES = 16
 
 
+class LimitFlag(IntEnum):
+    """ImageVelocity.flags."""
+
+    VOLATILE = 1
+
+
 class RuleSet(IntEnum):
     """Records of section RULE_SETS."""
 
@@ -248,6 +257,15 @@ BURN = np.dtype([
     ("wallet", "<u2"), ("reserved", "<u2"),
 ])
 STORE_CLASS = np.dtype([("zone", "<u2"), ("reserved", "u1", 6)])
+VELOCITY = np.dtype([
+    ("id", "<u4"), ("window_s", "<u4"), ("of", "<u2"), ("keys", "<u2"), ("window", "u1"), ("measure", "u1"), ("flags", "u1"),
+    ("reserved", "u1", 17), ("segments", "<u8", 2),
+])
+LIMIT = np.dtype([
+    ("name", "S64"), ("at_most", "<i8"), ("segments", "<u8", 2), ("counter", "<u4"), ("mean_sum", "<u4"), ("mean_count", "<u4"),
+    ("mean_after", "<u4"), ("standing_s", "<u4"), ("keys", "<u2"), ("of", "<u2"), ("measure", "u1"), ("action", "u1"), ("standing", "u1"),
+    ("window", "u1"), ("reserved", "u1", 28),
+])
 FUNDER = np.dtype([("name", "S64"), ("number", "<u2"), ("reserved", "u1", 6)])
 U8, U16, U32, I64, U64 = (np.dtype(code) for code in ("u1", "<u2", "<u4", "<i8", "<u8"))
 
@@ -260,6 +278,7 @@ RECORDS: dict[Kind, np.dtype | None] = {  # None: a bitset over the rules
     Kind.NUMBERS: U32, Kind.RULE_SETS: None, Kind.CLASS_BITS: U64, Kind.ARTICLE_STARTS: U32, Kind.CATEGORY_CODE_STARTS: U32,
     Kind.STORE_STARTS: U32, Kind.PROMO_CODE_STARTS: U32, Kind.UNKNOWN_CLASSES: U32, Kind.STORE_CLASSES: STORE_CLASS,
     Kind.CHANNELS: NAME, Kind.VARIANTS: VARIANT, Kind.ENTITLEMENTS: NAME, Kind.ROLLING: U16, Kind.FUNDERS: FUNDER, Kind.TEXTS: U8,
+    Kind.VELOCITY: VELOCITY, Kind.LIMITS: LIMIT,
 }
 STARTS = {Kind.ARTICLES: Kind.ARTICLE_STARTS, Kind.CATEGORY_CODES: Kind.CATEGORY_CODE_STARTS, Kind.STORES: Kind.STORE_STARTS,
           Kind.PROMO_CODES: Kind.PROMO_CODE_STARTS}
@@ -268,6 +287,7 @@ assert [HEADER.itemsize, PLACE.itemsize, WALLET.itemsize, RULE.itemsize, CAMPAIG
 assert [ATOM.itemsize, MAY_INDEX.itemsize, TABLE_ROW.itemsize, CLASS.itemsize, ZONE.itemsize] == [24, 16, 40, 32, 48]
 assert [ZONE_SPAN.itemsize, EXPERIMENT.itemsize, VARIANT.itemsize, TIER.itemsize, THRESHOLD.itemsize] == [16, 48, 40, 48, 16]
 assert [BURN.itemsize, STORE_CLASS.itemsize, FUNDER.itemsize, TEXT.itemsize] == [136, 8, 72, 8]
+assert [VELOCITY.itemsize, LIMIT.itemsize] == [48, 144]
 
 
 class ImageDamaged(Exception):
@@ -315,10 +335,12 @@ class Image:
         if self.hash != hashlib.sha256(data[HASHED_FROM:]).digest():
             raise ImageDamaged("the hash does not hold")
         self.words = words_of(int(self.header["rule_count"]))
+        if self.header["section_count"] not in SECTIONS:
+            raise ImageDamaged(f"must have {SECTIONS[0]} or {SECTIONS[1]} sections, has {self.header['section_count']}")
         places = np.frombuffer(data, PLACE, int(self.header["section_count"]), int(self.header["section_table"]))
         at = HEADER.itemsize + places.nbytes
-        self.sections: dict[Kind, np.ndarray] = {}
-        for kind, place in zip(Kind, places, strict=True):
+        self.sections: dict[Kind, np.ndarray] = {kind: np.zeros(0, RECORDS[kind]) for kind in list(Kind)[len(places):]}
+        for kind, place in zip(list(Kind)[:len(places)], places, strict=True):
             record = RECORDS[kind]
             if place["kind"] != kind or place["offset"] != at or place["record_bytes"] != (record.itemsize if record else self.words * 8):
                 raise ImageDamaged(f"section {kind.name} is not where and what it must be")

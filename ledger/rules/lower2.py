@@ -67,6 +67,7 @@ from ledger.rules.image2 import (
 from ledger.rules.lower_articles import POINTS_KINDS, Classes
 from ledger.rules.lower_conditions import LimitExceeded, Programs, conjuncts
 from ledger.rules.lower_dimensions import Dimensions, MaySets, own_lines, set_bits
+from ledger.rules.lower_velocity import lower_limits
 
 PPM = 1_000_000
 TIMES = 10_000
@@ -104,6 +105,8 @@ class _Lowering:
         self.burn()
         self.names()
         sections = self.sections
+        if self.programme.limits:  # an image without them is what it was before there were limits
+            sections[Kind.VELOCITY], sections[Kind.LIMITS] = lower_limits(self.programme)
         sections[Kind.MAY], sections[Kind.MAY_INDEX] = self.may.bits(), self.may.index
         sections[Kind.MINUTE_CUTS] = self.dimensions.minute_cuts.astype(U32)
         sections[Kind.DATE_CUTS] = self.dimensions.date_cuts.astype(I64)
@@ -384,7 +387,7 @@ class _Lowering:
         header["tzdata"], header["rule_count"] = zones.release().encode(), len(programme.rules)
         header["largest_receipt"], header["total_tolerance"] = programme.largest_receipt, programme.total_tolerance
         header["catalogue"] = catalogue_hash(programme)
-        header["section_table"], header["section_count"] = HEADER.itemsize, len(Kind)
+        header["section_table"], header["section_count"] = HEADER.itemsize, len(self.sections)
         header["unknown_columns"], header["no_points_program"] = self.classes.goods.columns, self.classes.no_points_program
         header["class_words"], header["favourites_at_most"] = self.classes.words, programme.favourites_at_most
         if programme.tiers is not None:
@@ -396,8 +399,10 @@ class _Lowering:
 
     def assembled(self) -> bytes:
         words = words_of(len(self.programme.rules))
-        places, parts, at = [], [], HEADER.itemsize + len(Kind) * PLACE.itemsize
-        for kind in Kind:
+        kinds = sorted(self.sections)
+        assert kinds == list(Kind)[:len(kinds)] and len(kinds) in image2.SECTIONS
+        places, parts, at = [], [], HEADER.itemsize + len(kinds) * PLACE.itemsize
+        for kind in kinds:
             records, record = self.sections[kind], RECORDS[kind]
             assert records.dtype == (record or U64) and records.flags.c_contiguous, kind
             data = records.tobytes()
@@ -405,7 +410,7 @@ class _Lowering:
             parts.append(data + bytes(-len(data) % 8))
             at += len(parts[-1])
         if at > IMAGE_BYTES_MAX:
-            largest = sorted(zip(map(len, parts), Kind, strict=True), reverse=True)[:3]
+            largest = sorted(zip(map(len, parts), kinds, strict=True), reverse=True)[:3]
             of_it = ", ".join(f"{kind.name.lower().replace('_', ' ')} {size}" for size, kind in largest)
             raise LimitExceeded(f"the image would have {at} bytes, at most {IMAGE_BYTES_MAX} are allowed; most of it: {of_it}")
         header = self.header()

@@ -70,8 +70,8 @@ def with_lines(error: ProgramError, file: str, source: bytes) -> str:
     return "\n".join(told)
 
 
-def parse(source: bytes, file: str) -> MappingNode:
-    """The file's top mapping. ProgramError: not UTF-8, not YAML, or something else than one mapping."""
+def parse(source: bytes, file: str, begins: str = "programme: NAME") -> MappingNode:
+    """The file's top mapping. begins: what stands at its head. ProgramError: not UTF-8, not YAML, or something else than one mapping."""
     problems = Problems(file)
     try:
         text = source.decode("utf-8")
@@ -89,34 +89,36 @@ def parse(source: bytes, file: str) -> MappingNode:
         raise ProgramError(f"{file}:1:1: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(top, MappingNode):
         if top is None:
-            raise ProgramError(f"{file}:1:1: the file is empty, must be a mapping that begins with `programme: NAME`")
+            raise ProgramError(f"{file}:1:1: the file is empty, must be a mapping that begins with `{begins}`")
         problems.add(top, f"the file must be a mapping of keys to values, was {shown(top)}")
         problems.raise_if_any()
     return top
 
 
-TABLES = ("stores", "catalogue")  # keys whose rows may stand in a file beside the programme
+TABLES = ("stores", "catalogue")  # keys whose rows may stand in a file beside the programme: {file: NAME}
+NAMED = ("limits",)  # keys whose value may be the name of such a file
 
 
 def tables(top: MappingNode) -> list[tuple[str, Node]]:
-    """The files that a programme names: key, and the node of the file's name."""
-    return [
-        (key.value, name)
-        for key, node in top.value
-        for below, name in (node.value if key.value in TABLES and isinstance(node, MappingNode) else ())
-        if below.value == "file"
-    ]
+    """The files that a programme names: path of the name, and its node."""
+    found = []
+    for key, node in top.value:
+        if key.value in TABLES and isinstance(node, MappingNode):
+            found += [(f"{key.value}.file", name) for below, name in node.value if below.value == "file"]
+        elif key.value in NAMED and isinstance(node, ScalarNode) and node.value:
+            found.append((key.value, node))
+    return found
 
 
 DEPTH_MAX = 16
 TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")}  # what plain values get
 
 
-def parse_strict(source: bytes, file: str) -> MappingNode:
+def parse_strict(source: bytes, file: str, begins: str = "programme: NAME") -> MappingNode:
     """As `parse`, and: no anchors, no aliases, no tags of one's own, at most DEPTH_MAX levels. ProgramError."""
     if len(source) > limits.SOURCE_BYTES_MAX:
         raise ProgramError(f"{file}:1:1: the file must have at most {limits.SOURCE_BYTES_MAX} bytes, has {len(source)}")
-    top = parse(source, file)
+    top = parse(source, file, begins)
     problems = Problems(file)
     seen: set[int] = set()
     waiting: list[tuple[Node, int]] = [(top, 1)]

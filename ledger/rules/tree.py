@@ -7,7 +7,7 @@ percents in millionths (ppm), days since 1970, minutes of the wall clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Condition = "All | Any | Not | InSet | InRange | Is | Dates | Hours | Birthday | Nth | EveryNth | InVariant"
 
@@ -356,6 +356,62 @@ class Tiers:
         return tuple(found)
 
 
+# --- limits ------------------------------------------------------------------------------------------------------------
+
+# Each in the order of its number in the image. of and keys: bit 0 is the first.
+OF = ("earns", "burns", "reservations", "enrolments", "refusals", "balances", "unknown_balances")
+LOOK_UPS = ("balances", "unknown_balances")
+KEYS = ("member", "identifier", "payment_card", "device", "till", "cashier", "store", "partner", "hour", "basket")
+MEASURES = ("count", "points", "money", "members", "stores", "quantity")  # from 1
+LIMIT_WINDOWS = ("receipt", "day", "week", "month", "ever", "sliding")  # from 0
+ACTIONS = ("shadow", "mark", "refuse", "challenge", "reduce", "review")  # from 1
+STANDINGS = ("warned", "limited", "blocked", "excluded")  # from 1
+
+
+@dataclass(frozen=True)
+class Counter:
+    """What is counted: of which entries, in which measure, per which key, in which window. All in the order of the tuples above."""
+
+    of: tuple[str, ...]
+    measure: str
+    per: tuple[str, ...]
+    window: str  # receipt: nothing is kept, the command alone is looked at
+    window_s: int = 0  # sliding: its length
+    segments: frozenset[str] = frozenset()  # empty: all members
+
+    @property
+    def volatile(self) -> bool:
+        """Whether it counts look-ups, which are in memory only."""
+        return self.of[0] in LOOK_UPS
+
+
+def counter_text(one: Counter) -> str:
+    """What a counter says, the same for ever: a counter's number in the state is a hash of it."""
+    window = f"{one.window} {one.window_s}" if one.window == "sliding" else one.window
+    rows = [f"of {' '.join(one.of)}", f"measure {one.measure}", f"per {' '.join(one.per)}", f"window {window}"]
+    return "".join(f"{row}\n" for row in [*rows, *(f"segment {name}" for name in sorted(one.segments))])
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound on what is counted, and what happens above it."""
+
+    name: str
+    counts: Counter
+    at_most: int  # smallest units; with mean_after: thousandths of the mean
+    mean_after: int  # 0: at_most is the bound itself; else so many receipts before there is a mean
+    then: str
+    standing: str | None
+    lasts_s: int  # of the standing; 0: without end
+
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        """What has to be kept for it: nothing, its own counter, or money and number of the receipts that its mean is made of."""
+        if self.mean_after:
+            return tuple(replace(self.counts, measure=measure, window="ever") for measure in ("money", "count"))
+        return () if self.counts.window == "receipt" else (self.counts,)
+
+
 @dataclass(frozen=True)
 class Programme:
     """A whole programme."""
@@ -387,6 +443,12 @@ class Programme:
     campaigns: tuple[Campaign, ...]
     rules: tuple[Rule, ...]
     burn: tuple[BurnRule, ...]
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        """Every counter of its limits, each once, in the order of the file."""
+        return tuple(dict.fromkeys(counter for limit in self.limits for counter in limit.counters))
 
 
 # --- walking -----------------------------------------------------------------------------------------------------------

@@ -9,11 +9,15 @@ from datetime import date, timedelta
 
 from ledger.rules import tree, zones
 from ledger.rules.tree import decimal
+from ledger.rules.velocity import points_scale
 
 EPOCH = date(1970, 1, 1)
 PERS = {"receipt": "a receipt", "day": "a day", "week": "a week", "month": "a month", "year": "a year", "ever": "in all",
         "birthday": "a birthday"}
 WINDOWS = {"lifetime": "ever", "month": "in a calendar month", "year": "in a calendar year", "anniversary": "in a year of membership"}
+ABOVE = {"shadow": "nothing happens, it is only counted", "mark": "the entry says so", "refuse": "refused",
+         "challenge": "refused until a challenge is passed", "reduce": "what is more is not given",
+         "review": "the points wait until somebody approves them"}
 MONEY = ("total", "eligible_total", "lines_total", "price")
 QUANTITIES = ("quantity", "lines_quantity")
 
@@ -43,7 +47,8 @@ def describe(programme: tree.Programme) -> list[tuple[str, str]]:
         rows.append((f"experiment {experiment.name}", f"{shares}; {experiment.control} gets nothing"))
     rows += [(f"campaign {one.name}", campaign(programme, one)) for one in programme.campaigns]
     rows += [(f"rule {one.index + 1}", rule(programme, one)) for one in programme.rules]
-    return rows + [(f"burn {i}", burn(programme, one)) for i, one in enumerate(programme.burn, start=1)]
+    rows += [(f"burn {i}", burn(programme, one)) for i, one in enumerate(programme.burn, start=1)]
+    return rows + [(f"limit {i}", limit(programme, one)) for i, one in enumerate(programme.limits, start=1)]
 
 
 def rule(programme: tree.Programme, one: tree.Rule) -> str:
@@ -186,6 +191,54 @@ def burn(programme: tree.Programme, one: tree.BurnRule) -> str:
     if one.money_at_least_per_line:
         text += f"; {decimal(one.money_at_least_per_line, digits)} {currency} of each line are money"
     return text
+
+
+def limit(programme: tree.Programme, one: tree.Limit) -> str:
+    """What is counted, the bound, and what happens above it."""
+    counts = one.counts
+    of = {"burns": "burns", "unknown_balances": "look-ups that found nobody", "balances": "look-ups"}
+    what = " and ".join(of.get(word, word) for word in counts.of)
+    keys = " and ".join(key.replace("_", " ") for key in counts.per)
+    if one.mean_after:
+        times = decimal(one.at_most, 3).rstrip("0").rstrip(".")
+        bound = f"the money of a receipt at most {times} times the mean of those before it, after {count(one.mean_after, 'receipt')}"
+    else:
+        bound = f"at most {bound_of(programme, one)} {'of ' if counts.measure != 'count' else ''}{what}"
+    text = f"{one.name}: {bound}, per {keys}{'' if one.mean_after else ' ' + span_of(counts)}"
+    if counts.segments:
+        text += f", of members in {any_of(sorted(counts.segments))}"
+    text += f"; above it {ABOVE[one.then]}"
+    if one.standing is not None:
+        text += f", and the member is {one.standing}" + (f" for {seconds(one.lasts_s)}" if one.lasts_s else "")
+    return text
+
+
+def bound_of(programme: tree.Programme, one: tree.Limit) -> str:
+    """A bound with its unit."""
+    match one.counts.measure:
+        case "count":
+            return str(one.at_most)
+        case "points":
+            scale = points_scale(programme.wallets)
+            return f"{decimal(one.at_most, scale or 0)} points" + (" (smallest units)" if scale is None else "")
+        case "money":
+            return f"{decimal(one.at_most, programme.currency_digits)} {programme.currency}"
+        case "quantity":
+            return f"{decimal(one.at_most, 3).rstrip('0').rstrip('.')} pieces in one line"
+    return count(one.at_most, f"different {one.counts.measure[:-1]}")
+
+
+def span_of(counts: tree.Counter) -> str:
+    """The window of a counter."""
+    if counts.window == "sliding":
+        return f"in {seconds(counts.window_s)}"
+    return "at once" if counts.window == "receipt" else PERS[counts.window]
+
+
+def seconds(number: int) -> str:
+    """A span in its largest whole unit."""
+    size, unit = next((size, unit) for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")) if number % size == 0)
+    return count(number // size, unit)
 
 
 # --- small parts ---------------------------------------------------------------------------------------------------------
