@@ -66,4 +66,5 @@ def test_limits_are_what_the_page_says_in_words(title):
     text, expected = LIMITS[title].split("---\n")
     programme = over_frame(syntax.parse_strict(text.encode(), "example"))
     assert [said for row, said in words.describe(programme) if row.startswith("limit ")] == expected.splitlines()
-    assert [name for name, *_ in LoadedImage(lower2.lower_programme(programme)).bounds] == [limit.name for limit in programme.limits]
+    read = LoadedImage(lower2.lower_programme(programme))
+    assert [name.decode() for name, *_ in read.bounds] == [limit.name for limit in programme.limits]

@@ -342,8 +342,8 @@ def test_records_are_those_computed_by_hand():
     ])
     read = LoadedImage(data)
     assert [row[:2] for row in read.velocity] == [(int(row["id"]), int(row["of"])) for row in image[Kind.VELOCITY]]
-    assert read.bounds[0] == ("First", 7, 1, 0, 0, 0, 3, 2, 604_800) and read.bounds[8][0] == "x" * 64
-    assert read.bounds[1] == ("Jump", 2500, 0, 2, 3, 5, 6, 0, 0)
+    assert read.bounds[0] == (b"First", 7, 1, 0, 0, 0, 3, 2, 604_800) and read.bounds[8][0] == b"x" * 64
+    assert read.bounds[1] == (b"Jump", 2500, 0, 2, 3, 5, 6, 0, 0)
 
 
 def test_segments_fill_both_words():
@@ -429,7 +429,8 @@ DAMAGED = [
     (L, 0, "counter", 0), (L, 0, "counter", 2), (L, 0, "counter", 8), (L, 0, "counter", 2**32 - 1), (L, 3, "counter", 1),
     (L, 1, "mean_sum", 0), (L, 1, "mean_sum", 3), (L, 1, "mean_sum", 8), (L, 1, "mean_count", 0), (L, 1, "mean_count", 2),
     (L, 1, "mean_after", 1), (L, 1, "mean_after", 1_000_001), (L, 0, "mean_after", 2), (L, 0, "mean_sum", 2), (L, 0, "mean_count", 3),
-    (L, 3, "standing", 5), (L, 1, "standing_s", 60), (L, 2, "standing", 1), (L, 4, "standing", 1), (L, 0, "keys", 1), (L, 3, "keys", 15),
+    (L, 3, "standing", 5), (L, 1, "standing_s", 60), (L, 0, "standing_s", 316_224_001),
+    (L, 2, "standing", 1), (L, 4, "standing", 1), (L, 0, "keys", 1), (L, 3, "keys", 15),
     (L, 3, "keys", 256), (L, 0, "of", 1), (L, 3, "of", 2), (L, 0, "measure", 2), (L, 3, "measure", 2**8 - 1), (L, 0, "action", 0),
     (L, 0, "action", 7), (L, 0, "action", 4), (L, 0, "action", 5), (L, 0, "action", 6), (L, 2, "action", 5), (L, 4, "action", 5),
     (L, 0, "window", 1), (L, 3, "window", 1), (L, 3, "window", 6), (L, 0, "segments", (1, 0)), (L, 3, "segments", (8, 0)),
@@ -446,8 +447,8 @@ def test_a_record_that_no_limit_makes_is_refused(kind, row, field, value):
 
 
 def test_a_record_that_another_limit_makes_is_taken():
-    for row, field, value in ((0, "at_most", 2**32 - 1), (0, "name", b"Other"), (1, "mean_after", 2), (3, "segments", (3, 0)), (0,
-                                                                                                                                "standing", 0)):
+    others = [(0, "at_most", 2**32 - 1), (0, "name", b"Other"), (1, "mean_after", 2), (3, "segments", (3, 0)), (0, "standing", 0)]
+    for row, field, value in others:
         data = with_field(L, row, field, value)
         assert taken(data if field != "standing" else with_field(L, row, "standing_s", 0, data))
 
@@ -462,7 +463,7 @@ def test_43_sections_or_45_are_refused():
             Image(fuzz_images.sealed(bytes(data)))
 
 
-def sayable(data: bytes) -> dict | None:
+def sayable(data: bytes, segments: tuple[str, ...] = ("students", "staff")) -> dict | None:
     """The programme of an image's limits, as data. None: a window that is no whole minute."""
     image = Image(data)
     rows = []
@@ -479,7 +480,7 @@ def sayable(data: bytes) -> dict | None:
             window = f"{window_s // 60} minutes"
         made["window"] = window
         if bits:
-            made["segments"] = [name for i, name in enumerate(["students", "staff"]) if bits >> i & 1]
+            made["segments"] = [name for i, name in enumerate(segments) if bits >> i & 1]
         digits = {"money": 2, "points": 1, "quantity": 3}.get(measure, 0)
         if row["mean_sum"]:
             made |= {"at_most_means": tree.decimal(int(row["at_most"]), 3), "after": int(row["mean_after"])}
@@ -487,8 +488,14 @@ def sayable(data: bytes) -> dict | None:
             made["at_most"] = tree.decimal(int(row["at_most"]), digits)
         if row["standing"]:
             made["standing"] = tree.STANDINGS[row["standing"] - 1]
+            if row["standing_s"] and row["standing_s"] % 60 == 0 and row["standing_s"] <= 86_400:
+                made["lasts"] = f"{row['standing_s'] // 60} minutes"
+            elif row["standing_s"] and row["standing_s"] % 3600 == 0 and row["standing_s"] <= 3600 * 8760:
+                made["lasts"] = f"{row['standing_s'] // 3600} hours"
+            elif row["standing_s"]:
+                made["lasts"] = f"{row['standing_s'] // 86_400 or 1} days"
         rows.append(made)
-    return {**plain(syntax.parse(TOP.replace("limits:\n", "").encode(), "top")), "limits": rows}
+    return {**plain(syntax.parse(TOP.replace("limits:\n", "").encode(), "top")), "segments": list(segments), "limits": rows}
 
 
 # What the language does not say because it would have no meaning, and the core can count all the same.
@@ -575,9 +582,13 @@ def test_generated_limits_compile_load_and_are_told(rows):
     programme = check.check_node(generate.node_of(top), "generated")
     data = lower_programme(programme)
     read, image = LoadedImage(data), Image(data)
-    assert [name for name, *_ in read.bounds] == [limit.name for limit in programme.limits] == [row["name"] for row in rows]
+    assert [name.decode() for name, *_ in read.bounds] == [limit.name for limit in programme.limits] == [row["name"] for row in rows]
     assert [number for number, *_ in read.velocity] == [lower_velocity.counter_id(counter) for counter in programme.counters]
     assert len(image[L]) == len(rows) and lower_programme(programme) == data
     told = [text for row, text in words.describe(programme) if row.startswith("limit ")]
     assert [text.split(": ")[0] for text in told] == [row["name"] for row in rows]
     VALIDATOR.validate(top)
+    again = Image(lower_programme(check.check_node(generate.node_of(sayable(data, tuple(generate.SEGMENTS))), "again")))
+    assert again[V].tobytes() == image[V].tobytes(), "what the records say, said once more"
+    for field in (name for name in image[L].dtype.names if name != "name"):
+        assert np.array_equal(again[L][field], image[L][field]), field
