@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -459,7 +460,7 @@ def test_43_sections_or_45_are_refused():
         at = HEADER.fields["section_count"][1]
         data[at:at + 4] = count.to_bytes(4, "little")
         assert not taken(fuzz_images.sealed(bytes(data))), count
-        with pytest.raises((ImageDamaged, ValueError)):
+        with pytest.raises(ImageDamaged, match="is not where" if count == 42 else "must have 42 or 44 sections"):
             Image(fuzz_images.sealed(bytes(data)))
 
 
@@ -468,13 +469,13 @@ def sayable(data: bytes, segments: tuple[str, ...] = ("students", "staff")) -> d
     image = Image(data)
     rows = []
     for row in image[L]:
-        words_of = [[word for i, word in enumerate(known) if int(row[field]) >> i & 1] for known, field in ((tree.OF, "of"),
-                                                                                                            (tree.KEYS, "keys"))]
+        of, per = ([word for i, word in enumerate(known) if int(row[field]) >> i & 1]
+                   for known, field in ((tree.OF, "of"), (tree.KEYS, "keys")))
         measure, window = tree.MEASURES[row["measure"] - 1], tree.LIMIT_WINDOWS[row["window"]]
         bits = int(row["segments"][0]) | int(row["segments"][1]) << 64
-        made = {"name": f"L{len(rows)}", "of": words_of[0], "per": words_of[1], "measure": measure, "then": tree.ACTIONS[row["action"] - 1]}
+        made = {"name": f"L{len(rows)}", "of": of, "per": per, "measure": measure, "then": tree.ACTIONS[row["action"] - 1]}
         if window == "sliding":
-            window_s = int(image[V][row["counter"] - 1]["window_s"])
+            window_s = int(image[V][row["counter"] - 1]["window_s"]) if row["counter"] else 60
             if window_s % 60:
                 return None
             window = f"{window_s // 60} minutes"
@@ -525,6 +526,35 @@ def test_what_is_taken_of_a_damaged_image_is_what_a_limit_could_say():
                 assert all(any(word in line for word in HARMLESS) for line in str(error).splitlines()), f"byte {at} bit {bit}: {error}"
                 found["harmless"] += 1
     assert found["refused"] > found["said"] > 1000 and found["harmless"] > 0, found
+
+
+def test_image_load_takes_of_any_limit_what_the_checker_takes():
+    """Limits that nobody checked, lowered all the same: both say no to the same ones."""
+    dice, top, found = random.Random(5), check.check_source(TOP.replace("limits:\n", "").encode()), {"both": 0, "neither": 0, "harmless": 0}
+
+    def some(words: tuple[str, ...], most: int) -> tuple[str, ...]:
+        chosen = set(dice.sample(words, dice.randint(1, most)))
+        return tuple(word for word in words if word in chosen)
+
+    for _ in range(4000):
+        window, means, then = dice.choice(tree.LIMIT_WINDOWS), dice.random() < 0.2, dice.choice(tree.ACTIONS)
+        of = some(tree.OF, dice.choice((1, 1, 2, 3)))
+        counts = tree.Counter(of, dice.choice(tree.MEASURES), some(tree.KEYS, dice.choice((1, 1, 2, 3, 4))), window,
+                              dice.choice((60, 7200, 86_400)) if window == "sliding" else 0, frozenset(dice.choice(((), (), ("staff",)))))
+        at_most = 0 if counts.measure == "count" and window == "receipt" and not means else dice.choice((1, 100_000, 100_001, 2**32))
+        limit = tree.Limit("L0", counts, at_most, 5 * means, then, dice.choice((None, None, "warned")), 0)
+        data = lower_programme(replace(top, limits=(limit,)))
+        text = ""
+        try:
+            check.check_node(generate.node_of(sayable(data)), "said")
+        except ProgramError as error:
+            text = str(error)
+        if taken(data) != (not text):
+            assert text and all(any(word in line for word in HARMLESS) for line in text.splitlines()), f"{limit}: {text or 'not loaded'}"
+            found["harmless"] += 1
+        else:
+            found["neither" if text else "both"] += 1
+    assert min(found.values()) > 10 and found["both"] > 200, found
 
 
 # --- words, differences, the file of programs/ ----------------------------------------------------------------------------
