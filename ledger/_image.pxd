@@ -74,6 +74,7 @@ cdef enum:
     VELOCITY_KEYS_MAX = 3           # parts of one key
     VELOCITY_DIFFERENT_MAX = 100000 # members or stores that a bound may name: beyond it they are not counted well
     VELOCITY_MEANS_MAX = 1000000    # thousandths of a mean
+    STANDING_S_MAX = 316224000      # 3660 days
     NO_RECORD = 0xFFFFFFFF
 
 cdef enum:                          # section kinds
@@ -1136,7 +1137,7 @@ cdef inline bint image_counters_hold(const Program2* p) noexcept nogil:
         if counter.window == SPEED_RECEIPT or counter.id & 7 != counter.window or not zeros(counter.reserved, 17):
             return False
         if counter.window == SPEED_SLIDING:
-            if counter.window_s < 60 or counter.window_s > 86400 or counter.window_s != (counter.window_s // 12) * 12:
+            if counter.window_s < 60 or counter.window_s > 86400 or div_floor(counter.window_s, 12) * 12 != counter.window_s:
                 return False
         elif counter.window_s != 0:
             return False
@@ -1199,7 +1200,9 @@ cdef inline bint image_limits_hold(const Program2* p) noexcept nogil:
                 return False
             if not image_limit_counts(p, limit, limit.mean_count, COUNT_COUNT, SPEED_EVER):
                 return False
-        if limit.action < LIMIT_SHADOW or limit.action > LIMIT_REVIEW or limit.standing > STANDING_EXCLUDED:
+        if limit.action < LIMIT_SHADOW or limit.action > LIMIT_REVIEW:
+            return False
+        if limit.standing > STANDING_EXCLUDED or limit.standing_s > STANDING_S_MAX:
             return False
         if limit.standing == STANDING_NONE and limit.standing_s != 0:
             return False

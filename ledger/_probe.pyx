@@ -397,7 +397,7 @@ cdef class LoadedImage:
         found = []
         for i in range(self.program.counts[SECTION2_LIMITS]):
             row = &self.program.limits[i]
-            found.append(((<bytes>row.name[:64]).rstrip(b"\0").decode(), row.at_most, row.counter, row.mean_sum, row.mean_count,
+            found.append(((<bytes>row.name[:64]).rstrip(b"\0"), row.at_most, row.counter, row.mean_sum, row.mean_count,
                           row.mean_after, row.action, row.standing, row.standing_s))
         return found
 

@@ -31,7 +31,7 @@ journal with its source, and each entry names the version that decided it.
     daybook rules back 3 --operator anna --reason 'too generous, ticket 4712'
 """)
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A programme in YAML; tables that it names lie beside it.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A programme in YAML; files that it names lie beside it.")]
 Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="As `daybook rules list` numbers them.", show_default=False)]
 Moment = Annotated[str, typer.Option("--from", metavar="MOMENT", show_default=False,
                                      help="From when on: 2026-12-24T00:00:00+01:00. Default: at once.")]
@@ -116,7 +116,7 @@ def show(
 @rules.command(epilog="Example: `daybook rules diff 3 4`, or `daybook rules diff 3 grocery.yaml`")
 def diff(
     before: Version,
-    after: Annotated[str, typer.Argument(metavar="VERSION|FILE", help="A later version, or a programme in YAML without tables.",
+    after: Annotated[str, typer.Argument(metavar="VERSION|FILE", help="A later version, or a programme in YAML that names no files.",
                                          show_default=False)],
     control: Control = "127.0.0.1:7071",
 ) -> None:

@@ -74,6 +74,13 @@ burn:
   - {name: All, share: 30, min: 5, step: 5, money_at_least: 0.10, money_at_least_per_line: 0.01,
      not_for: {any: [{flag: alcohol}, {price: {from: 90.00}}]}}
   - {name: Miles, wallet: miles, share: 50, max: 900, step: 0.02}
+limits:
+  - {name: Split, of: [earns, burns], per: [till, member], window: 10 minutes, segments: [staff], at_most: 2, then: refuse,
+     standing: limited, lasts: 7 days}
+  - {name: Jump, of: earns, measure: money, per: member, window: receipt, at_most_means: 8, after: 5, then: mark}
+  - {name: Shops, of: earns, measure: stores, per: member, window: day, at_most: 4, then: review}
+  - {name: Crate, of: earns, measure: quantity, per: member, window: receipt, at_most: 50.5, then: mark}
+  - {name: Guesses, of: unknown_balances, per: [device, store], window: 1 hour, at_most: 9, then: refuse}
 """
 DAY = 20_526  # 2026-03-14
 NOON_US = (DAY * 86_400 + 43_200) * 1_000_000
@@ -136,6 +143,7 @@ def harmless(data: bytes) -> bool:
         loaded = LoadedImage(data)
     except ValueError:
         return False
+    assert len(loaded.bounds) <= 256 and all(row[2] <= len(loaded.velocity) for row in loaded.bounds)
     for number, (lines, store, channel, tenders, codes, time_us, wallet, burn) in enumerate(RECEIPTS):
         loaded.receipt(sum(line[3] for line in lines) or 500, lines, store, channel, tenders, codes, time_us, wallet, burn)
         loaded.member(number + 3, 3, DAY - 3 * number, DAY - 20, 3 * 32 + 13, 0, number, DAY - 400, 1, 1, [1000, 300],

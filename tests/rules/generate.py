@@ -374,3 +374,71 @@ def nothing_shared() -> Shared:
 def never_fires(programme: tree.Programme) -> list[int]:
     """Rules that the checker would report."""
     return [index for index, _ in firing.impossible(programme)]
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------------
+
+ENTRIES = [word for word in tree.OF if word not in tree.LOOK_UPS]
+SPANS = ["1 minute", "10 minutes", "90 minutes", "1 hour", "24 hours"]
+
+
+@st.composite
+def limit_of(draw: Any, name: str) -> dict:
+    """A limit that the checker takes: measure first, then what may stand with it."""
+    measure = draw(st.sampled_from([*tree.MEASURES, "count", "points"]))
+    allowed = {"count": ENTRIES, "points": ENTRIES[:3], "money": ["earns"], "quantity": ["earns"]}.get(measure, ENTRIES)
+    of = draw(some(allowed, 3))
+    look_ups = measure == "count" and draw(st.integers(0, 4)) == 0
+    if look_ups:
+        of = draw(some(list(tree.LOOK_UPS), 2))
+    if measure == "members" and of == ["enrolments"]:
+        of = ["enrolments", "earns"]
+    means = measure == "money" and draw(st.booleans())
+    if measure == "quantity" or means:
+        window = "receipt"
+    elif measure in ("members", "stores"):
+        window = draw(st.sampled_from(["day", "week", "month", "ever"]))
+    else:
+        window = draw(st.sampled_from(["day", "week", "month", "ever", *SPANS, *["receipt"] * (not look_ups)]))
+    keys = list(tree.KEYS)
+    without = {"members": ["member", "identifier"], "stores": ["store", "till"]}.get(measure, [])
+    without = without + ["member", "identifier"] * ("enrolments" in of) + ["member"] * ("unknown_balances" in of)
+    if look_ups or window == "receipt" and not means:
+        without += ["hour", "basket"]
+    if of != ["earns"]:
+        without.append("basket")
+    keys = [key for key in keys if key not in without]
+    per = draw(some(keys, 3).filter(lambda chosen: chosen != ["hour"]))
+    made: dict[str, Any] = {"name": name, "of": of if len(of) > 1 or draw(st.booleans()) else of[0], "per": per, "window": window}
+    if measure != "count" or draw(st.booleans()):
+        made["measure"] = measure
+    if not {"enrolments", "unknown_balances"} & set(of) and draw(st.integers(0, 2)) == 0:
+        made["segments"] = draw(some(SEGMENTS))
+    if means:
+        made |= {"at_most_means": draw(st.sampled_from(["0.001", "1", "2.5", "1000"])), "after": draw(st.sampled_from([2, 5, 1_000_000]))}
+    elif measure == "count" and window == "receipt":
+        made["at_most"] = 0
+    else:
+        most = {"members": [100_000], "stores": [100_000], "quantity": ["0.5", "1000000"], "money": ["0.01", "42949672.95"],
+                "points": ["0.1", "429496729.5"]}
+        made["at_most"] = draw(st.sampled_from([0, 1, 2, 5, *most.get(measure, [4_294_967_295])]))
+    answers = ["shadow", "mark"] + ["refuse"] * (of != ["refusals"]) + ["challenge"] * (set(of) <= {"burns", "reservations"})
+    answers += (["review"] + ["reduce"] * (measure in ("points", "count"))) * (of == ["earns"])
+    made["then"] = draw(st.sampled_from(answers))
+    gone = of == ["enrolments"] and made["then"] == "refuse"
+    if made["then"] != "shadow" and not look_ups and not gone and draw(st.booleans()):
+        made["standing"] = draw(st.sampled_from(tree.STANDINGS))
+        if draw(st.booleans()):
+            made["lasts"] = draw(st.sampled_from(["1 minute", "36 hours", "7 days", "3660 days"]))
+    return made
+
+
+@st.composite
+def limit_lists(draw: Any, most: int = 12) -> list[dict]:
+    """Limits as data, none that says the same as another."""
+    found: dict[str, dict] = {}
+    for index in range(draw(st.integers(1, most))):
+        made = draw(limit_of(f"Limit {index}"))
+        said = {key: sorted(value) if isinstance(value, list) else [value] for key, value in made.items() if key != "name"}
+        found.setdefault(str(sorted({"measure": ["count"], **said}.items())), made)
+    return list(found.values())

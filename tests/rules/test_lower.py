@@ -21,6 +21,7 @@ from ledger.rules.lower2 import LimitExceeded, hashes_of, lower_programme
 from ledger.rules.reference import Facts, Line, Member, Receipt
 from tests.rules import generate
 from tests.rules.image_conditions import Conditions
+from tests.rules.ours import PROGRAMMES
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = ("points", "add_percent", "times")
@@ -278,7 +279,7 @@ def test_other_goods_give_another_image(tmp_path):
     assert before.find(Kind.ARTICLES, "new") is None and after.find(Kind.ARTICLES, "new") is not None
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "programs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PROGRAMMES, ids=lambda path: path.stem)
 def test_the_programmes_of_this_project_can_be_lowered(path):
     programme = check.check_file(path)
     image = Image(lower_programme(programme))

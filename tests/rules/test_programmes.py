@@ -8,11 +8,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from ledger.rules import check
+from tests.rules.ours import PROGRAMMES
 from tests.rules.test_examples import plain
 from tests.rules.till import Till
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMMES = sorted((ROOT / "programs").glob("*.yaml"))
 
 
 def stories():

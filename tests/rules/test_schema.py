@@ -11,7 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from ledger.rules import schema
-from tests.rules.test_examples import EXAMPLES, FRAME
+from tests.rules.ours import FRAUD, PROGRAMMES
+from tests.rules.test_examples import EXAMPLES, FRAME, LIMITS
 
 ROOT = Path(__file__).resolve().parents[2]
 VALIDATOR = jsonschema.Draft202012Validator(schema.schema())
@@ -38,9 +39,15 @@ def test_it_is_a_schema():
     jsonschema.Draft202012Validator.check_schema(json.loads(schema.text()))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "programs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PROGRAMMES, ids=lambda path: path.stem)
 def test_every_programme_of_ours_meets_it(path):
     VALIDATOR.validate(loaded(path.read_text()))
+
+
+def test_a_list_of_limits_meets_it():
+    VALIDATOR.validate({**loaded(FRAME), **loaded(FRAUD.read_text())})
+    for title, text in LIMITS.items():
+        VALIDATOR.validate({**loaded(FRAME), **loaded(text.split("---\n")[0])}), title
 
 
 def test_every_example_meets_it():
@@ -61,6 +68,11 @@ def test_every_example_meets_it():
         {"rules": [{"percent": 5}]},
         {"rules": [{"name": "Base", "percent": 5, "when": {"any": [{"not": {"colour": "red"}}]}}]},
         {"max_age": "30 weeks"},
+        {"limits": [{"name": "A", "of": "earns", "per": "member", "window": "day", "at_most": 1}]},
+        {"limits": [{"name": "A", "of": "earn", "per": "member", "window": "day", "at_most": 1, "then": "mark"}]},
+        {"limits": [{"name": "A", "of": "earns", "per": "member", "window": "2 days", "at_most": 1, "then": "mark"}]},
+        {"limits": [{"name": "A", "of": "earns", "per": "member", "window": "day", "most": 1, "then": "mark"}]},
+        {"limits": {"file": "fraud.yaml"}},
     ],
 )
 def test_what_a_schema_can_find_is_found(wrong):

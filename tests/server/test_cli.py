@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ledger import limits
+from tests.rules.ours import PROGRAMMES
 from tests.running import PROGRAM, ROOT, DidNotStart, RunningServer
 
 NewServer = Callable[..., RunningServer]
@@ -100,7 +101,7 @@ def test_bad_yaml_is_refused_with_its_line(new_server: NewServer, tmp_path: Path
 
 
 def test_every_programme_is_told_in_words() -> None:
-    for program in PROGRAM.parent.glob("*.yaml"):
+    for program in PROGRAMMES:
         done = daybook("compile", str(program))
         assert done.returncode == 0 and "rule 1" in done.stdout and "hash" in done.stdout, done.stderr
 
