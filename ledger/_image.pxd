@@ -74,7 +74,7 @@ cdef enum:
     VELOCITY_KEYS_MAX = 3           # parts of one key
     VELOCITY_DIFFERENT_MAX = 100000 # members or stores that a bound may name: beyond it they are not counted well
     VELOCITY_MEANS_MAX = 1000000    # thousandths of a mean
-    STANDING_S_MAX = 316224000      # 3660 days
+    RUNG_S_MAX = 316224000      # 3660 days
     NO_RECORD = 0xFFFFFFFF
 
 cdef enum:                          # section kinds
@@ -287,11 +287,11 @@ cdef enum:                          # ImageVelocity, ImageLimit
     LIMIT_CHALLENGE = 4
     LIMIT_REDUCE = 5
     LIMIT_REVIEW = 6
-    STANDING_NONE = 0               # standing
-    STANDING_WARNED = 1
-    STANDING_LIMITED = 2
-    STANDING_BLOCKED = 3
-    STANDING_EXCLUDED = 4
+    RUNG_NONE = 0               # rung
+    RUNG_WARNED = 1
+    RUNG_LIMITED = 2
+    RUNG_BLOCKED = 3
+    RUNG_EXCLUDED = 4
     VELOCITY_VOLATILE = 1           # ImageVelocity.flags: counts look-ups, which no entry and no snapshot knows
 
 cdef struct ImageHeader2:       # 256 bytes
@@ -494,12 +494,12 @@ cdef struct ImageLimit:         # 144 bytes; what it counts stands here, too
     uint32_t mean_sum           # index + 1, both or none; then at_most is thousandths of the mean
     uint32_t mean_count
     uint32_t mean_after         # so many receipts before there is a mean
-    uint32_t standing_s         # how long; 0: without end
+    uint32_t rung_s         # how long; 0: without end
     uint16_t keys
     uint16_t of
     uint8_t measure
     uint8_t action
-    uint8_t standing
+    uint8_t rung
     uint8_t window
     uint8_t reserved[28]
 
@@ -1202,11 +1202,11 @@ cdef inline bint image_limits_hold(const Program2* p) noexcept nogil:
                 return False
         if limit.action < LIMIT_SHADOW or limit.action > LIMIT_REVIEW:
             return False
-        if limit.standing > STANDING_EXCLUDED or limit.standing_s > STANDING_S_MAX:
+        if limit.rung > RUNG_EXCLUDED or limit.rung_s > RUNG_S_MAX:
             return False
-        if limit.standing == STANDING_NONE and limit.standing_s != 0:
+        if limit.rung == RUNG_NONE and limit.rung_s != 0:
             return False
-        if limit.standing != STANDING_NONE and (limit.action == LIMIT_SHADOW or limit.of & OF_LOOK_UPS):
+        if limit.rung != RUNG_NONE and (limit.action == LIMIT_SHADOW or limit.of & OF_LOOK_UPS):
             return False
         if limit.of & OF_LOOK_UPS and limit.action > LIMIT_REFUSE:
             return False

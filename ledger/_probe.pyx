@@ -392,13 +392,13 @@ cdef class LoadedImage:
 
     @property
     def bounds(self):
-        """The limits: (name, at_most, counter, mean_sum, mean_count, mean_after, action, standing, standing_s)."""
+        """The limits: (name, at_most, counter, mean_sum, mean_count, mean_after, action, rung, rung_s)."""
         cdef const ImageLimit* row
         found = []
         for i in range(self.program.counts[SECTION2_LIMITS]):
             row = &self.program.limits[i]
             found.append(((<bytes>row.name[:64]).rstrip(b"\0"), row.at_most, row.counter, row.mean_sum, row.mean_count,
-                          row.mean_after, row.action, row.standing, row.standing_s))
+                          row.mean_after, row.action, row.rung, row.rung_s))
         return found
 
     def receipt(self, int64_t total, lines, bytes store not None, bytes channel not None, tenders, codes, int64_t business_us,

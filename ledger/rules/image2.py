@@ -263,7 +263,7 @@ VELOCITY = np.dtype([
 ])
 LIMIT = np.dtype([
     ("name", "S64"), ("at_most", "<i8"), ("segments", "<u8", 2), ("counter", "<u4"), ("mean_sum", "<u4"), ("mean_count", "<u4"),
-    ("mean_after", "<u4"), ("standing_s", "<u4"), ("keys", "<u2"), ("of", "<u2"), ("measure", "u1"), ("action", "u1"), ("standing", "u1"),
+    ("mean_after", "<u4"), ("rung_s", "<u4"), ("keys", "<u2"), ("of", "<u2"), ("measure", "u1"), ("action", "u1"), ("rung", "u1"),
     ("window", "u1"), ("reserved", "u1", 28),
 ])
 FUNDER = np.dtype([("name", "S64"), ("number", "<u2"), ("reserved", "u1", 6)])

@@ -33,8 +33,8 @@ def lower_limits(programme: tree.Programme) -> tuple[np.ndarray, np.ndarray]:
         elif places:
             row["counter"] = places[0]
         row["action"] = 1 + tree.ACTIONS.index(limit.then)
-        row["standing"] = 0 if limit.standing is None else 1 + tree.STANDINGS.index(limit.standing)
-        row["standing_s"] = limit.lasts_s
+        row["rung"] = 0 if limit.rung is None else 1 + tree.RUNGS.index(limit.rung)
+        row["rung_s"] = limit.lasts_s
     return counters, limits
 
 

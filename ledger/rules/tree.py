@@ -365,7 +365,7 @@ KEYS = ("member", "identifier", "payment_card", "device", "till", "cashier", "st
 MEASURES = ("count", "points", "money", "members", "stores", "quantity")  # from 1
 LIMIT_WINDOWS = ("receipt", "day", "week", "month", "ever", "sliding")  # from 0
 ACTIONS = ("shadow", "mark", "refuse", "challenge", "reduce", "review")  # from 1
-STANDINGS = ("warned", "limited", "blocked", "excluded")  # from 1
+RUNGS = ("warned", "limited", "blocked", "excluded")  # from 1
 
 
 @dataclass(frozen=True)
@@ -401,8 +401,8 @@ class Limit:
     at_most: int  # smallest units; with mean_after: thousandths of the mean
     mean_after: int  # 0: at_most is the bound itself; else so many receipts before there is a mean
     then: str
-    standing: str | None
-    lasts_s: int  # of the standing; 0: without end
+    rung: str | None
+    lasts_s: int  # of the rung; 0: without end
 
     @property
     def counters(self) -> tuple[Counter, ...]:

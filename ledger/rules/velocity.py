@@ -67,8 +67,8 @@ _LIMIT = Record(
         "at_most_means": Key(Number(3, 1, MEANS_MAX, "a number"), "so many times the mean money of the receipts so far"),
         "after": Key(Whole(2, RECEIPTS_MAX), "with at_most_means: from so many receipts on"),
         "then": Key(Choice(*tree.ACTIONS), "what happens above the bound", must=True),
-        "standing": Key(Choice(*tree.STANDINGS), "the member's standing becomes"),
-        "lasts": Key(Span({"days": 3660, "hours": 8760, "minutes": 1440}, 1), "with standing: for how long; default: without end"),
+        "rung": Key(Choice(*tree.RUNGS), "the member's rung becomes"),
+        "lasts": Key(Span({"days": 3660, "hours": 8760, "minutes": 1440}, 1), "with rung: for how long; default: without end"),
     }
 )
 _ROWS = ListOf(_LIMIT, 0, LIMITS_MAX, "limits")
@@ -189,7 +189,7 @@ class _Limit:
         if self.told:
             return None
         number, unit = got["lasts"] or (0, "days")
-        return tree.Limit(got["name"], counts, at_most, got["after"] or 0, got["then"], got["standing"], number * _SECONDS[unit])
+        return tree.Limit(got["name"], counts, at_most, got["after"] or 0, got["then"], got["rung"], number * _SECONDS[unit])
 
     def misread(self, key: str) -> bool:
         """Whether a key with a default stands there and could not be read."""
@@ -261,16 +261,16 @@ class _Limit:
             self.wrong("then", f"must be shadow, mark or refuse of {of[0]}, was {then}")
         elif of == ("refusals",) and then == "refuse":
             self.wrong("then", "refuse has no meaning of refusals alone, which are refused already; must be shadow or mark (with a "
-                               "standing if more is to follow)")
-        if "standing" in got:
+                               "rung if more is to follow)")
+        if "rung" in got:
             if then == "shadow":
-                self.wrong("standing", "must not be set with shadow, which only counts")
+                self.wrong("rung", "must not be set with shadow, which only counts")
             elif counts.volatile:
-                self.wrong("standing", f"has no meaning of {of[0]}: a look-up writes no entry that could change it")
+                self.wrong("rung", f"has no meaning of {of[0]}: a look-up writes no entry that could change it")
             elif of == ("enrolments",) and then == "refuse":
-                self.wrong("standing", "has no meaning with an enrolment that is refused: there is no member")
+                self.wrong("rung", "has no meaning with an enrolment that is refused: there is no member")
         elif "lasts" in got:
-            self.wrong("lasts", "has a meaning only with standing, must not be set")
+            self.wrong("lasts", "has a meaning only with rung, must not be set")
 
     # --- the bound -------------------------------------------------------------------------------------------------------
 

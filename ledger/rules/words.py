@@ -208,8 +208,8 @@ def limit(programme: tree.Programme, one: tree.Limit) -> str:
     if counts.segments:
         text += f", of members in {any_of(sorted(counts.segments))}"
     text += f"; above it {ABOVE[one.then]}"
-    if one.standing is not None:
-        text += f", and the member is {one.standing}" + (f" for {seconds(one.lasts_s)}" if one.lasts_s else "")
+    if one.rung is not None:
+        text += f", and the member is {one.rung}" + (f" for {seconds(one.lasts_s)}" if one.lasts_s else "")
     return text
 
 

@@ -76,7 +76,7 @@ burn:
   - {name: Miles, wallet: miles, share: 50, max: 900, step: 0.02}
 limits:
   - {name: Split, of: [earns, burns], per: [till, member], window: 10 minutes, segments: [staff], at_most: 2, then: refuse,
-     standing: limited, lasts: 7 days}
+     rung: limited, lasts: 7 days}
   - {name: Jump, of: earns, measure: money, per: member, window: receipt, at_most_means: 8, after: 5, then: mark}
   - {name: Shops, of: earns, measure: stores, per: member, window: day, at_most: 4, then: review}
   - {name: Crate, of: earns, measure: quantity, per: member, window: receipt, at_most: 50.5, then: mark}

@@ -427,7 +427,7 @@ def limit_of(draw: Any, name: str) -> dict:
     made["then"] = draw(st.sampled_from(answers))
     gone = of == ["enrolments"] and made["then"] == "refuse"
     if made["then"] != "shadow" and not look_ups and not gone and draw(st.booleans()):
-        made["standing"] = draw(st.sampled_from(tree.STANDINGS))
+        made["rung"] = draw(st.sampled_from(tree.RUNGS))
         if draw(st.booleans()):
             made["lasts"] = draw(st.sampled_from(["1 minute", "36 hours", "7 days", "3660 days"]))
     return made

@@ -90,10 +90,10 @@ WRONG = [
     (one(window="sliding"), "was 'sliding'"),
     (one(segments="student"), "'student' is no segment of this programme, must be one of staff, students; did you mean 'students'?"),
     (one(then="block"), "1:68: limits[0].then: must be one of shadow, mark, refuse, challenge, reduce, review, was 'block'"),
-    (one(standing="banned"), "limits[0].standing: must be one of warned, limited, blocked, excluded, was 'banned'"),
-    (one(standing="warned", lasts="1 month"),
+    (one(rung="banned"), "limits[0].rung: must be one of warned, limited, blocked, excluded, was 'banned'"),
+    (one(rung="warned", lasts="1 month"),
      "limits[0].lasts: must be 1..3660 days or 1..8760 hours or 1..1440 minutes, such as `30 days`, was '1 month'"),
-    (one(standing="warned", lasts="0 days"), "was '0 days'"),
+    (one(rung="warned", lasts="0 days"), "was '0 days'"),
     (one(at_most=None), "1:3: limits[0]: must have one of at_most, at_most_means, has none"),
     (one(at_most_means="2"), "limits[0].at_most_means: must have one of at_most, at_most_means, has both"),
     (one(at_most="1.5"), "1:59: limits[0].at_most: must be a whole number from 0 to 1000000000000000, was '1.5'"),
@@ -158,18 +158,18 @@ WRONG = [
     (one(then="challenge", of="[burns, earns]"), "then: challenge has a meaning only of burns and reservations, was of earns, burns"),
     (one(then="challenge", of="balances"), "then: challenge has a meaning only of burns and reservations, was of balances"),
     (one(then="refuse", of="refusals"), "then: refuse has no meaning of refusals alone, which are refused already; must be shadow or mark"),
-    (one(then="shadow", standing="warned"), "limits[0].standing: must not be set with shadow, which only counts"),
-    (one(of="balances", standing="warned"),
-     "limits[0].standing: has no meaning of balances: a look-up writes no entry that could change it"),
-    (one(of="enrolments", per="till", then="refuse", standing="warned"), "standing: has no meaning with an enrolment that is refused"),
-    (one(lasts="7 days"), "limits[0].lasts: has a meaning only with standing, must not be set"),
+    (one(then="shadow", rung="warned"), "limits[0].rung: must not be set with shadow, which only counts"),
+    (one(of="balances", rung="warned"),
+     "limits[0].rung: has no meaning of balances: a look-up writes no entry that could change it"),
+    (one(of="enrolments", per="till", then="refuse", rung="warned"), "rung: has no meaning with an enrolment that is refused"),
+    (one(lasts="7 days"), "limits[0].lasts: has a meaning only with rung, must not be set"),
     (one() + "\n" + one(window="week"), "2:10: limits[1].name: 'A' is taken by limits[0], must be another name"),
     (one() + "\n" + one(name="B"), "2:3: limits[1]: says the same as 'A', must say something else or be left out"),
     (one(per="[till, member]", of="[burns, earns]") + "\n" + one(name="B", per="[member, till]", of="[earns, burns]"),
      "2:3: limits[1]: says the same as 'A'"),
     ("- 5",
      "1:3: limits[0]: must be a mapping with the keys name, of, measure, per, window, segments, at_most, at_most_means, "
-     "after, then, standing, lasts, was '5'"),
+     "after, then, rung, lasts, was '5'"),
     ("  file: fraud.yaml", "1:3: limits: must be a list of limits, was a mapping"),
 ]
 
@@ -193,7 +193,7 @@ def test_what_may_look_wrong_and_is_right():
     for keys in ({"at_most": "0"}, {"at_most": "0", "window": "receipt"}, {"then": "reduce"}, {"of": "[earns, refusals]", "then": "refuse"},
                  {"of": "[earns, burns, reservations, refusals]", "measure": "members", "per": "[till, hour]"},
                  {"at_most": "4294967295", "window": "24 hours"}, {"window": "1440 minutes"}, {"per": "[member, hour]"},
-                 {"of": "unknown_balances", "per": "identifier", "window": "1 minute"}, {"of": "refusals", "standing": "blocked"}):
+                 {"of": "unknown_balances", "per": "identifier", "window": "1 minute"}, {"of": "refusals", "rung": "blocked"}):
         assert len(limits_of(one(**keys))) == 1, keys
     assert limits_of(one() + "\n" + one(name="B", at_most="9", then="shadow")), "a weaker answer above a stronger bound"
     assert check.check_source(TOP.replace("limits:\n", "limits: []\n").encode()).limits == ()
@@ -277,11 +277,11 @@ def test_a_file_of_limits_travels_with_the_programme(tmp_path):
 
 MANY = "\n".join([
     one(name="First", of="[burns, earns]", per="[till, member]", window="2 hours", segments="[staff]", at_most="7", then="refuse",
-        standing="limited", lasts="7 days"),
+        rung="limited", lasts="7 days"),
     one(name="Jump", per="[member, identifier]", measure="money", window="receipt", at_most=None, at_most_means="2.5", after="5",
         then="review"),
     one(name="Same keys", per="[identifier, member]", measure="money", window="ever", at_most="12.34", then="shadow"),
-    one(name="Line", measure="quantity", window="receipt", at_most="1.5", then="mark", standing="excluded"),
+    one(name="Line", measure="quantity", window="receipt", at_most="1.5", then="mark", rung="excluded"),
     one(name="Look", of="unknown_balances", per="device", window="1 minute", at_most="0", then="mark"),
     one(name="Softer", of="[earns, burns]", per="[member, till]", window="120 minutes", segments="staff", at_most="3"),
     one(name="Points", of="reservations", measure="points", window="month", at_most="1.5", then="challenge"),
@@ -312,9 +312,9 @@ def velocity(text: str, window: int, of: int, keys: int, measure: int, window_s:
 
 
 def limit(name: bytes, at_most: int, counter: int, keys: int, of: int, measure: int, action: int, window: int, segments: int = 0,
-          means: tuple[int, int, int] = (0, 0, 0), standing: int = 0, standing_s: int = 0) -> bytes:
-    return struct.pack("<64sqQQIIIIIHHBBBB28x", name, at_most, segments, 0, counter, *means, standing_s, keys, of, measure, action,
-                       standing,
+          means: tuple[int, int, int] = (0, 0, 0), rung: int = 0, rung_s: int = 0) -> bytes:
+    return struct.pack("<64sqQQIIIIIHHBBBB28x", name, at_most, segments, 0, counter, *means, rung_s, keys, of, measure, action,
+                       rung,
                        window)
 
 
@@ -331,10 +331,10 @@ def test_records_are_those_computed_by_hand():
         velocity("of enrolments\nmeasure stores\nper partner\nwindow day\n", 1, 8, 128, 5),
     ])
     assert image[Kind.LIMITS].tobytes() == b"".join([
-        limit(b"First", 7, 1, 17, 3, 1, 3, 5, 2, standing=2, standing_s=604_800),
+        limit(b"First", 7, 1, 17, 3, 1, 3, 5, 2, rung=2, rung_s=604_800),
         limit(b"Jump", 2500, 0, 3, 1, 3, 6, 0, means=(2, 3, 5)),
         limit(b"Same keys", 1234, 2, 3, 1, 3, 1, 4),
-        limit(b"Line", 1500, 0, 1, 1, 6, 2, 0, standing=4),
+        limit(b"Line", 1500, 0, 1, 1, 6, 2, 0, rung=4),
         limit(b"Look", 0, 4, 8, 64, 1, 2, 5),
         limit(b"Softer", 3, 1, 17, 3, 1, 2, 5, 2),
         limit(b"Points", 15, 5, 1, 4, 2, 4, 3),
@@ -357,7 +357,7 @@ def test_segments_fill_both_words():
 
 def test_a_counter_goes_on_under_another_name_bound_and_answer():
     before, after = (Image(lower_programme(check.check_source((TOP + rows).encode())))[Kind.VELOCITY]
-                     for rows in (one(), one(name="Other", at_most="9", then="refuse", standing="warned")))
+                     for rows in (one(), one(name="Other", at_most="9", then="refuse", rung="warned")))
     assert before.tobytes() == after.tobytes()
     for keys in ({"window": "week"}, {"of": "burns"}, {"per": "till"}, {"measure": "money"}, {"segments": "staff"}, {"window": "1 hour"}):
         other = Image(lower_programme(check.check_source((TOP + one(**keys)).encode())))[Kind.VELOCITY]
@@ -430,8 +430,8 @@ DAMAGED = [
     (L, 0, "counter", 0), (L, 0, "counter", 2), (L, 0, "counter", 8), (L, 0, "counter", 2**32 - 1), (L, 3, "counter", 1),
     (L, 1, "mean_sum", 0), (L, 1, "mean_sum", 3), (L, 1, "mean_sum", 8), (L, 1, "mean_count", 0), (L, 1, "mean_count", 2),
     (L, 1, "mean_after", 1), (L, 1, "mean_after", 1_000_001), (L, 0, "mean_after", 2), (L, 0, "mean_sum", 2), (L, 0, "mean_count", 3),
-    (L, 3, "standing", 5), (L, 1, "standing_s", 60), (L, 0, "standing_s", 316_224_001),
-    (L, 2, "standing", 1), (L, 4, "standing", 1), (L, 0, "keys", 1), (L, 3, "keys", 15),
+    (L, 3, "rung", 5), (L, 1, "rung_s", 60), (L, 0, "rung_s", 316_224_001),
+    (L, 2, "rung", 1), (L, 4, "rung", 1), (L, 0, "keys", 1), (L, 3, "keys", 15),
     (L, 3, "keys", 256), (L, 0, "of", 1), (L, 3, "of", 2), (L, 0, "measure", 2), (L, 3, "measure", 2**8 - 1), (L, 0, "action", 0),
     (L, 0, "action", 7), (L, 0, "action", 4), (L, 0, "action", 5), (L, 0, "action", 6), (L, 2, "action", 5), (L, 4, "action", 5),
     (L, 0, "window", 1), (L, 3, "window", 1), (L, 3, "window", 6), (L, 0, "segments", (1, 0)), (L, 3, "segments", (8, 0)),
@@ -448,10 +448,10 @@ def test_a_record_that_no_limit_makes_is_refused(kind, row, field, value):
 
 
 def test_a_record_that_another_limit_makes_is_taken():
-    others = [(0, "at_most", 2**32 - 1), (0, "name", b"Other"), (1, "mean_after", 2), (3, "segments", (3, 0)), (0, "standing", 0)]
+    others = [(0, "at_most", 2**32 - 1), (0, "name", b"Other"), (1, "mean_after", 2), (3, "segments", (3, 0)), (0, "rung", 0)]
     for row, field, value in others:
         data = with_field(L, row, field, value)
-        assert taken(data if field != "standing" else with_field(L, row, "standing_s", 0, data))
+        assert taken(data if field != "rung" else with_field(L, row, "rung_s", 0, data))
 
 
 def test_43_sections_or_45_are_refused():
@@ -487,14 +487,14 @@ def sayable(data: bytes, segments: tuple[str, ...] = ("students", "staff")) -> d
             made |= {"at_most_means": tree.decimal(int(row["at_most"]), 3), "after": int(row["mean_after"])}
         else:
             made["at_most"] = tree.decimal(int(row["at_most"]), digits)
-        if row["standing"]:
-            made["standing"] = tree.STANDINGS[row["standing"] - 1]
-            if row["standing_s"] and row["standing_s"] % 60 == 0 and row["standing_s"] <= 86_400:
-                made["lasts"] = f"{row['standing_s'] // 60} minutes"
-            elif row["standing_s"] and row["standing_s"] % 3600 == 0 and row["standing_s"] <= 3600 * 8760:
-                made["lasts"] = f"{row['standing_s'] // 3600} hours"
-            elif row["standing_s"]:
-                made["lasts"] = f"{row['standing_s'] // 86_400 or 1} days"
+        if row["rung"]:
+            made["rung"] = tree.RUNGS[row["rung"] - 1]
+            if row["rung_s"] and row["rung_s"] % 60 == 0 and row["rung_s"] <= 86_400:
+                made["lasts"] = f"{row['rung_s'] // 60} minutes"
+            elif row["rung_s"] and row["rung_s"] % 3600 == 0 and row["rung_s"] <= 3600 * 8760:
+                made["lasts"] = f"{row['rung_s'] // 3600} hours"
+            elif row["rung_s"]:
+                made["lasts"] = f"{row['rung_s'] // 86_400 or 1} days"
         rows.append(made)
     return {**plain(syntax.parse(TOP.replace("limits:\n", "").encode(), "top")), "segments": list(segments), "limits": rows}
 
