@@ -624,7 +624,7 @@ cdef inline void distinct_begin_bits(Velocity* v, DistinctSlot* slot, uint32_t f
 cdef inline bint distinct_grow(Velocity* v, DistinctSlot* slot, uint32_t count) noexcept nogil:
     # A piece for so many fingerprints, with what is in the one it has. False: no memory left.
     cdef uint64_t at = (<uint64_t>(<uint8_t*>slot - v.tables[VELOCITY_DISTINCTS].slots)) // sizeof(DistinctSlot)
-    cdef uint8_t cls = distinct_class(count), before
+    cdef uint8_t cls = distinct_class(count), before = 0
     cdef uint32_t piece, old = slot.piece
     if slot.count > 1:
         before = distinct_class(slot.count)

@@ -1,7 +1,8 @@
 """The slow, obvious velocity counters: what the tables must say, in plain Python.
 
-Written from docs/decisions/fraud.md (What is kept), not from the leaf: dicts, no slots, nothing is ever taken out. Different ones are a set, so
-above EXACT_MAX the leaf is compared within its error. Used by tests/ledger/test_velocity.py and by whoever needs an oracle with limits in it.
+Written from docs/decisions/fraud.md (What is kept), not from the leaf: dicts, no slots, nothing is ever taken out. Different ones are
+a set, so above EXACT_MAX the leaf is compared within its error. Used by tests/ledger/test_velocity.py and by whoever needs an oracle
+with limits in it.
 """
 
 from __future__ import annotations
