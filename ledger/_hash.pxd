@@ -1,7 +1,7 @@
 # Leaves: SipHash-2-4 with 128 bits for keys that come from outside, and the 128-bit fact hash of the state digest.
 # Not for the journal's chain (SHA-256 from OpenSSL, ledger/_tail.pyx). cimported by _core and the compiled verifier.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -60,6 +60,12 @@ cdef extern from *:
         unsigned __int128 s = ((unsigned __int128)sum->hi << 64 | sum->lo) - ((unsigned __int128)fact.hi << 64 | fact.lo);
         sum->lo = (uint64_t)s; sum->hi = (uint64_t)(s >> 64);
     }
+    /* The fact so many times, also less than none: as if it had been added or taken away that often. */
+    static inline void ledger_digest_times(Hash128 *sum, Hash128 fact, int64_t times) {
+        unsigned __int128 s = ((unsigned __int128)sum->hi << 64 | sum->lo);
+        s += ((unsigned __int128)fact.hi << 64 | fact.lo) * (unsigned __int128)(__int128)times;
+        sum->lo = (uint64_t)s; sum->hi = (uint64_t)(s >> 64);
+    }
     """
     ctypedef struct Hash128:
         uint64_t lo
@@ -69,3 +75,4 @@ cdef extern from *:
     uint64_t fold "ledger_fold"(uint64_t a, uint64_t b) noexcept nogil
     void digest_add "ledger_digest_add"(Hash128* sum, Hash128 fact) noexcept nogil
     void digest_sub "ledger_digest_sub"(Hash128* sum, Hash128 fact) noexcept nogil
+    void digest_times "ledger_digest_times"(Hash128* sum, Hash128 fact, int64_t times) noexcept nogil

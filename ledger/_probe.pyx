@@ -30,7 +30,15 @@ from ledger._table cimport (
     IDENTIFIER_MEMBER_MASK, IdentifierTable, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove,
     range_of,
 )
+from ledger._velocity cimport (
+    CalendarSlot, DistinctSlot, SlidingSlot, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityBest, VelocityHead, VelocityNow,
+    distinct_add, distinct_with, linear_count, sliding_add, sliding_used, velocity_add, velocity_close, velocity_dead_day, velocity_digest,
+    velocity_home, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums,
+    velocity_record_bytes, velocity_room, velocity_slot, velocity_sweep, velocity_top, velocity_touch, velocity_used, velocity_window,
+)
 
+if sizeof(CalendarSlot) != 24 or sizeof(SlidingSlot) != 72 or sizeof(DistinctSlot) != 32:
+    raise ImportError("the slots do not have the sizes that docs/decisions/fraud.md gives")
 if sizeof(ImageHeader) != 192 or sizeof(ImageWallet) != 40 or sizeof(RuleOp) != 48 or sizeof(ZoneSpan) != 16:
     raise ImportError("the image's records do not have the sizes that docs/journal-format.md gives")
 if IMAGE2_RULES_MAX != RULES_MAX:
@@ -513,3 +521,245 @@ cdef class LoadedImage:
 
 def name_hash_(bytes name not None):
     return name_hash(<const uint8_t*>name, <uint32_t>len(name))
+
+
+# --- velocity counters ------------------------------------------------------------------------------------------------
+
+cdef enum:
+    RECORD_BYTES_MAX = 8192
+    BEST_MAX = 1024
+
+cdef uint64_t BENCH_STEP = 0x9e3779b97f4a7c15
+
+
+def velocity_window_(uint8_t kind, int32_t day):
+    return velocity_window(kind, day)
+
+
+def velocity_dead_day_(uint8_t kind, int32_t window):
+    return velocity_dead_day(kind, window)
+
+
+def linear_count_(uint32_t bits):
+    return linear_count(bits)
+
+
+cdef inline uint64_t bench_mix(uint64_t value) noexcept nogil:
+    # Keys for the loops below: every number has another.
+    value *= BENCH_STEP
+    value ^= value >> 29
+    value *= <uint64_t>0xbf58476d1ce4e5b9
+    return value ^ value >> 32
+
+
+cdef class VelocityTables:
+    """The tables of velocity counters, and the ledger's time in which their windows die. MemoryError."""
+
+    cdef Velocity tables
+    cdef VelocityNow time
+
+    def __cinit__(self, uint64_t counters_max, uint64_t slidings_max, uint64_t distincts_max):
+        if not velocity_open(&self.tables, counters_max, slidings_max, distincts_max):
+            raise MemoryError
+
+    def __dealloc__(self):
+        velocity_close(&self.tables)
+
+    def now(self, int64_t now_s, int32_t day):
+        """The ledger's time from now on; it never goes back."""
+        velocity_now(&self.time, now_s, day)
+
+    def room(self, uint32_t counters, uint32_t slidings, uint32_t distincts):
+        return bool(velocity_room(&self.tables, counters, slidings, distincts))
+
+    def touch(self, uint64_t key):
+        velocity_touch(&self.tables, key)
+
+    def sweep(self, uint64_t slots):
+        velocity_sweep(&self.tables, &self.time, slots)
+
+    def used(self, uint64_t key, uint32_t id, int32_t window):
+        return velocity_used(&self.tables, key, id, window, &self.time)
+
+    def add(self, uint64_t key, uint32_t id, int32_t window, int64_t amount):
+        return velocity_add(&self.tables, key, id, window, &self.time, amount)
+
+    def sliding_used(self, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s):
+        return sliding_used(&self.tables, key, id, time_s, window_s, &self.time)
+
+    def sliding_add(self, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, int64_t amount):
+        return sliding_add(&self.tables, key, id, time_s, window_s, &self.time, amount)
+
+    def distinct_with(self, uint64_t key, uint32_t id, int32_t window, uint32_t fingerprint):
+        return distinct_with(&self.tables, key, id, window, &self.time, fingerprint)
+
+    def distinct_add(self, uint64_t key, uint32_t id, int32_t window, uint32_t fingerprint):
+        return distinct_add(&self.tables, key, id, window, &self.time, fingerprint)
+
+    def digest(self, int32_t day):
+        cdef Hash128 digest = velocity_digest(&self.tables, day)
+        return digest.lo | <object>digest.hi << 64
+
+    @property
+    def stats(self):
+        return dict(self.tables.stats)
+
+    @property
+    def units(self):
+        """Units of the arena that are in use, 32 bytes each."""
+        return self.tables.arena.live
+
+    def capacity(self, uint32_t number):
+        return self.tables.tables[number].capacity
+
+    def home(self, uint32_t number, uint64_t key):
+        """Where the search for this key begins in a table."""
+        return velocity_home(&self.tables.tables[number], key)
+
+    def slots(self, uint32_t number):
+        """(key, id, window) of every slot of a table; key 0: empty."""
+        cdef uint64_t at
+        found = []
+        for at in range(self.tables.tables[number].capacity):
+            slot = velocity_slot(&self.tables.tables[number], at)
+            found.append((slot.key, slot.id, slot.window))
+        return found
+
+    def owners(self):
+        """Whether each piece of the arena names the slot that has it."""
+        cdef uint64_t at
+        cdef const DistinctSlot* slot
+        for at in range(self.tables.tables[2].capacity):
+            slot = <const DistinctSlot*>velocity_slot(&self.tables.tables[2], at)
+            if slot.head.key != 0 and slot.count > 1 and self.tables.arena.lots[slot.piece].owner != at + 1:
+                return False
+        return True
+
+    def save(self):
+        """(the live records of the three tables, the carried sums)."""
+        cdef EntryWriter writer
+        cdef uint8_t buffer[RECORD_BYTES_MAX]
+        cdef const VelocityHead* slot
+        cdef uint64_t at
+        cdef uint32_t number
+        tables = []
+        for number in range(<uint32_t>VELOCITY_TABLES):
+            records = []
+            at = 0
+            while True:
+                slot = velocity_next(&self.tables, number, &at, &self.time)
+                if slot == NULL:
+                    break
+                writer.start = writer.at = buffer
+                velocity_put(&self.tables, number, slot, &writer)
+                if writer.at - writer.start > velocity_record_bytes(number, slot):
+                    raise AssertionError("a record is longer than it says")
+                records.append((<const char*>buffer)[:writer.at - writer.start])
+            tables.append(records)
+        writer.start = writer.at = buffer
+        velocity_put_sums(&self.tables, self.time.today, &writer)
+        if writer.at - writer.start > VELOCITY_SUMS_BYTES_MAX:
+            raise AssertionError("the sums are longer than they may be")
+        return tables, (<const char*>buffer)[:writer.at - writer.start]
+
+    def load(self, uint32_t number, bytes record not None):
+        """One record: 0, 1: broken (also with bytes left over), -1: no room."""
+        cdef Slice place
+        cdef Cursor cursor
+        cdef int code
+        place.data, place.size = <const uint8_t*>record, <uint32_t>len(record)
+        cursor_open(&cursor, &place)
+        code = velocity_load(&self.tables, number, &cursor, &self.time)
+        return 1 if code == 0 and cursor_more(&cursor) else code
+
+    def load_sums(self, bytes sums not None):
+        cdef Slice place
+        cdef Cursor cursor
+        cdef int code
+        place.data, place.size = <const uint8_t*>sums, <uint32_t>len(sums)
+        cursor_open(&cursor, &place)
+        code = velocity_load_sums(&self.tables, self.time.today, &cursor)
+        return 1 if code == 0 and cursor_more(&cursor) else code
+
+    def top(self, uint32_t number, uint32_t id, uint32_t most, uint64_t slots):
+        """The largest of a counter, by so many slots a call: [(key, window, amount)]."""
+        cdef VelocityBest best[BEST_MAX]
+        cdef uint64_t at = 0
+        cdef uint32_t count = 0
+        if most > BEST_MAX:
+            raise ValueError("more than the probe has room for")
+        while velocity_top(&self.tables, number, id, &self.time, &at, slots, best, &count, most):
+            pass
+        return [(best[i].key, best[i].window, best[i].amount) for i in range(count)]
+
+    def fill(self, uint32_t number, uint64_t first, uint64_t count, uint32_t id, int64_t each):
+        """Adds `each` to the counters of so many keys, from the first-th: in the day at hand, or in the last hour. Microseconds of all
+        together, the longest 16 of single ones, how many took longer than 100, and how many found no memory."""
+        cdef int64_t begun, start = monotonic_us(), spent
+        cdef int64_t longest[16]
+        cdef uint64_t i, full = 0, slow = 0
+        cdef uint32_t j
+        cdef int code
+        for j in range(16):
+            longest[j] = 0
+        with nogil:
+            for i in range(count):
+                begun = monotonic_us()
+                if number == 0:
+                    code = velocity_add(&self.tables, bench_mix(first + i), id, self.time.today, &self.time, each)
+                else:
+                    code = sliding_add(&self.tables, bench_mix(first + i), id, self.time.now_s, 3600, &self.time, each)
+                spent = monotonic_us() - begun
+                full += code == -1
+                slow += spent > 100
+                if spent > longest[15]:
+                    j = 15
+                    while j > 0 and longest[j - 1] < spent:
+                        longest[j] = longest[j - 1]
+                        j -= 1
+                    longest[j] = spent
+            start = monotonic_us() - start
+        return start, [longest[j] for j in range(16)], slow, full
+
+    def run(self, uint64_t keys, uint64_t commands, uint64_t first, bint touching):
+        """Commands with 20 counters over 6 of so many keys: what each has is asked, then to each is added. 14 of calendar windows, 3 sliding,
+        3 of different ones. touching: the reads of all keys are started before. Nanoseconds of a command."""
+        cdef uint64_t command, found
+        cdef uint64_t key[6]
+        cdef uint32_t i, id
+        cdef int64_t start, total = 0
+        with nogil:
+            start = monotonic_us()
+            for command in range(first, first + commands):
+                for i in range(6):      # each its own kind of key: a member, a card, a device, a till, a cashier, a store
+                    found = bench_mix(command * 6 + i)
+                    key[i] = bench_mix((found % keys) * 8 + i)
+                    if touching:
+                        velocity_touch(&self.tables, key[i])
+                for i in range(20):
+                    id = (i + 1) << 3
+                    if i < 14:
+                        total += velocity_used(&self.tables, key[i % 6], id | (1 + i % 4), self.time.windows[1 + i % 4], &self.time)
+                    elif i < 17:
+                        total += sliding_used(&self.tables, key[i % 6], id | 5, self.time.now_s, 3600, &self.time)
+                    else:
+                        total += distinct_with(&self.tables, key[i % 6], id | 1, self.time.today, &self.time, <uint32_t>command & 15)
+                for i in range(20):
+                    id = (i + 1) << 3
+                    if i < 14:
+                        velocity_add(&self.tables, key[i % 6], id | (1 + i % 4), self.time.windows[1 + i % 4], &self.time, 1)
+                    elif i < 17:
+                        sliding_add(&self.tables, key[i % 6], id | 5, self.time.now_s, 3600, &self.time, 1)
+                    else:
+                        distinct_add(&self.tables, key[i % 6], id | 1, self.time.today, &self.time, <uint32_t>command & 15)
+            start = monotonic_us() - start
+        if total < 0:
+            raise AssertionError("sums are not negative")
+        return start * 1000.0 / commands
+
+    def distincts(self, uint64_t key, uint32_t id, uint64_t first, uint32_t count):
+        """Adds so many fingerprints, from the first-th, to a counter of the day at hand; how many it says there are, the last one included."""
+        cdef uint32_t i
+        for i in range(count):
+            distinct_add(&self.tables, key, id, self.time.today, &self.time, <uint32_t>(bench_mix(first + i) >> 32))
+        return distinct_with(&self.tables, key, id, self.time.today, &self.time, <uint32_t>(bench_mix(first + count - 1) >> 32))

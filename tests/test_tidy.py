@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATED = {"ledger._limits", "ledger._status"}
 LEAVES = {f"ledger.{name}" for name in (
     "_arith", "_atomic", "_clock", "_entry", "_evaluate", "_hash", "_identity", "_image", "_layout", "_lmdb", "_lots", "_programme",
-    "_quote", "_rules", "_table", "_thread")} | GENERATED
+    "_quote", "_rules", "_table", "_thread", "_velocity")} | GENERATED
 ENGINE = LEAVES | {"ledger._core", "ledger._tail", "ledger._journal", "ledger._ids", "ledger._snapshot"}
 RULES = {f"ledger.rules.{name}" for name in (
     "apart", "catalogue", "check", "conditions", "currencies", "difference", "firing", "fits", "image2", "lower2", "lower_articles",
