@@ -164,12 +164,14 @@ cdef inline int32_t velocity_window(uint8_t kind, int32_t day) noexcept nogil:
 
 cdef inline int32_t velocity_dead_day(uint8_t kind, int32_t window) noexcept nogil:
     # The first day on which it is dead: the one behind its successor has begun. Lifetime: DAY_NEVER.
+    cdef int32_t year
     if kind == VELOCITY_DAY:
         return window + 2
     if kind == VELOCITY_WEEK:
         return (window + 2) * 7 - 3
     if kind == VELOCITY_MONTH:
-        return day_from_civil((window + 2) // 12, (window + 2) % 12 + 1, 1)
+        year = <int32_t>div_floor(window + 2, 12)
+        return day_from_civil(year, window + 2 - 12 * year + 1, 1)
     return DAY_NEVER
 
 
@@ -189,7 +191,7 @@ cdef inline uint32_t sliding_bucket_s(uint32_t window_s) noexcept nogil:
 cdef inline bint velocity_dead(const VelocityHead* slot, const VelocityNow* now) noexcept nogil:
     cdef uint32_t kind = slot.id & VELOCITY_KIND_MASK
     if kind == VELOCITY_SLIDING:
-        return now.now_s // (<const SlidingSlot*>slot).bucket_s > <int64_t>slot.window + SLIDING_BUCKETS - 1
+        return div_floor(now.now_s, (<const SlidingSlot*>slot).bucket_s) > <int64_t>slot.window + SLIDING_BUCKETS - 1
     return kind != VELOCITY_EVER and now.windows[kind] >= slot.window + 2
 
 
@@ -417,7 +419,7 @@ cdef inline Hash128 distinct_fact(const VelocityHead* slot, uint32_t what, uint3
 cdef inline int32_t sliding_dead_day(int64_t bucket, uint32_t bucket_s) noexcept nogil:
     # Its slot is dead 13 buckets behind its end at the latest. Two days later than that moment's in UTC, because the programme's zone may be
     # a day ahead: what lives is in the digest.
-    return <int32_t>((bucket + 1 + SLIDING_BUCKETS) * bucket_s // 86_400) + 2
+    return <int32_t>div_floor((bucket + 1 + SLIDING_BUCKETS) * bucket_s, 86_400) + 2
 
 
 cdef inline Hash128 velocity_digest(Velocity* v, int32_t today) noexcept nogil:
@@ -502,14 +504,14 @@ cdef inline int64_t sliding_used(const Velocity* v, uint64_t key, uint32_t id, i
     cdef uint32_t bucket_s = sliding_bucket_s(window_s)
     if slot == NULL or slot.bucket_s != bucket_s or velocity_dead(&slot.head, now):
         return 0
-    return sliding_sum(slot, time_s // bucket_s)
+    return sliding_sum(slot, div_floor(time_s, bucket_s))
 
 
 cdef inline int sliding_add(Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
                             int64_t amount) noexcept nogil:
     # As velocity_add; 1: older than the ring. A time that is later than now is for the caller to bring back; an amount below 0 is as 0.
     cdef uint32_t bucket_s = sliding_bucket_s(window_s)
-    cdef int64_t bucket = time_s // bucket_s, before, after
+    cdef int64_t bucket = div_floor(time_s, bucket_s), before, after
     cdef VelocityHead* head
     cdef SlidingSlot* slot
     cdef uint32_t* place
@@ -521,7 +523,7 @@ cdef inline int sliding_add(Velocity* v, uint64_t key, uint32_t id, int64_t time
     head = velocity_find(&v.tables[VELOCITY_SLIDINGS], key, id, 0, 0)
     slot = <SlidingSlot*>head
     live = slot != NULL and slot.bucket_s == bucket_s and not velocity_dead(head, now)
-    if bucket < (head.window if live else now.now_s // bucket_s) - (SLIDING_BUCKETS - 1):
+    if bucket < (<int64_t>head.window if live else div_floor(now.now_s, bucket_s)) - (SLIDING_BUCKETS - 1):
         return 1
     if amount <= 0:
         return 0
@@ -906,7 +908,7 @@ cdef inline int64_t velocity_amount(uint32_t number, const VelocityHead* slot, c
     if number == VELOCITY_CALENDARS:
         return (<const CalendarSlot*>slot).value
     if number == VELOCITY_SLIDINGS:
-        return sliding_sum(<const SlidingSlot*>slot, now.now_s // (<const SlidingSlot*>slot).bucket_s)
+        return sliding_sum(<const SlidingSlot*>slot, div_floor(now.now_s, (<const SlidingSlot*>slot).bucket_s))
     return distinct_count(<const DistinctSlot*>slot, 0)
 
 

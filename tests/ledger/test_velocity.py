@@ -261,6 +261,24 @@ def test_there_is_room_up_to_what_was_asked_for_and_memory_beyond(number):
     assert room(30) and list(table.stats.values())[number] == 0
 
 
+def test_a_sweep_passes_nobody_by_who_came_into_a_freed_place():
+    """Thirty dead in one run: as many looks as there are slots, and one more for each that goes, take all of them out."""
+    table = _probe.VelocityTables(30, 30, 30)
+    capacity, today = table.capacity(CALENDARS), START_S // DAY_S
+    table.now(START_S, today)
+    keys = [key for key in range(1, 5000) if table.home(CALENDARS, key) == capacity // 3][:30]
+    assert len(keys) == 30
+    for key in keys:
+        table.add(key, 9, today, 1)
+        table.distinct_add(key, 9, today, 1)
+        table.distinct_add(key, 9, today, 2)
+    begin = table.slots(CALENDARS)
+    assert all(key for key, _, _ in begin[capacity // 3:capacity // 3 + 30]), "one run"
+    table.now(START_S + 2 * DAY_S, today + 2)
+    table.sweep(capacity + 30)
+    assert table.stats["counters"] == table.stats["distincts"] == table.units == 0
+
+
 def test_new_slots_take_the_dead_out_and_nothing_stays_behind():
     table, chance = _probe.VelocityTables(400, 400, 400), random.Random(7)
     for day in range(20_000, 20_060):
