@@ -81,7 +81,10 @@ cdef enum:                      # SnapshotSection: what a chunk of a snapshot ho
     SNAPSHOT_CAMPAIGNS = 8
     SNAPSHOT_IMAGES = 9         # 9 and 10 in the place of SNAPSHOT_PROGRAM
     SNAPSHOT_VERSIONS = 10
-    SNAPSHOT_SECTION_COUNT = 11
+    SNAPSHOT_RUNGS = 11         # behind SNAPSHOT_ACCOUNTS: of members who are on one
+    SNAPSHOT_VELOCITY = 12      # counters of limits, then their sums
+    SNAPSHOT_VELOCITY_SUMS = 13
+    SNAPSHOT_SECTION_COUNT = 14
     SNAPSHOT_CHUNK_BYTES = 4_194_304    # at most in a chunk; every record fits one
     SNAPSHOT_KEY_TABLES = 2     # request ids, receipt keys
 

@@ -15,7 +15,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from ledger._atomic cimport load_u32, store_u32
-from ledger._arith cimport add_overflow, day_from_civil, day_from_yyyymmdd, div_floor, max_i64, min_i64, month_days
+from ledger._arith cimport add_overflow, day_from_civil, day_from_yyyymmdd, div_floor, max_i64, min_i64, month_days, mul_div_floor
 from ledger._entry cimport (
     Context, Cursor, EntryView, EntryWriter, LineDetails, context_read, cursor_more, cursor_open, details_next, details_open, entry_begin, entry_finish, entry_view, get_byte, get_bytes,
     get_key, get_signed, get_text, get_varint, put_byte, put_bytes, put_key, put_signed, put_tag, put_tag_text, put_text, put_varint,
@@ -27,12 +27,14 @@ from ledger._evaluate cimport (
     REFUSED_TOO_MANY_LINES, REFUSED_TOTAL_DIFFERS, REFUSED_UNKNOWN_STORE, Result2, Scratch, evaluate, list_burn_limits, result_close,
     result_open, scratch_close, scratch_open, window_number,
 )
-from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, siphash
+from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, siphash
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
-    CAP_USES, ENTITLEMENTS_MAX, ImageCampaign, ImageName, ImageText, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES,
+    CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_STORES, ENTITLEMENTS_MAX, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow,
+    LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_UNKNOWN_BALANCE, SPEED_SLIDING,
+    VELOCITY_VOLATILE,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
-    WINDOW_ROLLING, WINDOW_YEAR, name_find,
+    WINDOW_ROLLING, WINDOW_YEAR, name_find, table_find_slice, zone_span_at,
 )
 from ledger._layout cimport *
 from ledger._limits cimport *
@@ -54,6 +56,11 @@ from ledger._table cimport (
     reservations_add, reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first, slot_second,
     slot_set_first, slot_set_second, unreserve_memory,
 )
+from ledger._velocity cimport (
+    VELOCITY_LOADED, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
+    velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums, velocity_record_bytes, velocity_room,
+    velocity_sweep, velocity_used, velocity_window,
+)
 
 cdef extern from "_verify.h" nogil:
     void VERIFY(bint condition)
@@ -71,6 +78,7 @@ cdef enum:
     TIER_NAME_BYTES = 32
     ENTITLEMENT_BYTES = 32
     TIER_COUNTERS_MAX = 8       # counters of tiers: two for each of the four windows that are not rolling
+    LIMITS_FIRED_MAX = 256      # as many as a programme has
     BIRTHDAY_REST_DAYS = 365    # a birthday that was changed counts again so many days later
 
 cdef int64_t SENT_TIME_MIN_US = 946_684_800_000_000     # 2000-01-01
@@ -87,8 +95,8 @@ cdef struct Account:            # 32 bytes
     uint16_t reservation_count  # ACTIVE ones
     uint8_t lot_class           # size class of `lots`
     uint8_t identifier_count
-    uint16_t unused_1
-    uint32_t unused_2
+    uint16_t rung               # from 0
+    uint32_t rung_until_s   # UTC seconds since 1970; 0: without end
 
 cdef struct Reservation:        # 72 bytes
     uint64_t id                 # sequence of its RESERVE entry
@@ -145,12 +153,28 @@ cdef struct Decision:           # scratch of the command being decided
     bint due                    # reservations of the member are over that nobody has posted as expired: what they hold is free
     bint quoted                 # `token` is of this receipt
     uint8_t changed             # in which parts the receipt differs from its quote
+    int64_t points_max          # of what is earned, by limits; INT64_MAX: all
     QuoteToken token
 
 cdef struct DayCache:           # [from, until) is `day`
     int64_t from_us
     int64_t until_us
     int32_t day
+
+cdef struct Fired:              # a limit that an entry is above
+    uint16_t limit              # from 0
+    uint8_t action              # LimitAction
+
+cdef struct Judged:             # what limits say of a command
+    uint32_t fired_count
+    Fired[LIMITS_FIRED_MAX] fired   # in the programme's order, without those in shadow
+    int32_t refused_by          # limit; -1: none
+    int64_t points_max          # of what is earned; INT64_MAX: all
+    int64_t cut                 # points that were not given
+    bint full                   # there is no room to count
+    uint8_t rung                # the highest that a limit moves the member to; 0: none
+    uint32_t rung_until_s   # 0: without end
+    uint16_t rung_by        # limit
 
 include "_core_members.pxi"
 include "_core_rules.pxi"
@@ -205,6 +229,11 @@ cdef struct Core:
     Facts2 facts
     Limits2 limits
     uint64_t campaign_sequence  # of the last entry that changed a campaign
+    Velocity velocity           # counters of limits
+    Velocity looked             # those of look-ups: in no entry and no snapshot
+    int64_t looked_since_s      # of the first one; 0: there was none
+    int32_t looked_since_day
+    Judged judged               # what limits say of the command at hand
     QuoteView quote             # of the command just executed
     uint8_t* quote_entry        # COMMAND_ENTRY_BYTES_MAX
     uint8_t quote_key[16]       # made from the identity key
@@ -238,6 +267,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = ok and arena_open(&core.arena, lots)
     ok = ok and members_open(core, core.accounts_max)
     ok = ok and programmes_open(&core.programmes)
+    ok = ok and limits_open(core)
     core.scratch = scratch_open()
     core.result = result_open()
     core.limits.core = core
@@ -271,6 +301,8 @@ cdef void core_close(Core* core) noexcept:
     keys_close(&core.keys[KEYS_RECEIPT])
     reservations_close(&core.reservation_map)
     programmes_close(&core.programmes)
+    velocity_close(&core.velocity)
+    velocity_close(&core.looked)
     free(core)
 
 
@@ -330,7 +362,11 @@ cdef const Scratch* core_scratch(const Core* core) noexcept nogil:
 
 
 cdef Hash128 core_digest(const Core* core) noexcept nogil:
-    return core.digest
+    # Facts, and what counts on the day of the last entry.
+    cdef Hash128 digest = core.digest
+    if core.program != NULL:
+        digest_add(&digest, velocity_digest(<Velocity*>&core.velocity, program_day(core.program, core.stats.time_us)))
+    return digest
 
 
 cdef int32_t day_of(Core* core, DayCache* cache, int64_t time_us) noexcept nogil:
@@ -345,7 +381,7 @@ cdef int32_t day_of(Core* core, DayCache* cache, int64_t time_us) noexcept nogil
 # --- facts of the digest ------------------------------------------------------------------------------------------
 
 cdef Hash128 account_fact(const Account* account, uint32_t member) noexcept nogil:
-    return fact_hash(FACT_ACCOUNT, member, account.sequence, account.identifier_count, 0, 0)
+    return fact_hash(FACT_ACCOUNT, member, account.sequence, account.identifier_count, account.rung, account.rung_until_s)
 
 
 cdef Hash128 lot_fact(const Lot* lot, uint32_t member) noexcept nogil:
@@ -493,6 +529,9 @@ cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outco
         first = <uint32_t>wallet
         last = first + 1
     d.member = find_member(core, &command.member, d.member_hash)
+    if not look_up_allowed(core, command, now_us, d.member, d.member_hash):
+        outcome.status = STATUS_VELOCITY_EXCEEDED
+        return
     if d.member == 0:
         refuse_not_found(core, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind), outcome)
         return
@@ -818,6 +857,8 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         return check_adjustment(command, outcome)
     if sets_member(method):
         return check_birthday(command, outcome) and check_by_hand(command, outcome)
+    if method == METHOD_SET_RUNG:
+        return check_rung(command, outcome) and check_by_hand(command, outcome)
     if earns_by(method):
         if not check_receipt(command, d, outcome):
             return False
@@ -901,6 +942,8 @@ cdef uint8_t kind_of(uint8_t method) noexcept nogil:
         return KIND_SET_ATTRIBUTES
     if method == METHOD_RULES_ORDER:
         return KIND_PROGRAM
+    if method == METHOD_SET_RUNG:
+        return KIND_SET_RUNG
     return method
 
 
@@ -909,7 +952,7 @@ cdef bint sets_member(uint8_t method) noexcept nogil:
 
 
 cdef bint by_hand(uint8_t method) noexcept nogil:
-    return METHOD_ADJUST <= method <= METHOD_UNLINK or sets_member(method)
+    return METHOD_ADJUST <= method <= METHOD_UNLINK or sets_member(method) or method == METHOD_SET_RUNG
 
 
 cdef bint is_write(uint8_t method) noexcept nogil:
@@ -1053,6 +1096,11 @@ cdef uint16_t differing_by_hand(Core* core, const Command* command, const Decisi
         field = differing_sets(core, command, view)
         if field != 0:
             return field
+    elif command.method == METHOD_SET_RUNG:
+        if context.values[CONTEXT_RUNG] != command.rung - 1:
+            return FIELD_RUNG
+        if context.values[CONTEXT_LASTS] != (command.ttl_us if command.given & GIVEN_TTL else 0):
+            return FIELD_LASTS
     elif command.method == METHOD_ADJUST:
         field = differing_payment(core, command, context)
         if field != 0:
@@ -1470,6 +1518,10 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_IDENTIFIER, <int64_t>d.identifiers[0].lo)
     if method == METHOD_ADJUST and command.expiry_day != 0:
         put_tag(writer, CONTEXT_EXPIRY_DAY, command.expiry_day)
+    if method == METHOD_SET_RUNG:
+        put_tag(writer, CONTEXT_RUNG, command.rung - 1)
+        if command.given & GIVEN_TTL:
+            put_tag(writer, CONTEXT_LASTS, command.ttl_us)
     if command.quote_token.size != 0:
         put_tag(writer, CONTEXT_QUOTE, mark_of(command))
     if command.given & GIVEN_ONLY_AS_QUOTED:
@@ -1649,6 +1701,7 @@ cdef void open_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
     d.due = False
     d.quoted = False
     d.changed = 0
+    d.points_max = INT64_MAX
 
 
 cdef void begin_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
@@ -1700,6 +1753,12 @@ cdef void refuse_remembered(Core* core, const Command* command, Decision* d, uin
         write_receipt_end(&writer, command)
     write_origin(&writer, core, command, d)
     size = entry_finish(&writer)
+    if limits_hold(core):
+        if status != STATUS_VELOCITY_EXCEEDED and not may_be_refused(core, writer.start, size):
+            outcome.status = STATUS_TABLE_FULL
+            return
+        write_limits(&writer, core, d.member)
+        size = entry_finish(&writer)
     post(core, writer.start, size, outcome)
     outcome.status = status
     outcome.entry = writer.start
@@ -1792,6 +1851,8 @@ cdef uint16_t decide_receipt(Core* core, const Command* command, Decision* d, Ac
     if status == STATUS_OK:
         status = decide_rules(core, command, d, account, captured[0], captured_points[0], outcome)
     if status == STATUS_OK:
+        if d.points_max != INT64_MAX:
+            cut_awards(core, d.points_max)
         date_awards(core, d, account)
         status = add_awards(core, command, d, account, outcome)
     if status == STATUS_OK and account == NULL and (
@@ -1805,6 +1866,7 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
     cdef EntryWriter writer
     cdef EntryHeader* header
     cdef uint32_t i, member, fresh = 0, size
+    cdef uint16_t status
     cdef bint opening
     d.member = 0
     for i in range(command.identifier_count):
@@ -1854,6 +1916,18 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
         write_opened(&writer, core, d)
     write_origin(&writer, core, command, d)
     size = entry_finish(&writer)
+    if limits_hold(core):
+        status = obey_limits(core, entry, size, d)
+        if status != STATUS_OK:
+            if opening:
+                d.member = 0
+            if STATUS_ROWS[status].remembered:
+                refuse_remembered(core, command, d, status, entry, outcome)
+            else:
+                outcome.status = status
+            return
+        write_limits(&writer, core, 0 if opening else d.member)
+        size = entry_finish(&writer)
     finish_write(core, entry, size, outcome)
 
 
@@ -1913,14 +1987,91 @@ cdef void finish_write(Core* core, uint8_t* entry, uint32_t size, Outcome* outco
     outcome.wait_sequence = core.stats.sequence
 
 
+cdef uint16_t decide_write(Core* core, const Command* command, Decision* d, Account* account, const Reservation** captured,
+                           int64_t* captured_points, Outcome* outcome) noexcept nogil:
+    # Burn, capture, release or reserve; then earn. Returns a status.
+    cdef uint8_t method = command.method
+    cdef uint16_t status = STATUS_OK
+    cdef int64_t available
+    cdef bint earns = method == METHOD_EARN or method == METHOD_COMMIT
+    if method == METHOD_RESERVE:
+        d.touched |= <uint32_t>1 << d.wallet
+        if account.reservation_count >= RESERVATIONS_PER_MEMBER_MAX:
+            outcome.a = account.reservation_count
+            outcome.b = RESERVATIONS_PER_MEMBER_MAX
+            status = STATUS_RESERVATIONS_LIMIT
+        else:
+            available = take_available(core, d, account, command.points, True)
+            if available >= 0:
+                outcome.a = available
+                outcome.b = command.points
+                status = STATUS_INSUFFICIENT_POINTS
+            elif ((core.pool_used == core.pool_max and core.pool_free == NO_INDEX and core.finished_first == NO_INDEX)
+                    or not arena_has(&core.arena)):
+                status = STATUS_TABLE_FULL
+    elif method == METHOD_ADJUST:
+        status = decide_adjustment(core, command, d, account, outcome)
+    elif earns:
+        status = decide_receipt(core, command, d, account, captured, captured_points, outcome)
+        if status == STATUS_OK and d.quoted:
+            d.changed = differs_from_quote(core, d)
+            if d.changed != 0 and command.given & GIVEN_ONLY_AS_QUOTED:
+                status = STATUS_QUOTE_CHANGED
+                outcome.a = d.changed
+                outcome.b = 0
+    else:
+        status = decide_take(core, command, d, account, captured, captured_points, outcome)
+    if status == STATUS_OK and account != NULL and (earns or method == METHOD_BURN or method == METHOD_CAPTURE):
+        status = slide_lots(core, d, account)
+    return status
+
+
+cdef uint32_t write_command(Core* core, const Command* command, Decision* d, const Account* account, const Reservation* captured, int64_t captured_points,
+                            uint8_t* entry, EntryWriter* writer) noexcept nogil:
+    # The entry of what was decided; it is not applied. Returns its size; more sections may follow.
+    cdef EntryHeader* header = entry_begin(writer, entry)
+    cdef uint8_t method = command.method
+    cdef bint earns = earns_by(method)
+    if account == NULL:
+        d.member = <uint32_t>core.stats.members + 1
+    fill_header(core, header, KIND_COMMIT if method == METHOD_QUOTE else kind_of(method), d)
+    if account == NULL:
+        header.flags = FLAG_OPENED
+        d.member = 0
+    write_context(writer, command, d)
+    write_postings(writer, d)
+    write_lots(writer, core, d)
+    if earns:
+        write_lines(writer, command)
+        write_awards(writer, core, d)
+    write_after(writer, core, d, account)
+    if method == METHOD_RESERVE:
+        write_reservation(writer, core.stats.sequence + 1, RESERVATION_ACTIVE, d.wallet, command.points, 0,
+                          command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS)
+    elif captured != NULL:
+        write_reservation(writer, captured.id, RESERVATION_RELEASED if method == METHOD_RELEASE else RESERVATION_CAPTURED,
+                          captured.wallet, captured.reserved_points, captured_points, captured.expire_time_us - d.now_us)
+    if account == NULL:
+        section_begin(writer, SECTION_IDENTIFIERS)
+        put_byte(writer, command.member.kind)
+        put_bytes(writer, <const uint8_t*>&d.member_hash, 16)
+        section_end(writer)
+    if earns:
+        write_receipt_end(writer, command)
+        write_rules(writer, core, d, command, account == NULL)
+        if d.quoted:
+            write_quote(writer, d)
+    write_origin(writer, core, command, d)
+    return entry_finish(writer)
+
+
 cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:
     cdef Decision* d = &core.decision
     cdef EntryWriter writer
-    cdef EntryHeader* header
     cdef Account* account = NULL
     cdef const KeyTable* receipts = &core.keys[KEYS_RECEIPT]
     cdef const Reservation* captured = NULL
-    cdef int64_t captured_points = 0, available
+    cdef int64_t captured_points = 0
     cdef uint64_t first, second, posted_by = 0
     cdef uint8_t method = command.method
     cdef uint16_t status = STATUS_OK
@@ -1956,6 +2107,9 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if sets_member(method):
         execute_set(core, command, d, entry, outcome)
         return
+    if method == METHOD_SET_RUNG:
+        execute_rung(core, command, d, entry, outcome)
+        return
 
     # Whose is it?
     if d.member == 0:
@@ -1988,40 +2142,24 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
 
     if command.quote_token.size != 0 and not take_token(core, command, d, outcome):
         return
+    status = rung_allows(core, command, account, d, outcome)
+    if status != STATUS_OK:
+        refuse_remembered(core, command, d, status, entry, outcome)
+        return
     if account != NULL and reservations_due(core, account, d.now_us):
         settle_member(core, d, entry, outcome)
         outcome.wait_sequence = account.sequence
 
-    # Burn, capture, release or reserve; then earn.
-    if method == METHOD_RESERVE:
-        d.touched |= <uint32_t>1 << d.wallet
-        if account.reservation_count >= RESERVATIONS_PER_MEMBER_MAX:
-            outcome.a = account.reservation_count
-            outcome.b = RESERVATIONS_PER_MEMBER_MAX
-            status = STATUS_RESERVATIONS_LIMIT
-        else:
-            available = take_available(core, d, account, command.points, True)
-            if available >= 0:
-                outcome.a = available
-                outcome.b = command.points
-                status = STATUS_INSUFFICIENT_POINTS
-            elif ((core.pool_used == core.pool_max and core.pool_free == NO_INDEX and core.finished_first == NO_INDEX)
-                    or not arena_has(&core.arena)):
-                status = STATUS_TABLE_FULL
-    elif method == METHOD_ADJUST:
-        status = decide_adjustment(core, command, d, account, outcome)
-    elif earns:
-        status = decide_receipt(core, command, d, account, &captured, &captured_points, outcome)
-        if status == STATUS_OK and d.quoted:
-            d.changed = differs_from_quote(core, d)
-            if d.changed != 0 and command.given & GIVEN_ONLY_AS_QUOTED:
-                status = STATUS_QUOTE_CHANGED
-                outcome.a = d.changed
-                outcome.b = 0
-    else:
-        status = decide_take(core, command, d, account, &captured, &captured_points, outcome)
-    if status == STATUS_OK and account != NULL and (earns or method == METHOD_BURN or method == METHOD_CAPTURE):
-        status = slide_lots(core, d, account)
+    status = decide_write(core, command, d, account, &captured, &captured_points, outcome)
+    if status == STATUS_OK:
+        size = write_command(core, command, d, account, captured, captured_points, entry + outcome.written_size, &writer)
+        if limits_hold(core):
+            status = obey_limits(core, writer.start, size, d)
+        if status == STATUS_OK and d.points_max != INT64_MAX:
+            # Decided again, with less to earn.
+            begin_decision(core, d, d.now_us)
+            status = decide_write(core, command, d, account, &captured, &captured_points, outcome)
+            write_command(core, command, d, account, captured, captured_points, entry + outcome.written_size, &writer)
     if status != STATUS_OK:
         if STATUS_ROWS[status].remembered:
             refuse_remembered(core, command, d, status, entry, outcome)
@@ -2030,37 +2168,10 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         return
 
     # After this point the command succeeds.
-    header = entry_begin(&writer, entry + outcome.written_size)
-    if account == NULL:
-        d.member = <uint32_t>core.stats.members + 1
-    fill_header(core, header, kind_of(method), d)
-    if account == NULL:
-        header.flags = FLAG_OPENED
-    write_context(&writer, command, d)
-    write_postings(&writer, d)
-    write_lots(&writer, core, d)
     if earns:
-        write_lines(&writer, command)
-        write_awards(&writer, core, d)
-    write_after(&writer, core, d, account)
-    if method == METHOD_RESERVE:
-        write_reservation(&writer, core.stats.sequence + 1, RESERVATION_ACTIVE, d.wallet, command.points, 0,
-                          command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS)
-    elif captured != NULL:
-        write_reservation(&writer, captured.id, RESERVATION_RELEASED if method == METHOD_RELEASE else RESERVATION_CAPTURED,
-                          captured.wallet, captured.reserved_points, captured_points, captured.expire_time_us - d.now_us)
-    if account == NULL:
-        section_begin(&writer, SECTION_IDENTIFIERS)
-        put_byte(&writer, command.member.kind)
-        put_bytes(&writer, <const uint8_t*>&d.member_hash, 16)
-        section_end(&writer)
-    if earns:
-        write_receipt_end(&writer, command)
-        write_rules(&writer, core, d, command, account == NULL)
         count_rules(core, d)
-        if d.quoted:
-            write_quote(&writer, d)
-    write_origin(&writer, core, command, d)
+    if limits_hold(core):
+        write_limits(&writer, core, d.member)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
 
@@ -2224,6 +2335,7 @@ cdef uint32_t core_write_digest(Core* core, int64_t now_us, uint8_t* entry) noex
     cdef Decision* d = &core.decision
     cdef EntryWriter writer
     cdef EntryHeader* header = entry_begin(&writer, entry)
+    cdef Hash128 digest
     cdef uint32_t size
     d.now_us = max_i64(now_us, core.stats.time_us)
     programme_of(core, d.now_us)
@@ -2231,7 +2343,8 @@ cdef uint32_t core_write_digest(Core* core, int64_t now_us, uint8_t* entry) noex
     fill_header(core, header, KIND_DIGEST, d)
     memset(header.request, 0, 16)
     section_begin(&writer, SECTION_DIGEST)
-    put_bytes(&writer, <const uint8_t*>&core.digest, 16)
+    digest = digest_at(core, d.now_us)
+    put_bytes(&writer, <const uint8_t*>&digest, 16)
     section_end(&writer)
     size = entry_finish(&writer)
     VERIFY(core_apply(core, entry, size) == APPLY_OK)
@@ -2684,6 +2797,7 @@ cdef int apply_member(Core* core, const EntryView* view) noexcept nogil:
 cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
     cdef EntryView view
     cdef const EntryHeader* header
+    cdef Hash128 digest
     cdef int result = APPLY_OK
     if not entry_view(entry, size, &view):
         return APPLY_FRAMING
@@ -2702,13 +2816,19 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
     elif core.program == NULL or header.program != core.program.version:
         return APPLY_PROGRAM
     elif header.kind == KIND_DIGEST:
+        digest = digest_at(core, header.time_us)
         if (view.sections[SECTION_DIGEST].size != 16 or view.sections[SECTION_DIGEST].data == NULL
-                or memcmp(view.sections[SECTION_DIGEST].data, &core.digest, 16) != 0):
+                or memcmp(view.sections[SECTION_DIGEST].data, &digest, 16) != 0):
             return APPLY_DIGEST
         core.digest_sequence = core.stats.sequence + 1
-    elif KIND_EARN <= header.kind <= KIND_SET_ATTRIBUTES:
-        if header.status == STATUS_OK:
+    elif KIND_EARN <= header.kind <= KIND_SET_RUNG:
+        # Limits are judged, and counted, by what was before the entry.
+        if header.kind <= KIND_ENROLL:
+            result = apply_velocity(core, &view)
+        if result == APPLY_OK and header.status == STATUS_OK:
             result = apply_member(core, &view)
+        if result == APPLY_OK and view.sections[SECTION_RUNG].data != NULL:
+            result = apply_rung(core, &view)
         if result == APPLY_OK:
             remember_keys(core, &view)
     else:

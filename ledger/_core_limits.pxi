@@ -55,13 +55,15 @@ cdef bint origin_read(const Slice* section, Origin* origin) noexcept nogil:
 
 
 cdef void write_origin(EntryWriter* writer, const Core* core, const Command* command, const Decision* d) noexcept nogil:
+    # Where there are limits, or the command says where it comes from.
+    cdef const Slice* store = &command.store if command.given & GIVEN_RECEIPT_KEY else &command.origin[ORIGIN_STORE]
     cdef Origin origin
     cdef uint32_t part
-    if command.origins == 0:
+    if command.origins == 0 and not limits_hold(core):
         return
     origin_of(core, command, &origin)
     section_begin(writer, SECTION_ORIGIN)
-    put_signed(writer, 0)
+    put_signed(writer, zone_offset_s(<const Program2*>core.program.rules, store, d.business_us) if core.program.rules != NULL else 0)
     for part in range(<uint32_t>ORIGIN_DEVICE, <uint32_t>ORIGIN_COUNT):
         if origin.given >> part & 1:
             put_byte(writer, <uint8_t>part)
@@ -99,3 +101,598 @@ cdef bint check_origin(const Command* command, Outcome* outcome) noexcept nogil:
     if keyed and command.origins >> ORIGIN_TILL & 1 and not text_equal(command.origin[ORIGIN_TILL], command.till):
         return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_ORIGIN_TILL, command.origin[ORIGIN_TILL])
     return True
+
+
+# --- the ladder ---------------------------------------------------------------------------------------------------
+
+cdef inline uint8_t rung_at(const Account* account, int64_t now_us) noexcept nogil:
+    if account.rung_until_s != 0 and now_us >= <int64_t>account.rung_until_s * MICROSECONDS:
+        return RUNG_OK
+    return <uint8_t>account.rung
+
+
+cdef uint16_t rung_allows(const Core* core, const Command* command, const Account* account, const Decision* d, Outcome* outcome) noexcept nogil:
+    # Whether the member may do this. Returns a status. What is held is given back in any case.
+    cdef uint8_t rung
+    if account == NULL or command.method == METHOD_RELEASE or command.method == METHOD_ADJUST:
+        return STATUS_OK
+    rung = rung_at(account, d.now_us)
+    if rung < RUNG_LIMITED:
+        return STATUS_OK
+    outcome.a = <int64_t>account.rung_until_s * MICROSECONDS
+    outcome.b = 0
+    if rung == RUNG_EXCLUDED:
+        return STATUS_MEMBER_EXCLUDED
+    if rung == RUNG_BLOCKED:
+        return STATUS_MEMBER_BLOCKED
+    if earns_by(command.method) and command.payment == PAYMENT_NONE:
+        outcome.a = 0
+        return STATUS_OK
+    return STATUS_MEMBER_LIMITED
+
+
+cdef bint check_rung(const Command* command, Outcome* outcome) noexcept nogil:
+    if command.rung < 1 or command.rung > RUNG_COUNT:
+        return refuse_number(outcome, FIELD_RUNG, command.rung)
+    if command.given & GIVEN_TTL and (command.ttl_us < MICROSECONDS or command.ttl_us > <int64_t>RUNG_S_MAX * MICROSECONDS or command.rung == 1):
+        return refuse_number(outcome, FIELD_LASTS, command.ttl_us)
+    return True
+
+
+cdef void write_rung(EntryWriter* writer, const Account* account, uint8_t rung, uint32_t until_s, uint32_t by) noexcept nogil:
+    # by: number of the limit, from 1; 0: by hand.
+    section_begin(writer, SECTION_RUNG)
+    put_byte(writer, <uint8_t>account.rung)
+    put_byte(writer, rung)
+    put_varint(writer, until_s)
+    put_varint(writer, by)
+    section_end(writer)
+
+
+cdef void execute_rung(Core* core, const Command* command, Decision* d, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    # SetRung; d.member: the member named, or 0.
+    cdef EntryWriter writer
+    cdef EntryHeader* header
+    cdef uint32_t until_s = 0
+    if d.member == 0:
+        refuse_not_found(core, STATUS_MEMBER_NOT_FOUND, member_field(command.member.kind), outcome)
+        return
+    if command.given & GIVEN_TTL:
+        until_s = <uint32_t>div_floor(d.now_us + command.ttl_us + MICROSECONDS - 1, MICROSECONDS)
+    header = entry_begin(&writer, entry)
+    fill_header(core, header, KIND_SET_RUNG, d)
+    write_context(&writer, command, d)
+    write_rung(&writer, &core.accounts[d.member - 1], <uint8_t>(command.rung - 1), until_s, 0)
+    finish_write(core, entry, entry_finish(&writer), outcome)
+
+
+cdef int apply_rung(Core* core, const EntryView* view) noexcept nogil:
+    # Also of an entry that is a refusal: a limit may move a member whom it refuses.
+    cdef uint32_t member = view.header.member
+    cdef Account* account
+    cdef Cursor cursor
+    cdef uint8_t rung
+    cdef uint64_t until_s
+    if member == 0 or member > core.stats.members:
+        return APPLY_MEMBER
+    account = &core.accounts[member - 1]
+    cursor_open(&cursor, &view.sections[SECTION_RUNG])
+    get_byte(&cursor)           # the one before
+    rung = get_byte(&cursor)
+    until_s = get_varint(&cursor)
+    get_varint(&cursor)
+    if cursor.broken or rung >= RUNG_COUNT or until_s > <uint64_t>0xFFFFFFFF:
+        return APPLY_FRAMING
+    digest_sub(&core.digest, account_fact(account, member))
+    account.rung = rung
+    account.rung_until_s = <uint32_t>until_s
+    digest_add(&core.digest, account_fact(account, member))
+    return APPLY_OK
+
+
+# --- what counters take of an entry -------------------------------------------------------------------------------
+
+cdef enum:                      # KeyPart: bits of ImageVelocity.keys, by their numbers
+    PART_MEMBER = 0
+    PART_IDENTIFIER = 1
+    PART_PAYMENT_CARD = 2
+    PART_DEVICE = 3
+    PART_TILL = 4
+    PART_CASHIER = 5
+    PART_STORE = 6
+    PART_PARTNER = 7
+    PART_HOUR = 8
+    PART_BASKET = 9
+    PART_COUNT = 10
+
+cdef struct Measured:           # of one entry, or of a look-up
+    VelocityNow now             # the ledger's time
+    int64_t time_s              # UTC, of the purchase; never after the ledger's
+    int32_t day                 # store time
+    uint32_t events             # bits, as ImageVelocity.of
+    uint32_t known              # bit: KeyPart that is known
+    uint64_t[PART_COUNT] part
+    uint64_t[2] segments
+    int64_t earned
+    int64_t taken
+    int64_t reserved
+    int64_t money               # minor units
+    int64_t quantity            # thousandths, of the line with most
+    uint32_t member_print       # fingerprints of what may be counted by kind
+    uint32_t store_print
+
+cdef inline void know(Measured* m, uint32_t part, uint64_t value) noexcept nogil:
+    m.known |= <uint32_t>1 << part
+    m.part[part] = value
+
+
+cdef inline uint64_t counter_key(const Measured* m, uint32_t keys) noexcept nogil:
+    # Of the parts that a counter is kept for.
+    cdef uint64_t key = keys
+    cdef uint32_t part
+    for part in range(<uint32_t>PART_COUNT):
+        if keys >> part & 1:
+            key = fold(key ^ m.part[part] ^ <uint64_t>0xA0761D6478BD642F, <uint64_t>0xE7037ED1A0B428DB)
+    return key
+
+
+cdef uint64_t basket_of(const Slice* lines) noexcept nogil:
+    cdef Hash128 hashed = siphash(PUBLIC_KEY, lines.data, lines.size)
+    return hashed.lo
+
+
+cdef void know_place(const Core* core, Measured* m, const Slice* store, const Slice* till, const Origin* origin) noexcept nogil:
+    # store, till: of the receipt key; data NULL: there is none.
+    cdef uint64_t place
+    if store.data != NULL:
+        place = origin_hash(core, ORIGIN_STORE, store[0])
+    elif origin.given >> ORIGIN_STORE & 1:
+        place = origin.hash[ORIGIN_STORE]
+    else:
+        return
+    know(m, PART_STORE, place)
+    m.store_print = <uint32_t>place
+    if till.data != NULL:
+        know(m, PART_TILL, fold(place ^ <uint64_t>0x9E3779B97F4A7C15, origin_hash(core, ORIGIN_TILL, till[0]) | 1))
+    elif origin.given >> ORIGIN_TILL & 1:
+        know(m, PART_TILL, fold(place ^ <uint64_t>0x9E3779B97F4A7C15, origin.hash[ORIGIN_TILL] | 1))
+
+
+cdef void know_origin(Measured* m, const Origin* origin) noexcept nogil:
+    if origin.given >> ORIGIN_DEVICE & 1:
+        know(m, PART_DEVICE, origin.hash[ORIGIN_DEVICE])
+    if origin.given >> ORIGIN_CASHIER & 1:
+        know(m, PART_CASHIER, origin.hash[ORIGIN_CASHIER])
+    if origin.given >> ORIGIN_PAYMENT_CARD & 1:
+        know(m, PART_PAYMENT_CARD, origin.hash[ORIGIN_PAYMENT_CARD])
+    if origin.given >> ORIGIN_PARTNER & 1:
+        know(m, PART_PARTNER, origin.hash[ORIGIN_PARTNER])
+
+
+cdef void know_time(Core* core, Measured* m, int64_t now_us, int64_t business_us, int32_t offset_s) noexcept nogil:
+    cdef int64_t local_s
+    velocity_now(&m.now, div_floor(now_us, MICROSECONDS), day_of(core, &core.now_day, now_us))
+    m.time_s = div_floor(min_i64(business_us, now_us), MICROSECONDS)
+    local_s = m.time_s + offset_s
+    m.day = <int32_t>div_floor(local_s, 86_400)
+    know(m, PART_HOUR, <uint64_t>((local_s - m.day * <int64_t>86_400) // 3600))
+
+
+cdef void know_member(const Core* core, Measured* m, uint32_t member) noexcept nogil:
+    # Segments as they are before the entry.
+    if member == 0:
+        return
+    know(m, PART_MEMBER, member)
+    m.member_print = member
+    if member <= core.stats.members:
+        m.segments[0] = core.profiles[member - 1].segments[0]
+        m.segments[1] = core.profiles[member - 1].segments[1]
+
+
+cdef bint is_counted_refusal(uint16_t status) noexcept nogil:
+    # What limits themselves refuse is no further refusal, or who has met one would never come out.
+    return not (status == STATUS_OK or status == STATUS_VELOCITY_EXCEEDED or STATUS_MEMBER_LIMITED <= status <= STATUS_MEMBER_EXCLUDED)
+
+
+cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:
+    cdef uint32_t events = 0
+    if header.status != STATUS_OK:
+        return OF_REFUSAL if is_counted_refusal(header.status) else 0
+    if header.kind == KIND_EARN or header.kind == KIND_COMMIT:
+        events = OF_EARN
+    if header.kind == KIND_BURN or header.kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE:
+        events |= OF_BURN
+    if header.kind == KIND_RESERVE:
+        events |= OF_RESERVE
+    if header.flags & FLAG_OPENED:
+        events |= OF_ENROLL
+    return events
+
+
+cdef bint measure_points(const EntryView* view, Measured* m) noexcept nogil:
+    cdef Cursor cursor
+    cdef uint8_t account
+    cdef int64_t points
+    if view.sections[SECTION_POSTINGS].data == NULL:
+        return True
+    cursor_open(&cursor, &view.sections[SECTION_POSTINGS])
+    while cursor_more(&cursor):
+        account = get_byte(&cursor)
+        get_varint(&cursor)
+        points = get_signed(&cursor)
+        if account == ACCOUNT_ISSUED:
+            m.earned -= points
+        elif account == ACCOUNT_REDEEMED:
+            m.taken += points
+    return not cursor.broken
+
+
+cdef bint measure_lines(const EntryView* view, uint32_t keys, Measured* m) noexcept nogil:
+    cdef Cursor cursor
+    cdef int64_t quantity
+    if view.sections[SECTION_LINES].data == NULL:
+        return True
+    if keys >> PART_BASKET & 1:
+        know(m, PART_BASKET, basket_of(&view.sections[SECTION_LINES]))
+    cursor_open(&cursor, &view.sections[SECTION_LINES])
+    while cursor_more(&cursor):
+        get_text(&cursor)
+        get_text(&cursor)
+        quantity = <int64_t>get_varint(&cursor)
+        get_signed(&cursor)
+        m.quantity = max_i64(m.quantity, quantity)
+    return not cursor.broken
+
+
+cdef int64_t business_of(const EntryView* view, const Context* context) noexcept nogil:
+    # When it was bought, as the entry has it.
+    cdef Cursor cursor
+    if view.sections[SECTION_QUOTE].data != NULL:
+        cursor_open(&cursor, &view.sections[SECTION_QUOTE])
+        get_varint(&cursor)
+        return view.header.time_us + get_signed(&cursor)
+    return view.header.time_us + context.values[CONTEXT_BUSINESS_TIME]
+
+
+cdef uint64_t identifier_part(const EntryView* view, const Context* context) noexcept nogil:
+    # By which identifier the account was named; 0: by none, or by several. The entry keeps the low 32 bits of one that it knew.
+    cdef const Slice* section = &view.sections[SECTION_IDENTIFIERS]
+    cdef Hash128 hashed
+    if view.header.kind == KIND_ENROLL:
+        return 0
+    if context.named_count == 1:
+        return <uint64_t>view.header.member << 32 | context.named[0]
+    if section.data != NULL and section.size == 17:
+        memcpy(&hashed, section.data + 1, 16)
+        return <uint64_t>view.header.member << 32 | <uint32_t>hashed.lo
+    return 0
+
+
+cdef bint measure_entry(Core* core, const EntryView* view, uint32_t keys, Measured* m) noexcept nogil:
+    # keys: parts that anybody asks for. False: the entry is broken. Without an ORIGIN it counts nowhere: events is 0.
+    cdef const EntryHeader* header = view.header
+    cdef Context context
+    cdef Origin origin
+    cdef uint64_t identifier
+    memset(m, 0, sizeof(Measured))
+    if view.sections[SECTION_ORIGIN].data == NULL:
+        return True
+    context_read(view, &context)
+    m.events = events_of(header, &context)
+    if not origin_read(&view.sections[SECTION_ORIGIN], &origin):
+        return False
+    know_time(core, m, header.time_us, business_of(view, &context), origin.offset_s)
+    know_origin(m, &origin)
+    know_place(core, m, &context.store, &context.till, &origin)
+    know_member(core, m, header.member)
+    identifier = identifier_part(view, &context)
+    if identifier != 0:
+        know(m, PART_IDENTIFIER, identifier)
+    m.money = context.values[CONTEXT_TOTAL]
+    m.reserved = context.values[CONTEXT_POINTS] if header.kind == KIND_RESERVE else 0
+    return measure_points(view, m) and measure_lines(view, keys, m)
+
+
+cdef bint limits_open(Core* core) noexcept nogil:
+    cdef uint64_t members = core.accounts_max
+    return (velocity_open(&core.velocity, members * VELOCITY_COUNTERS_PER_MEMBER + VELOCITY_SLOTS_LEAST, members // 2 + VELOCITY_SLOTS_LEAST,
+                          members // 16 + VELOCITY_SLOTS_LEAST // 16)
+            and velocity_open(&core.looked, members // 2 + VELOCITY_SLOTS_LEAST, members // 2 + VELOCITY_SLOTS_LEAST, VELOCITY_SLOTS_LEAST // 16))
+
+
+cdef Hash128 digest_at(Core* core, int64_t now_us) noexcept nogil:
+    # The state's digest at a moment: facts, and what counts on that day.
+    cdef Hash128 digest = core.digest
+    digest_add(&digest, velocity_digest(&core.velocity, day_of(core, &core.now_day, now_us)))
+    return digest
+
+
+# --- counting -----------------------------------------------------------------------------------------------------
+
+cdef inline bint in_segments(const Measured* m, const uint64_t* segments) noexcept nogil:
+    return (segments[0] | segments[1]) == 0 or (m.segments[0] & segments[0] | m.segments[1] & segments[1]) != 0
+
+
+cdef inline bint takes(const ImageVelocity* counter, const Measured* m) noexcept nogil:
+    # Whether an entry counts in a counter.
+    return counter.of & m.events != 0 and counter.keys & ~m.known == 0 and in_segments(m, counter.segments)
+
+
+cdef inline int64_t amount_of(const Measured* m, uint8_t measure, uint32_t of) noexcept nogil:
+    cdef int64_t points = 0
+    if measure == COUNT_POINTS:
+        points = m.earned if of & OF_EARN else 0
+        if of & OF_BURN:
+            points += m.taken
+        return points + (m.reserved if of & OF_RESERVE else 0)
+    if measure == COUNT_MONEY:
+        return m.money
+    if measure == COUNT_QUANTITY:
+        return m.quantity
+    return 1
+
+
+cdef inline int32_t window_of(const ImageVelocity* counter, const Measured* m) noexcept nogil:
+    return velocity_window(counter.window, m.day)
+
+
+cdef int64_t counted(const Velocity* tables, const ImageVelocity* counter, const Measured* m, uint64_t key, int64_t amount) noexcept nogil:
+    # What a counter would come to with this amount.
+    cdef int64_t used, sum
+    if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
+        return distinct_with(tables, key, counter.id, window_of(counter, m), &m.now,
+                             m.member_print if counter.measure == COUNT_MEMBERS else m.store_print)
+    if counter.window == SPEED_SLIDING:
+        used = sliding_used(tables, key, counter.id, m.time_s, counter.window_s, &m.now)
+    else:
+        used = velocity_used(tables, key, counter.id, window_of(counter, m), &m.now)
+    return INT64_MAX if add_overflow(used, amount, &sum) else sum
+
+
+cdef int count_in(Velocity* tables, const ImageVelocity* counter, const Measured* m) noexcept nogil:
+    # -1: there is no memory left.
+    cdef uint64_t key = counter_key(m, counter.keys)
+    if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
+        return distinct_add(tables, key, counter.id, window_of(counter, m), &m.now,
+                            m.member_print if counter.measure == COUNT_MEMBERS else m.store_print)
+    if counter.window == SPEED_SLIDING:
+        return sliding_add(tables, key, counter.id, m.time_s, counter.window_s, &m.now, amount_of(m, counter.measure, counter.of))
+    return velocity_add(tables, key, counter.id, window_of(counter, m), &m.now, amount_of(m, counter.measure, counter.of))
+
+
+cdef inline uint32_t keys_asked(const Program2* rules) noexcept nogil:
+    cdef uint32_t i, keys = 0
+    for i in range(rules.counts[SECTION2_VELOCITY]):
+        keys |= rules.velocity[i].keys
+    return keys
+
+
+cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
+    # Under the definitions in force at this entry.
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef const ImageVelocity* counter
+    cdef Measured m
+    cdef uint32_t i
+    if rules == NULL or rules.counts[SECTION2_VELOCITY] == 0:
+        return APPLY_OK
+    if not measure_entry(core, view, keys_asked(rules), &m):
+        return APPLY_FRAMING
+    if m.events == 0:
+        return APPLY_OK
+    for i in range(rules.counts[SECTION2_VELOCITY]):
+        counter = &rules.velocity[i]
+        if takes(counter, &m) and not counter.flags & VELOCITY_VOLATILE and count_in(&core.velocity, counter, &m) < 0:
+            return APPLY_FULL
+    return APPLY_OK
+
+
+# --- judging ------------------------------------------------------------------------------------------------------
+
+cdef inline bint limits_hold(const Core* core) noexcept nogil:
+    # Whether the programme in force has limits.
+    return core.program.rules != NULL and (<const Program2*>core.program.rules).counts[SECTION2_LIMITS] != 0
+
+
+cdef int32_t zone_offset_s(const Program2* rules, const Slice* store, int64_t business_us) noexcept nogil:
+    # From UTC, of the store's zone; of the programme's where the store is not known.
+    cdef const TableRow* row = table_find_slice(&rules.stores, store) if store.size != 0 else NULL
+    cdef uint32_t zone = rules.store_classes[row.value].zone if row != NULL else rules.home_zone
+    return zone_span_at(rules, zone, business_us).offset_s
+
+
+cdef int64_t bound_of(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m) noexcept nogil:
+    # What a limit allows.
+    cdef int64_t sum, count, bound = INT64_MAX
+    cdef const ImageVelocity* counter
+    if limit.mean_count == 0:
+        return limit.at_most
+    counter = &rules.velocity[limit.mean_count - 1]
+    count = counted(tables, counter, m, counter_key(m, counter.keys), 0)
+    counter = &rules.velocity[limit.mean_sum - 1]
+    sum = counted(tables, counter, m, counter_key(m, counter.keys), 0)
+    if count < limit.mean_after or count == 0 or mul_div_floor(sum, limit.at_most, 1000 * count, &bound):
+        return INT64_MAX
+    return bound
+
+
+cdef bint is_above(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m, int64_t* left) noexcept nogil:
+    # Whether an entry or look-up would be above a limit. left: what it may still be.
+    cdef const ImageVelocity* counter
+    cdef int64_t amount, used, bound
+    left[0] = INT64_MAX
+    if limit.keys & ~m.known != 0 or not in_segments(m, limit.segments):
+        return False
+    if limit.of & m.events == 0 and not limit.of & OF_REFUSAL:
+        return False
+    amount = amount_of(m, limit.measure, limit.of) if limit.of & m.events else 0
+    bound = bound_of(tables, rules, limit, m)
+    used = amount
+    if limit.counter != 0:
+        counter = &rules.velocity[limit.counter - 1]
+        used = counted(tables, counter, m, counter_key(m, counter.keys), amount)
+    left[0] = max_i64(0, bound - (used - amount))
+    return used > bound
+
+
+cdef bint velocity_fits(Core* core, const Program2* rules, const Measured* m) noexcept nogil:
+    # Whether there is room for all that one entry counts in.
+    cdef const ImageVelocity* counter
+    cdef uint32_t i, counters = 0, slidings = 0, distincts = 0
+    for i in range(rules.counts[SECTION2_VELOCITY]):
+        counter = &rules.velocity[i]
+        if counter.flags & VELOCITY_VOLATILE or not takes(counter, m):
+            continue
+        if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
+            distincts += 1
+        elif counter.window == SPEED_SLIDING:
+            slidings += 1
+        else:
+            counters += 1
+    if velocity_room(&core.velocity, counters, slidings, distincts):
+        return True
+    # What is dead stays where nothing new comes in.
+    velocity_sweep(&core.velocity, &m.now, VELOCITY_SWEPT_WHEN_FULL)
+    return velocity_room(&core.velocity, counters, slidings, distincts)
+
+
+cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
+    # What the limits in force say of an entry that is written but not applied, into core.judged.
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef uint64_t* tallies = (<const Loaded*>core.program).limit_tallies
+    cdef const ImageLimit* limit
+    cdef Judged* judged = &core.judged
+    cdef EntryView view
+    cdef Measured m
+    cdef int64_t left
+    cdef uint32_t i
+    judged.fired_count = 0
+    judged.refused_by = -1
+    judged.points_max = INT64_MAX
+    judged.cut = 0
+    judged.rung = RUNG_OK
+    VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, keys_asked(rules), &m))
+    judged.full = not velocity_fits(core, rules, &m)
+    for i in range(rules.counts[SECTION2_LIMITS]):
+        limit = &rules.limits[i]
+        if not is_above(&core.velocity, rules, limit, &m, &left):
+            continue
+        tallies[i] += 1
+        if limit.action == LIMIT_SHADOW:
+            continue
+        judged.fired[judged.fired_count].limit = <uint16_t>i
+        judged.fired[judged.fired_count].action = limit.action
+        judged.fired_count += 1
+        if limit.rung > judged.rung:
+            judged.rung = limit.rung
+            judged.rung_until_s = <uint32_t>(m.now.now_s + limit.rung_s) if limit.rung_s != 0 else 0
+            judged.rung_by = <uint16_t>i
+        if limit.action == LIMIT_REFUSE and judged.refused_by < 0:
+            judged.refused_by = <int32_t>i
+        elif limit.action == LIMIT_REDUCE:
+            judged.points_max = min_i64(judged.points_max, left if limit.measure == COUNT_POINTS else 0)
+
+
+cdef uint16_t obey_limits(Core* core, const uint8_t* entry, uint32_t size, Decision* d) noexcept nogil:
+    # Judges an entry that would succeed. Returns a status; d.points_max is what it may earn.
+    judge(core, entry, size)
+    if core.judged.full:
+        return STATUS_TABLE_FULL
+    if core.judged.refused_by >= 0:
+        return STATUS_VELOCITY_EXCEEDED
+    d.points_max = core.judged.points_max
+    return STATUS_OK
+
+
+cdef bint may_be_refused(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
+    # Judges the entry of a refusal: it counts, too, and there may be no room for that.
+    judge(core, entry, size)
+    return not core.judged.full
+
+
+cdef void write_limits(EntryWriter* writer, const Core* core, uint32_t member) noexcept nogil:
+    # Which limits an entry is above, and where they move the member. Limits move up only. member: 0: none, or one that the entry opens.
+    cdef const Judged* judged = &core.judged
+    cdef uint32_t i
+    if judged.fired_count == 0:
+        return
+    section_begin(writer, SECTION_LIMITS)
+    put_varint(writer, <uint64_t>judged.cut)
+    for i in range(judged.fired_count):
+        put_varint(writer, judged.fired[i].limit + 1)
+        put_byte(writer, judged.fired[i].action)
+    section_end(writer)
+    if member != 0 and judged.rung > rung_at(&core.accounts[member - 1], core.decision.now_us):
+        write_rung(writer, &core.accounts[member - 1], judged.rung, judged.rung_until_s, judged.rung_by + 1)
+
+
+cdef void cut_awards(Core* core, int64_t points_max) noexcept nogil:
+    # Takes from the last awards what is above a bound.
+    cdef Result2* result = core.result
+    cdef Award* award
+    cdef int64_t sum = 0, over
+    cdef uint32_t i
+    for i in range(result.award_count):
+        sum += result.awards[i].points
+    over = sum - points_max
+    core.judged.cut = max_i64(0, over)
+    while over > 0 and result.award_count != 0:
+        award = &result.awards[result.award_count - 1]
+        if award.points > over:
+            award.points -= over
+            return
+        over -= award.points
+        result.award_count -= 1
+
+
+# --- look-ups -----------------------------------------------------------------------------------------------------
+
+cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, uint32_t member, Hash128 identity) noexcept nogil:
+    # Counts a GetBalance, found or not, in tables that no entry and no snapshot knows. For one window after a start a bound on it counts as half
+    # reached, because nobody knows what was before. Where there is no room it is not counted: nothing is taken by looking.
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef uint64_t* tallies
+    cdef const ImageVelocity* counter
+    cdef const ImageLimit* limit
+    cdef Slice nothing
+    cdef Origin origin
+    cdef Measured m
+    cdef int64_t left, used
+    cdef uint64_t key
+    cdef uint32_t i
+    cdef bint allowed = True
+    if not limits_hold(core):
+        return True
+    tallies = (<const Loaded*>core.program).limit_tallies
+    memset(&m, 0, sizeof(Measured))
+    memset(&nothing, 0, sizeof(Slice))
+    m.events = OF_BALANCE if member != 0 else OF_UNKNOWN_BALANCE
+    origin_of(core, command, &origin)
+    know_time(core, &m, now_us, now_us, zone_offset_s(rules, &command.origin[ORIGIN_STORE], now_us))
+    know_origin(&m, &origin)
+    know_place(core, &m, &nothing, &nothing, &origin)
+    know_member(core, &m, member)
+    if command.member.kind != MEMBER_BY_ID:
+        know(&m, PART_IDENTIFIER, <uint64_t>member << 32 | <uint32_t>identity.lo)
+    if core.looked_since_s == 0:
+        core.looked_since_s = m.now.now_s
+        core.looked_since_day = m.day
+    for i in range(rules.counts[SECTION2_LIMITS]):
+        limit = &rules.limits[i]
+        if limit.of & m.events == 0 or limit.counter == 0 or limit.keys & ~m.known != 0 or not in_segments(&m, limit.segments):
+            continue
+        counter = &rules.velocity[limit.counter - 1]
+        used = counted(&core.looked, counter, &m, counter_key(&m, counter.keys), 1)
+        if counter.window == SPEED_SLIDING:
+            if m.now.now_s - core.looked_since_s < counter.window_s:
+                used += limit.at_most // 2
+        elif velocity_window(counter.window, core.looked_since_day) == window_of(counter, &m):
+            used += limit.at_most // 2
+        if used > limit.at_most:
+            tallies[i] += 1
+            if limit.action == LIMIT_REFUSE:
+                allowed = False
+    for i in range(rules.counts[SECTION2_VELOCITY]):
+        counter = &rules.velocity[i]
+        if counter.flags & VELOCITY_VOLATILE and takes(counter, &m) and velocity_room(&core.looked, 1, 1, 1):
+            count_in(&core.looked, counter, &m)
+    return allowed

@@ -154,7 +154,14 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     outcome.wait_sequence = later_of(outcome.wait_sequence, core.programmes.versions[d.program.version - 1].sequence)
     if (<const Program2*>d.program.rules).counts[SECTION2_CAMPAIGNS] != 0:
         outcome.wait_sequence = later_of(outcome.wait_sequence, core.campaign_sequence)
-    status = decide_receipt(core, command, d, account, &captured, &captured_points, outcome)
+    status = rung_allows(core, command, account, d, outcome)
+    if status == STATUS_OK:
+        status = decide_receipt(core, command, d, account, &captured, &captured_points, outcome)
+    if status == STATUS_OK and limits_hold(core):
+        status = obey_limits(core, core.quote_entry, write_command(core, command, d, account, captured, captured_points, core.quote_entry, &writer), d)
+        if status == STATUS_OK and d.points_max != INT64_MAX:
+            begin_decision(core, d, d.now_us)
+            status = decide_receipt(core, command, d, account, &captured, &captured_points, outcome)
     if status != STATUS_OK:
         outcome.status = status
         return

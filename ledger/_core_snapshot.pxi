@@ -8,6 +8,7 @@ cdef enum:
     COUNTER_BYTES_MAX = 36
     DAY_BYTES_MAX = 26
     CAMPAIGN_BYTES_MAX = 24
+    RUNG_BYTES_MAX = 24
     IMAGE_PIECE_BYTES = 1_048_576
     VERSIONS_BYTES_MAX = 2_097_152  # VERSIONS_MAX of 20 bytes, and the rest
 
@@ -142,6 +143,42 @@ cdef void save_profiles(const Core* core, Saving* saving) noexcept nogil:
         put_signed(writer, core.campaigns[i].uses)
 
 
+cdef void save_rungs(const Core* core, Saving* saving) noexcept nogil:
+    cdef const Account* account
+    cdef EntryWriter* writer
+    cdef uint64_t i
+    for i in range(core.stats.members):
+        account = &core.accounts[i]
+        if account.rung != RUNG_OK or account.rung_until_s != 0:
+            writer = saving_room(saving, SNAPSHOT_RUNGS, RUNG_BYTES_MAX)
+            put_varint(writer, i + 1)
+            put_byte(writer, <uint8_t>account.rung)
+            put_varint(writer, account.rung_until_s)
+
+
+cdef void save_velocity(const Core* core, Saving* saving) noexcept nogil:
+    # What counts at the moment of the last entry.
+    cdef const VelocityHead* slot
+    cdef EntryWriter* writer
+    cdef VelocityNow now
+    cdef uint64_t at
+    cdef uint32_t table
+    if core.program == NULL:
+        return
+    velocity_now(&now, div_floor(core.stats.time_us, MICROSECONDS), program_day(core.program, core.stats.time_us))
+    for table in range(<uint32_t>VELOCITY_TABLES):
+        at = 0
+        while saving.code == 0:
+            slot = velocity_next(&core.velocity, table, &at, &now)
+            if slot == NULL:
+                break
+            writer = saving_room(saving, SNAPSHOT_VELOCITY, 1 + velocity_record_bytes(table, slot))
+            put_byte(writer, <uint8_t>table)
+            velocity_put(&core.velocity, table, slot, writer)
+    writer = saving_room(saving, SNAPSHOT_VELOCITY_SUMS, VELOCITY_SUMS_BYTES_MAX)
+    velocity_put_sums(&core.velocity, now.today, writer)
+
+
 cdef void save_image(Saving* saving, const uint8_t* hash, const uint8_t* image, uint32_t size, uint32_t filled, int64_t until_us) noexcept nogil:
     cdef EntryWriter* writer
     cdef ImagePiece piece
@@ -245,7 +282,7 @@ cdef void core_describe(const Core* core, SnapshotHead* head) noexcept nogil:
     head.sequence = core.stats.sequence
     head.time_us = core.stats.time_us
     head.digest_sequence = core.digest_sequence
-    head.digest = core.digest
+    head.digest = core_digest(core)
     head.begun_with = core.begun_with
     head.has_begun = core.has_begun
     head.program = core.program_count
@@ -307,6 +344,8 @@ cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, 
             return saving.code
         save_account(core, head, &core.accounts[i], saving_room(&saving, SNAPSHOT_ACCOUNTS, ACCOUNT_RECORD_BYTES_MAX))
     save_profiles(core, &saving)
+    save_rungs(core, &saving)
+    save_velocity(core, &saving)
     save_identifiers(&core.identifiers, &saving)
     saving_flush(&saving)
     save_keys(&core.keys[KEYS_REQUEST], KEYS_REQUEST, &saving)
@@ -606,6 +645,36 @@ cdef int load_campaign(Core* core, const SnapshotHead* head, Cursor* cursor) noe
     return LOAD_OK
 
 
+cdef int load_rung(Core* core, Cursor* cursor) noexcept nogil:
+    cdef uint64_t member = get_varint(cursor), until_s
+    cdef uint8_t rung = get_byte(cursor)
+    cdef Account* account
+    until_s = get_varint(cursor)
+    if cursor.broken or member == 0 or member > core.stats.members or rung >= RUNG_COUNT or until_s > <uint64_t>0xFFFFFFFF:
+        return LOAD_BROKEN
+    account = &core.accounts[member - 1]
+    if account.rung != RUNG_OK or account.rung_until_s != 0 or (rung == RUNG_OK and until_s == 0):
+        return LOAD_BROKEN
+    digest_sub(&core.digest, account_fact(account, <uint32_t>member))
+    account.rung = rung
+    account.rung_until_s = <uint32_t>until_s
+    digest_add(&core.digest, account_fact(account, <uint32_t>member))
+    return LOAD_OK
+
+
+cdef int load_velocity(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
+    cdef uint8_t table = get_byte(cursor)
+    cdef VelocityNow now
+    cdef int result
+    if cursor.broken or table >= VELOCITY_TABLES or core.program == NULL:
+        return LOAD_BROKEN
+    velocity_now(&now, div_floor(head.time_us, MICROSECONDS), program_day(core.program, head.time_us))
+    result = velocity_load(&core.velocity, table, cursor, &now)
+    if result < 0:
+        return LOAD_MEMBERS
+    return LOAD_OK if result == VELOCITY_LOADED else LOAD_BROKEN
+
+
 cdef int load_identifiers(Core* core, const SnapshotHead* head, const uint8_t* data, uint32_t size) noexcept nogil:
     cdef uint32_t count = size // <uint32_t>sizeof(IdentifierSlot), i, member
     cdef IdentifierSlot slot
@@ -679,12 +748,14 @@ cdef int load_keys(Core* core, const uint8_t* data, uint32_t size) noexcept nogi
 
 cdef int load_end(Core* core, const SnapshotHead* head) noexcept nogil:
     # The state is complete; what is derived from it.
+    cdef Hash128 digest
     if (core.stats.members != head.members or core.identifiers.count != head.identifiers or core.stats.lots != head.lots
             or core.stats.reservations_active != head.reservations_active or core.program == NULL
             or core.loaded_profiles != head.profiles or core.stats.counters != head.counters or core.stats.days != head.days
             or core.campaign_count != head.campaigns):
         return LOAD_BROKEN
-    if core.digest.lo != head.digest.lo or core.digest.hi != head.digest.hi:
+    digest = core_digest(core)
+    if digest.lo != head.digest.lo or digest.hi != head.digest.hi:
         return LOAD_DIGEST
     core.stats.identifiers = core.identifiers.count
     core.stats.bytes_accounts = core.stats.members * sizeof(Account)
@@ -832,6 +903,18 @@ cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const
         while cursor_more(&cursor) and result == LOAD_OK:
             result = load_campaign(core, head, &cursor)
         return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_RUNGS:
+        while cursor_more(&cursor) and result == LOAD_OK:
+            result = load_rung(core, &cursor)
+        return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_VELOCITY:
+        while cursor_more(&cursor) and result == LOAD_OK:
+            result = load_velocity(core, head, &cursor)
+        return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_VELOCITY_SUMS:
+        if core.program == NULL or velocity_load_sums(&core.velocity, program_day(core.program, head.time_us), &cursor) != VELOCITY_LOADED:
+            return LOAD_BROKEN
+        return LOAD_OK
     if section == SNAPSHOT_IDENTIFIERS:
         return load_identifiers(core, head, data, size)
     if section == SNAPSHOT_KEYS:

@@ -28,7 +28,7 @@ cdef struct Cursor:             # reads a section
 
 cdef struct Context:            # a CONTEXT section, read back
     uint32_t given              # bit per tag below 32; texts: by data != NULL
-    int64_t values[16]
+    int64_t values[24]
     uint32_t named[IDENTIFIERS_PER_REQUEST_MAX]     # every CONTEXT_NAMED
     uint32_t named_count
     Slice store
@@ -265,7 +265,7 @@ cdef inline void context_read(const EntryView* view, Context* context) noexcept 
         tag = get_byte(&cursor)
         if tag < 128:
             value = get_signed(&cursor)
-            if tag < 16:
+            if tag < 24:
                 context.given |= <uint32_t>1 << tag
                 context.values[tag] = value
             if tag == CONTEXT_NAMED and context.named_count < IDENTIFIERS_PER_REQUEST_MAX:

@@ -10,7 +10,7 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16
 from libc.string cimport memcmp, memcpy, memset
 from ledger._arith cimport div_floor, max_i64
 from ledger._layout cimport Slice, WalletDefinition
-from ledger._limits cimport AMOUNT_MINOR_MAX, FUNDERS_MAX, POINTS_MAX, POINTS_PER_STEP_MAX, QUANTITY_MILLI_MAX, WALLETS_MAX, WALLET_POINTS_MAX
+from ledger._limits cimport AMOUNT_MINOR_MAX, FUNDERS_MAX, POINTS_MAX, POINTS_PER_STEP_MAX, QUANTITY_MILLI_MAX, RUNG_S_MAX, WALLETS_MAX, WALLET_POINTS_MAX
 from ledger._rules cimport IMAGE_HASHED_FROM, IMAGE_MAGIC, ZoneSpan, image_padded
 
 cdef extern from "<openssl/sha.h>" nogil:
@@ -74,7 +74,6 @@ cdef enum:
     VELOCITY_KEYS_MAX = 3           # parts of one key
     VELOCITY_DIFFERENT_MAX = 100000 # members or stores that a bound may name: beyond it they are not counted well
     VELOCITY_MEANS_MAX = 1000000    # thousandths of a mean
-    RUNG_S_MAX = 316224000      # 3660 days
     NO_RECORD = 0xFFFFFFFF
 
 cdef enum:                          # section kinds

@@ -35,9 +35,10 @@ cdef enum:                      # Method
     METHOD_LIST_RULES = 21
     METHOD_DIFF_RULES = 22
     METHOD_RULES_ORDER = 23     # what the control port asks of the core to publish rules; never from a socket: it holds pointers
-    METHOD_COUNT = 24
+    METHOD_SET_RUNG = 24    # the control port only
+    METHOD_COUNT = 25
 
-# What an entry does. 1..14 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
+# What an entry does. 1..15 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
     KIND_EARN = 1
     KIND_BURN = 2
@@ -53,6 +54,7 @@ cdef enum:                      # EntryKind
     KIND_UNLINK = 12            # its IDENTIFIERS are taken from the account
     KIND_SET_SEGMENTS = 13
     KIND_SET_ATTRIBUTES = 14
+    KIND_SET_RUNG = 15
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
     KIND_RESTORE = 22           # a back-up was restored: the first entry of a new epoch; changes nothing
@@ -93,7 +95,9 @@ cdef enum:                      # SectionType
     SECTION_PUBLISHED = 29      # what was published, when it comes into force, where its image stands
     SECTION_PART = 30           # bytes of an image
     SECTION_ORIGIN = 31         # where the command came from, hashed
-    SECTION_COUNT = 32          # known types are 1..31; others are kept and skipped
+    SECTION_LIMITS = 32         # limits that the command was above
+    SECTION_RUNG = 33       # a move of the member on the ladder
+    SECTION_COUNT = 34          # known types are 1..33; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag
@@ -112,6 +116,8 @@ cdef enum:                      # ContextTag
     CONTEXT_EXPIRY_DAY = 13     # yyyymmdd asked (adjust); absent: never
     CONTEXT_QUOTE = 14          # low 64 bits of the hash of the quote's token
     CONTEXT_ONLY_AS_QUOTED = 15 # 1; absent: not
+    CONTEXT_RUNG = 16       # asked, from 0 (set rung)
+    CONTEXT_LASTS = 17          # us; absent: without end
     CONTEXT_STORE = 128
     CONTEXT_TILL = 129
     CONTEXT_NUMBER = 130
@@ -127,6 +133,10 @@ cdef enum:                      # ReceiptTag
 cdef enum:                      # AttributeTag
     ATTRIBUTE_BIRTHDAY = 1      # varint month * 32 + day (0: none), signed day since which it counts
     ATTRIBUTE_CHOSEN = 2        # varint, bit: place in the programme's favourites
+
+cdef enum:                      # Rung: how far a member's rights are cut; loyalty.ledger.v1.Rung less one, and as ImageLimit.rung
+    RUNG_OK = 0
+    RUNG_COUNT = 5
 
 # Parts of a request's Origin, and tags of the ORIGIN section; 8 bytes of hash follow a tag.
 cdef enum:                      # OriginPart
@@ -275,7 +285,8 @@ cdef struct Command:
     MemberRef member
     Slice wallet                # name; valid with GIVEN_WALLET
     int64_t points              # as sent; below 0 only for METHOD_ADJUST
-    int64_t ttl_us              # valid with GIVEN_TTL
+    int64_t ttl_us              # valid with GIVEN_TTL; of METHOD_SET_RUNG: how long
+    int32_t rung                # as sent, for METHOD_SET_RUNG: from 1
     int64_t reservation_id      # as sent
     Slice store
     Slice till

@@ -5,7 +5,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
-from ledger._image cimport IMAGE2_OPENS_ANONYMOUS, IMAGE2_VERSION, Program2, image_load
+from ledger._image cimport IMAGE2_OPENS_ANONYMOUS, IMAGE2_VERSION, Program2, SECTION2_LIMITS, image_load
 from ledger._rules cimport ImageHeader, Program, program_buckets, program_load
 
 cdef enum:
@@ -23,6 +23,7 @@ cdef struct Loaded:             # an image in memory
     uint32_t size
     uint32_t users              # versions of it that are in force or to come
     RuleTally* tallies          # one for each rule of version 2; NULL: none
+    uint64_t* limit_tallies     # for each of its limits, how often a command was above it; NULL: none
     int64_t until_us            # without users: the server time from which it was in force no more
     Loaded* next
 
@@ -53,6 +54,7 @@ cdef inline int programme_load(Program* program, Program2* rules, const uint8_t*
 cdef inline void loaded_free(Loaded* loaded) noexcept nogil:
     if loaded != NULL:
         free(loaded.tallies)
+        free(loaded.limit_tallies)
         free(loaded.image)
         free(loaded)
 
@@ -79,6 +81,11 @@ cdef inline Loaded* loaded_take(uint8_t* image, uint32_t size) noexcept nogil:
     if loaded.program.rules != NULL and loaded.rules.rule_count != 0:
         loaded.tallies = <RuleTally*>calloc(loaded.rules.rule_count, sizeof(RuleTally))
         if loaded.tallies == NULL:
+            loaded_free(loaded)
+            return NULL
+    if loaded.program.rules != NULL and loaded.rules.counts[SECTION2_LIMITS] != 0:
+        loaded.limit_tallies = <uint64_t*>calloc(loaded.rules.counts[SECTION2_LIMITS], sizeof(uint64_t))
+        if loaded.limit_tallies == NULL:
             loaded_free(loaded)
             return NULL
     return loaded

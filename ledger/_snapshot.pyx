@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy, memset
 from ledger._clock cimport monotonic_us
 from ledger._core cimport (
     Core, LOAD_DIGEST, LOAD_KEY, LOAD_KEYS, LOAD_KEYS_GAP, LOAD_MEMBERS, LOAD_OK, LOAD_PROGRAM, LOAD_RESERVATIONS, SNAPSHOT_ACCOUNTS, SNAPSHOT_IMAGES, SNAPSHOT_PROGRAM,
-    SNAPSHOT_CHUNK_BYTES, SNAPSHOT_END, SNAPSHOT_HEAD_1_BYTES, SNAPSHOT_PROFILES, SNAPSHOT_SECTION_COUNT, SnapshotHead, core_describe, core_load, core_load_begin, core_save,
+    SNAPSHOT_CHUNK_BYTES, SNAPSHOT_END, SNAPSHOT_HEAD_1_BYTES, SNAPSHOT_PROFILES, SNAPSHOT_RUNGS, SNAPSHOT_SECTION_COUNT, SnapshotHead, core_describe, core_load, core_load_begin, core_save,
 )
 from ledger._limits cimport COUNTERS_PER_MEMBER_PLANNED, DAY_UNITS_PER_MEMBER_PLANNED, LOTS_PER_MEMBER_PLANNED, SNAPSHOT_SYNC_BYTES
 
@@ -82,7 +82,7 @@ cdef extern from *:
     int close(int fd) noexcept nogil
 
 cdef enum:
-    VERSION = 3                 # versions 1 and 2 have one programme, version 1 lacks the end of the head, profiles and campaigns. They are
+    VERSION = 4                 # versions 1 and 2 have one programme, version 1 lacks the end of the head, profiles and campaigns. They are
                                 # read for ever
     HEAD_BEGIN_BYTES = 16       # magic, version and size of the head
     HASH_BYTES = 32
@@ -162,6 +162,8 @@ cdef uint32_t place_of(uint32_t section) noexcept nogil:
     # Sections stand in the order of these; their numbers are older.
     if section <= SNAPSHOT_PROGRAM:
         return section
+    if section >= SNAPSHOT_RUNGS:
+        return SNAPSHOT_SECTION_COUNT + SNAPSHOT_ACCOUNTS + section - SNAPSHOT_RUNGS + 3
     if section >= SNAPSHOT_IMAGES:
         return SNAPSHOT_PROGRAM + section - SNAPSHOT_IMAGES + 1
     if section <= SNAPSHOT_ACCOUNTS:

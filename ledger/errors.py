@@ -107,6 +107,14 @@ STATUSES = (
     Status(39, "QUOTE_CHANGED", FAILED_PRECONDITION, False, True, "changed", "",
            "the receipt would come to something else than was quoted (the sum of 1 points, 2 discounts, 4 what is paid with points, "
            "8 tier or entitlements: {a}): quote it again"),
+    Status(60, "VELOCITY_EXCEEDED", RESOURCE_EXHAUSTED, False, True, "", "",
+           "the programme does not allow this so often or so much; tell the customer that it cannot be done now"),
+    Status(61, "MEMBER_LIMITED", FAILED_PRECONDITION, False, True, "until_us", "",
+           "the member may earn, but neither burn nor reserve points (until {a} microseconds since 1970; 0: without end)"),
+    Status(62, "MEMBER_BLOCKED", FAILED_PRECONDITION, False, True, "until_us", "",
+           "the member is blocked (until {a} microseconds since 1970; 0: without end)"),
+    Status(63, "MEMBER_EXCLUDED", FAILED_PRECONDITION, False, True, "until_us", "",
+           "the member is excluded (until {a} microseconds since 1970; 0: without end)"),
     # capacity and readiness: not remembered, nothing written
     Status(40, "MEMBERS_LIMIT", RESOURCE_EXHAUSTED, False, False, "members_max", "",
            "the ledger is full: {a} members; start it with a larger --members-max"),
@@ -231,6 +239,8 @@ FIELDS = (
           "without folders"),
     Field(76, "rules", "must be a source or a version"),
     Field(77, "to", "must be a version or a source"),
+    Field(85, "rung", "must be one of ok, warned, limited, blocked and excluded"),
+    Field(86, "lasts", f"must be 1 s to {limits.RUNG_S_MAX} s (3660 days), and not with ok"),
     Field(78, "origin", "must be that of the first request"),
     Field(79, "origin.device", _text("a device's id", 0, limits.DEVICE_BYTES_MAX)),
     Field(80, "origin.cashier", _text("a cashier's number", 0, limits.CASHIER_BYTES_MAX)),

@@ -79,6 +79,7 @@ cdef dict to_dict(const Command* command):
         "points": command.points,
         "reservation_id": command.reservation_id,
         "expiry_day": command.expiry_day,
+        "rung": command.rung,
         "operator": to_bytes(command.operator_name).decode(),
         "reason": to_bytes(command.reason).decode(),
         "currency": to_bytes(command.currency).decode(),

@@ -19,7 +19,7 @@ from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
-    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
+    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
     ORIGIN_CASHIER, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_PARTNER, ORIGIN_PAYMENT_CARD, ORIGIN_STORE, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE,
     DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
@@ -45,7 +45,7 @@ from ledger._status cimport (
     FIELD_RECEIPT_CHANNEL, FIELD_RECEIPT_PROMO_CODES, FIELD_RECEIPT_QUOTE_TOKEN, FIELD_RECEIPT_TENDERS, FIELD_RECEIPT_TENDERS_AMOUNT_MINOR,
     FIELD_RECEIPT_TENDERS_NAME, FIELD_CAPTURE_POINTS, FIELD_COMMAND, FIELD_COMMANDS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS,
     FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
-    FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL,
+    FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LASTS,
     FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBERS, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL,
     FIELD_MEMBER_PHONE, FIELD_ORIGIN_DEVICE, FIELD_ORIGIN_PAYMENT_CARD,
     FIELD_POINTS, FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
@@ -632,7 +632,8 @@ cdef void read_payment(Reader* reader, Command* command, uint8_t payment) noexce
 
 
 cdef inline bint by_hand(uint8_t method) noexcept nogil:
-    return METHOD_ADJUST <= method <= METHOD_UNLINK or method == METHOD_SET_SEGMENTS or method == METHOD_SET_ATTRIBUTES
+    return (METHOD_ADJUST <= method <= METHOD_UNLINK or method == METHOD_SET_SEGMENTS or method == METHOD_SET_ATTRIBUTES
+            or method == METHOD_SET_RUNG)
 
 
 cdef inline bint is_query(uint8_t method) noexcept nogil:
@@ -713,12 +714,17 @@ cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept 
         operator_tag = 58
     elif command.method == METHOD_LINK:
         operator_tag = 42
-    elif command.method == METHOD_SET_ATTRIBUTES:
+    elif command.method == METHOD_SET_ATTRIBUTES or command.method == METHOD_SET_RUNG:
         operator_tag = 50
     if tag == operator_tag:
         read_text(reader, &command.operator_name, FIELD_OPERATOR, -1)
     elif tag == operator_tag + 8:
         read_text(reader, &command.reason, FIELD_REASON, -1)
+    elif command.method == METHOD_SET_RUNG and tag == 32:
+        command.rung = <int32_t>read_varint(reader)
+    elif command.method == METHOD_SET_RUNG and tag == 42:
+        read_stamp(reader, &reader.ttl)
+        command.given |= GIVEN_TTL
     elif command.method == METHOD_SET_SEGMENTS and tag == 26:
         read_change(reader, command)
     elif command.method == METHOD_SET_ATTRIBUTES and tag == 34:
@@ -1018,6 +1024,8 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
     if not pays(command.method) and not check_wallet(reader, command, outcome):
         return False
     if not check_names(reader, command, outcome):
+        return False
+    if command.method == METHOD_SET_RUNG and command.given & GIVEN_TTL and not check_stamp(&reader.ttl, &command.ttl_us, FIELD_LASTS, outcome):
         return False
     if by_hand(command.method):
         return (check_text(reader, command.operator_name, 1, OPERATOR_BYTES_MAX, FIELD_OPERATOR, outcome)
@@ -1551,7 +1559,7 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
         out_close(&writer, body)
         return <uint32_t>(writer.at - out)
     out_entry(&writer, 10, &view, outcome.sequence, room_end)
-    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK or method == METHOD_SET_ATTRIBUTES:
+    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK or method == METHOD_SET_ATTRIBUTES or method == METHOD_SET_RUNG:
         out_int(&writer, 16, outcome.replayed != 0)
         if method == METHOD_ENROLL:
             out_int(&writer, 24, view.header.flags & FLAG_OPENED != 0)
@@ -1807,7 +1815,7 @@ cdef void add_value(Parts* parts, const Outcome* outcome) noexcept nogil:
         add_string(&parts.value, " nanos")
     elif outcome.value_kind == VALUE_NUMBER and is_time:
         add_time(&parts.value, outcome.value)
-    elif outcome.value_kind == VALUE_NUMBER and field == FIELD_TTL:
+    elif outcome.value_kind == VALUE_NUMBER and (field == FIELD_TTL or field == FIELD_LASTS):
         add_number(&parts.value, outcome.value)
         add_string(&parts.value, " us")
     elif outcome.value_kind == VALUE_NUMBER:

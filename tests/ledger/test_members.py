@@ -234,7 +234,7 @@ def test_the_ends_of_windows_are_those_of_the_calendar() -> None:
     assert NO_WINDOW == 0x8000_0000
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_snapshot_of_an_older_version_is_read_for_ever(tmp_path: Path, version: int) -> None:
     expected = json.loads(GOLDEN.with_suffix(".json").read_text())
     ledger = LocalLedger.load(GOLDEN.with_name(f"snapshot-v{version}.snap"), None, **SIZES)
@@ -244,4 +244,4 @@ def test_a_snapshot_of_an_older_version_is_read_for_ever(tmp_path: Path, version
     ledger.save(tmp_path / "snap")
     again = LocalLedger.load(tmp_path / "snap", None, **SIZES)
     assert again.digest() == ledger.digest()
-    assert int.from_bytes((tmp_path / "snap").read_bytes()[8:12], "little") == 3
+    assert int.from_bytes((tmp_path / "snap").read_bytes()[8:12], "little") == 4

@@ -24,7 +24,7 @@ DAY_S = 86_400
 NOW_S = NOW_US // 1_000_000
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, GET_BALANCE, GET_OPERATION = range(1, 10)
 ADJUST, LINK, UNLINK = 11, 12, 13
-QUOTE = 16
+QUOTE, SET_RUNG = 16, 24
 DECIDED = [method for method in METHODS if method != QUOTE]  # it is read, and answered METHOD_UNKNOWN
 INVALID_ARGUMENT = 3
 
@@ -45,6 +45,8 @@ def good(method: int) -> Any:
         message.identifiers.add(card="2900000000042")
     if "identifier" in names:
         message.identifier.card = "2900000000001" if method == UNLINK else "2900000000043"
+    if "rung" in names:
+        message.rung = 2
     if "operator" in names:
         message.operator, message.reason = "anna", "ticket 4711"
     if "receipt" in names:
@@ -340,6 +342,10 @@ CASES = [
     (BY_HAND,               clear("reason"),                                         "reason",              ""),
     (BY_HAND,               set_to("reason", "x" * 129),                             "reason",              "x" * 64),
     (BY_HAND,               set_to("reason", "\x7f"),                                "reason",              "\\x7f"),
+    ((SET_RUNG,),       set_to("rung", 0),                                       "rung",                "0"),
+    ((SET_RUNG,),       set_to("rung", 6),                                       "rung",                "6"),
+    ((SET_RUNG,),       seconds("lasts", -1),                                    "lasts",               "-1000000 us"),
+    ((SET_RUNG,),       seconds("lasts", limits.RUNG_S_MAX, 1000),           "lasts",               f"{limits.RUNG_S_MAX * 10**6 + 1} us"),
     (WITH_ORIGIN,           set_to("origin.device", "x" * 65),                       "origin.device",       HIDDEN),
     (WITH_ORIGIN,           set_to("origin.cashier", "x" * 33),                      "origin.cashier",      "x" * 33),
     (WITH_ORIGIN,           set_to("origin.cashier", "7\n"),                         "origin.cashier",      "7\\x0a"),

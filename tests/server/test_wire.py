@@ -56,7 +56,7 @@ TEXTS = st.one_of(
 INTEGERS = st.one_of(st.integers(0, 5), st.integers(-(2**63), 2**63 - 1), st.integers(0, limits.POINTS_MAX))
 SMALL_INTEGERS = st.one_of(st.integers(-2, 5), st.integers(-(2**31), 2**31 - 1), st.integers(0, 999_999_999))
 BYTES = st.one_of(st.binary(max_size=80), st.integers(0, 80).map(bytes), st.just(bytes(limits.QUOTE_TOKEN_BYTES)))
-FIELD_TYPES = {9: TEXTS, 3: INTEGERS, 5: SMALL_INTEGERS, 8: st.booleans(), 12: BYTES}  # string, int64, int32, bool, bytes
+FIELD_TYPES = {9: TEXTS, 3: INTEGERS, 5: SMALL_INTEGERS, 14: SMALL_INTEGERS, 8: st.booleans(), 12: BYTES}  # string, int64, int32, enum ...
 
 
 @st.composite
@@ -445,14 +445,16 @@ def test_link_and_unlink_answer_with_their_entry(linked: bool, replayed: bool) -
 
 @pytest.mark.parametrize("replayed", [False, True])
 def test_what_was_set_of_a_member_is_answered_with_its_entry(replayed: bool) -> None:
-    for method, kind in ((17, 13), (18, 14)):
-        entry = entry_bytes(kind, 10**15 + 1, 9, 2, section(1, b"\x01\x02") + section(21 if kind == 13 else 22, bytes(4)))
+    for method, kind, what in ((17, 13, 21), (18, 14, 22), (24, 15, 33)):
+        entry = entry_bytes(kind, 10**15 + 1, 9, 2, section(1, b"\x01\x02") + section(what, bytes(4)))
         said: Any = pb.PostResult(replayed=replayed)
         said.entry.sequence, said.entry.kind, said.entry.member_id, said.entry.program_version = 300, kind, 9, 2
         said.entry.create_time.FromMicroseconds(10**15 + 1)
         expected: Any = admin.SetSegmentsResponse(results=[said])
         if method == 18:
             expected = admin.SetAttributesResponse(entry=said.entry, replayed=replayed)
+        if method == 24:
+            expected = admin.SetRungResponse(entry=said.entry, replayed=replayed)
         assert _local.answer(method, WALLETS, entry, 300, replayed) == expected.SerializeToString(deterministic=True)
 
 

@@ -20,12 +20,13 @@ METHODS: dict[int, type[Message]] = {
     5: pb.ReleaseReservationRequest, 6: pb.CommitReceiptRequest, 7: pb.EnrollMemberRequest, 8: pb.GetBalanceRequest,
     9: pb.GetOperationRequest, 11: admin.AdjustPointsRequest, 12: admin.LinkIdentifierRequest, 13: admin.UnlinkIdentifierRequest,
     16: pb.QuoteReceiptRequest, 17: admin.SetSegmentsRequest, 18: admin.SetAttributesRequest,
+    24: admin.SetRungRequest,
 }
 ANSWERS: dict[int, type[Message]] = {
     number: getattr(admin if kind.DESCRIPTOR.file is admin.DESCRIPTOR else pb, kind.DESCRIPTOR.name.replace("Request", "Response"))
     for number, kind in METHODS.items()
 }
-QUOTE, SET_SEGMENTS, SET_ATTRIBUTES = 16, 17, 18
+QUOTE, SET_SEGMENTS, SET_ATTRIBUTES, SET_RUNG = 16, 17, 18, 24
 FIELD_INVALID, MESSAGE_MALFORMED = 1, 2
 FIELD_NUMBERS = {field.name: field.number for field in reversed(errors.FIELDS)}
 
@@ -115,7 +116,7 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "method": method, "payment": 0, "request_id": "", "sent_time_us": None, "business_time_us": None, "ttl_us": None,
         "wallet": None, "receipt": False, "receipt_key": None, "member": None, "points": 0, "reservation_id": 0,
-        "currency": "", "total_minor": 0, "identifiers": [], "lines": [], "expiry_day": 0, "operator": "", "reason": "",
+        "currency": "", "total_minor": 0, "identifiers": [], "lines": [], "expiry_day": 0, "rung": 0, "operator": "", "reason": "",
         "tenders": [], "channel": "", "promo_codes": [], "quote_token": b"", "only_as_quoted": False, "explain": False,
         "adds": [], "removes": [], "birthday": None, "favourites": False, "origin": {},
     }
@@ -153,8 +154,9 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
         found["wallet"] = check_text("wallet", message.wallet, 1, limits.WALLET_NAME_BYTES_MAX)
     if "receipt_key" in names and message.HasField("receipt_key"):
         found["receipt_key"] = check_key("receipt_key", message.receipt_key)
-    if "ttl" in names and message.HasField("ttl"):
-        found["ttl_us"] = check_time("ttl", message.ttl)
+    for name in ("ttl", "lasts"):
+        if name in names and message.HasField(name):
+            found["ttl_us"] = check_time(name, getattr(message, name))
     if "purchase_time" in names and message.HasField("purchase_time"):
         found["business_time_us"] = check_time("purchase_time", message.purchase_time)
     if "receipt" in names and message.HasField("receipt"):
@@ -162,7 +164,7 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
     if "operator" in names:
         check_text("operator", message.operator, 1, limits.OPERATOR_BYTES_MAX)
         check_text("reason", message.reason, 1, limits.REASON_BYTES_MAX)
-    for name in ("points", "reservation_id", "expiry_day", "operator", "reason", "explain"):
+    for name in ("points", "reservation_id", "expiry_day", "operator", "reason", "explain", "rung"):
         if name in names:
             found[name] = getattr(message, name)
     if method in (6, QUOTE) and message.WhichOneof("payment") == "burn":
@@ -248,6 +250,10 @@ def request(method: int, chance: random.Random) -> Any:
         message.operator, message.reason = chance.choice(("anna", "Żaneta")), f"ticket {number}"
     if "reservation_id" in names:
         message.reservation_id = chance.randrange(1, 400)
+    if "rung" in names:
+        message.rung = chance.randrange(1, 6)
+        if message.rung != 1 and chance.random() < 0.5:
+            message.lasts.FromSeconds(chance.choice((1, 86_400)))
     if "ttl" in names and chance.random() < 0.5:
         message.ttl.FromSeconds(chance.choice((1, 60, 900)))
     if "origin" in names and chance.random() < 0.4:
