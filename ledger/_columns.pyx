@@ -13,7 +13,7 @@ from ledger._entry cimport (
     get_key, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
-    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, LOT_SLIDES,
+    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, LOT_SLIDES, REVIEW_DAYS,
     RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AFTER, SECTION_ATTRIBUTES, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_CONTEXT,
     SECTION_COUNTERS, SECTION_DAYS, SECTION_DIGEST, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_IMAGE,
     SECTION_LINES, SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_NOTICES, SECTION_OPENED, SECTION_PAID, SECTION_POSTINGS,
@@ -37,7 +37,7 @@ cdef enum:
     # Numbers, one per row of a list.
     POSTING_ACCOUNT = ENTRY_COLUMNS
     POSTING_WALLET, POSTING_POINTS
-    LOT_WALLET, LOT_AVAILABLE, LOT_EXPIRY, LOT_FUNDER, LOT_BY_INACTIVITY, LOT_POINTS, LOT_HELD
+    LOT_WALLET, LOT_AVAILABLE, LOT_EXPIRY, LOT_FUNDER, LOT_BY_INACTIVITY, LOT_UNDER_REVIEW, LOT_POINTS, LOT_HELD
     LINE_QUANTITY, LINE_AMOUNT, LINE_REGULAR, LINE_IS_WEIGHED
     AWARD_LINE, AWARD_RULE, AWARD_WALLET, AWARD_POINTS
     AFTER_WALLET, AFTER_POSTED, AFTER_PENDING, AFTER_RESERVED
@@ -61,7 +61,7 @@ NUMBERS = (
     "variants", "entitlements", "notices",
     *(f"context_{tag}" for tag in range(16)),
     "posting_account", "posting_wallet", "posting_points",
-    "lot_wallet", "lot_available", "lot_expiry", "lot_funder", "lot_by_inactivity", "lot_points", "lot_held",
+    "lot_wallet", "lot_available", "lot_expiry", "lot_funder", "lot_by_inactivity", "lot_under_review", "lot_points", "lot_held",
     "line_quantity", "line_amount", "line_regular", "line_weighed",
     "award_line", "award_rule", "award_wallet", "award_points",
     "after_wallet", "after_posted", "after_pending", "after_reserved",
@@ -306,14 +306,16 @@ cdef bint add_rows(Columns self, const EntryView* view) noexcept nogil:
     cdef Cursor cursor
     cdef LineDetails details
     cdef Slice text
-    cdef uint64_t funder
+    cdef uint64_t available_day, funder
     cdef int64_t rows = 0
     cdef bint sound = put_section(self, &view.sections[SECTION_POSTINGS], b"bvs", POSTING_ACCOUNT, POSTINGS)
     details_open(&details, &view.sections[SECTION_LINE_DETAILS])
     cursor_open(&cursor, &view.sections[SECTION_LOTS])
     while cursor_more(&cursor):
         put(self, LOT_WALLET, <int64_t>get_varint(&cursor))
-        put(self, LOT_AVAILABLE, <int64_t>get_varint(&cursor))
+        available_day = get_varint(&cursor)
+        put(self, LOT_AVAILABLE, <int64_t>(available_day - REVIEW_DAYS if available_day >= REVIEW_DAYS else available_day))
+        put(self, LOT_UNDER_REVIEW, available_day >= REVIEW_DAYS)
         put(self, LOT_EXPIRY, <int64_t>get_varint(&cursor))
         funder = get_varint(&cursor)
         put(self, LOT_FUNDER, <int64_t>(funder & ~<uint64_t>LOT_SLIDES))

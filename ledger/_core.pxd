@@ -84,7 +84,8 @@ cdef enum:                      # SnapshotSection: what a chunk of a snapshot ho
     SNAPSHOT_RUNGS = 11         # behind SNAPSHOT_ACCOUNTS: of members who are on one
     SNAPSHOT_VELOCITY = 12      # counters of limits, then their sums
     SNAPSHOT_VELOCITY_SUMS = 13
-    SNAPSHOT_SECTION_COUNT = 14
+    SNAPSHOT_CASES = 14
+    SNAPSHOT_SECTION_COUNT = 15
     SNAPSHOT_CHUNK_BYTES = 4_194_304    # at most in a chunk; every record fits one
     SNAPSHOT_KEY_TABLES = 2     # request ids, receipt keys
 
@@ -141,6 +142,16 @@ cdef enum:                      # LoadResult: why a snapshot's state cannot be t
 
 ctypedef int (*SnapshotPut)(void* owner, uint32_t section, const uint8_t* data, uint32_t size) noexcept nogil
     # Takes a chunk; anything but 0 ends the saving and is returned.
+
+cdef struct Case:               # 40 bytes; what waits for somebody's word
+    uint64_t sequence           # of its entry
+    int64_t time_us             # of its entry
+    int64_t points              # under review
+    uint32_t member
+    uint32_t program            # version whose limit it was
+    uint16_t limit              # number from 1
+    uint8_t kind                # CaseKind
+    uint8_t state
 
 cdef struct Core                # its fields are in _core.pyx alone
 
@@ -218,3 +229,7 @@ cdef void core_set_served(Core* core) noexcept nogil
 cdef uint32_t core_versions(const Core* core, uint32_t from_version, uint64_t* sequences, int64_t* effective_us, uint32_t count) noexcept nogil
     # The versions from this one on (from 1): sequences of their entries and server times from which they are in force. Returns how many. From
     # any thread.
+cdef uint32_t core_cases(const Core* core, Case* rows, uint32_t rows_max, uint32_t* changes) noexcept nogil
+    # Reviews and challenges that are open, in the order of their entries; from any thread, then core_cases_changed says whether they were
+    # changed meanwhile: then they are worth nothing. Returns how many.
+cdef bint core_cases_changed(const Core* core, uint32_t changes) noexcept nogil

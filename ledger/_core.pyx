@@ -31,7 +31,7 @@ from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, siph
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
     CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_STORES, ENTITLEMENTS_MAX, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow,
-    LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_UNKNOWN_BALANCE, SPEED_SLIDING,
+    LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_UNKNOWN_BALANCE, SPEED_SLIDING,
     VELOCITY_VOLATILE,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
     WINDOW_ROLLING, WINDOW_YEAR, name_find, table_find_slice, zone_span_at,
@@ -154,6 +154,8 @@ cdef struct Decision:           # scratch of the command being decided
     bint quoted                 # `token` is of this receipt
     uint8_t changed             # in which parts the receipt differs from its quote
     int64_t points_max          # of what is earned, by limits; INT64_MAX: all
+    bint reviewed               # what is earned is pending until somebody approves it
+    bint challenge_passed       # for this command
     QuoteToken token
 
 cdef struct DayCache:           # [from, until) is `day`
@@ -172,6 +174,7 @@ cdef struct Judged:             # what limits say of a command
     int64_t points_max          # of what is earned; INT64_MAX: all
     int64_t cut                 # points that were not given
     bint full                   # there is no room to count
+    bint reviewed               # what is earned waits for somebody's word
     uint8_t rung                # the highest that a limit moves the member to; 0: none
     uint32_t rung_until_s   # 0: without end
     uint16_t rung_by        # limit
@@ -233,6 +236,9 @@ cdef struct Core:
     Velocity looked             # those of look-ups: in no entry and no snapshot
     int64_t looked_since_s      # of the first one; 0: there was none
     int32_t looked_since_day
+    Case* cases                 # CASES_MAX: what is open, by sequence
+    uint32_t case_count
+    uint32_t case_changes       # odd: they are being changed
     Judged judged               # what limits say of the command at hand
     QuoteView quote             # of the command just executed
     uint8_t* quote_entry        # COMMAND_ENTRY_BYTES_MAX
@@ -267,7 +273,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = ok and arena_open(&core.arena, lots)
     ok = ok and members_open(core, core.accounts_max)
     ok = ok and programmes_open(&core.programmes)
-    ok = ok and limits_open(core)
+    ok = ok and limits_open(core) and cases_open(core)
     core.scratch = scratch_open()
     core.result = result_open()
     core.limits.core = core
@@ -303,6 +309,7 @@ cdef void core_close(Core* core) noexcept:
     programmes_close(&core.programmes)
     velocity_close(&core.velocity)
     velocity_close(&core.looked)
+    unreserve_memory(core.cases, <uint64_t>CASES_MAX * sizeof(Case))
     free(core)
 
 
@@ -362,11 +369,8 @@ cdef const Scratch* core_scratch(const Core* core) noexcept nogil:
 
 
 cdef Hash128 core_digest(const Core* core) noexcept nogil:
-    # Facts, and what counts on the day of the last entry.
-    cdef Hash128 digest = core.digest
-    if core.program != NULL:
-        digest_add(&digest, velocity_digest(<Velocity*>&core.velocity, program_day(core.program, core.stats.time_us)))
-    return digest
+    # As of the last entry.
+    return digest_at(core, core.stats.time_us)
 
 
 cdef int32_t day_of(Core* core, DayCache* cache, int64_t time_us) noexcept nogil:
@@ -847,6 +851,8 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         return True
     if method == METHOD_UNLINK:
         return check_identifier(core, &command.identifiers[0], &d.identifiers[0], outcome) and check_by_hand(command, outcome)
+    if decides_case(method):
+        return check_case(command, outcome)
     if command.hashed & HASHED_MEMBER:
         d.member_hash = command.member_hash
     elif not check_member(core, &command.member, -1, &d.member_hash, outcome):
@@ -944,6 +950,10 @@ cdef uint8_t kind_of(uint8_t method) noexcept nogil:
         return KIND_PROGRAM
     if method == METHOD_SET_RUNG:
         return KIND_SET_RUNG
+    if method == METHOD_DECIDE_REVIEW:
+        return KIND_DECIDE_REVIEW
+    if method == METHOD_ANSWER_CHALLENGE:
+        return KIND_ANSWER_CHALLENGE
     return method
 
 
@@ -952,11 +962,16 @@ cdef bint sets_member(uint8_t method) noexcept nogil:
 
 
 cdef bint by_hand(uint8_t method) noexcept nogil:
-    return METHOD_ADJUST <= method <= METHOD_UNLINK or sets_member(method) or method == METHOD_SET_RUNG
+    return METHOD_ADJUST <= method <= METHOD_UNLINK or sets_member(method) or method == METHOD_SET_RUNG or method == METHOD_DECIDE_REVIEW
 
 
 cdef bint is_write(uint8_t method) noexcept nogil:
-    return METHOD_EARN <= method <= METHOD_ENROLL or by_hand(method)
+    return METHOD_EARN <= method <= METHOD_ENROLL or by_hand(method) or method == METHOD_ANSWER_CHALLENGE
+
+
+cdef inline bint decides_case(uint8_t method) noexcept nogil:
+    # These name no member.
+    return method == METHOD_DECIDE_REVIEW or method == METHOD_ANSWER_CHALLENGE
 
 
 cdef uint16_t differing_receipt_key(const Command* command, const Context* context, bint in_receipt) noexcept nogil:
@@ -1096,6 +1111,8 @@ cdef uint16_t differing_by_hand(Core* core, const Command* command, const Decisi
         field = differing_sets(core, command, view)
         if field != 0:
             return field
+    elif command.method == METHOD_DECIDE_REVIEW:
+        pass
     elif command.method == METHOD_SET_RUNG:
         if context.values[CONTEXT_RUNG] != command.rung - 1:
             return FIELD_RUNG
@@ -1137,6 +1154,12 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
             if not names_account(core, &command.identifiers[i], d.identifiers[i], view, &context):
                 return FIELD_IDENTIFIERS
         return FIELD_ORIGIN if differs_in_origin(core, command, view) else 0
+    if decides_case(method):
+        if context.values[CONTEXT_CASE] != command.case_id:
+            return FIELD_REVIEW_ID if method == METHOD_DECIDE_REVIEW else FIELD_CHALLENGE_ID
+        if context.values[CONTEXT_VERDICT] != command.verdict:
+            return FIELD_VERDICT if method == METHOD_DECIDE_REVIEW else FIELD_PASSED
+        return differing_by_hand(core, command, d, view, &context) if by_hand(method) else 0
     if method != METHOD_UNLINK and not names_account(core, &command.member, d.member_hash, view, &context):
         return FIELD_MEMBER
     if by_hand(method):
@@ -1149,7 +1172,7 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
             field = FIELD_PURCHASE_TIME
         if field == 0 and differs_in_origin(core, command, view):
             field = FIELD_ORIGIN
-        return field
+        return FIELD_CHALLENGE_ID if field == 0 and context.values[CONTEXT_CASE] != command.case_id else field
     field = differing_receipt_key(command, &context, True)
     if field != 0:
         return field
@@ -1172,10 +1195,13 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
         return FIELD_PAYMENT
     if command.payment != PAYMENT_NONE:
         field = differing_payment(core, command, &context)
-    return FIELD_ORIGIN if field == 0 and differs_in_origin(core, command, view) else field
+    if field == 0 and differs_in_origin(core, command, view):
+        field = FIELD_ORIGIN
+    return FIELD_CHALLENGE_ID if field == 0 and context.values[CONTEXT_CASE] != command.case_id else field
 
 
 include "_core_limits.pxi"
+include "_core_cases.pxi"
 include "_core_decide.pxi"
 include "_core_quote.pxi"
 
@@ -1495,7 +1521,7 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_BUSINESS_TIME, command.business_time_us - d.now_us)
     if method == METHOD_BURN or method == METHOD_RESERVE or method == METHOD_ADJUST or command.payment == PAYMENT_BURN:
         put_tag(writer, CONTEXT_WALLET, d.wallet)
-    if method != METHOD_EARN and method != METHOD_RELEASE and method != METHOD_ENROLL and command.points != 0:
+    if method != METHOD_EARN and method != METHOD_RELEASE and method != METHOD_ENROLL and not decides_case(method) and command.points != 0:
         put_tag(writer, CONTEXT_POINTS, command.points)
     if method == METHOD_RESERVE:
         put_tag(writer, CONTEXT_TTL, command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS)
@@ -1518,6 +1544,10 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_IDENTIFIER, <int64_t>d.identifiers[0].lo)
     if method == METHOD_ADJUST and command.expiry_day != 0:
         put_tag(writer, CONTEXT_EXPIRY_DAY, command.expiry_day)
+    if command.case_id != 0:
+        put_tag(writer, CONTEXT_CASE, command.case_id)
+    if decides_case(method):
+        put_tag(writer, CONTEXT_VERDICT, command.verdict)
     if method == METHOD_SET_RUNG:
         put_tag(writer, CONTEXT_RUNG, command.rung - 1)
         if command.given & GIVEN_TTL:
@@ -1702,6 +1732,8 @@ cdef void open_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
     d.quoted = False
     d.changed = 0
     d.points_max = INT64_MAX
+    d.reviewed = False
+    d.challenge_passed = False
 
 
 cdef void begin_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
@@ -1754,7 +1786,7 @@ cdef void refuse_remembered(Core* core, const Command* command, Decision* d, uin
     write_origin(&writer, core, command, d)
     size = entry_finish(&writer)
     if limits_hold(core):
-        if status != STATUS_VELOCITY_EXCEEDED and not may_be_refused(core, writer.start, size):
+        if status != STATUS_VELOCITY_EXCEEDED and status != STATUS_CHALLENGE_NEEDED and not may_be_refused(core, writer.start, size):
             outcome.status = STATUS_TABLE_FULL
             return
         write_limits(&writer, core, d.member)
@@ -1917,7 +1949,7 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
     write_origin(&writer, core, command, d)
     size = entry_finish(&writer)
     if limits_hold(core):
-        status = obey_limits(core, entry, size, d)
+        status = obey_limits(core, entry, size, d, outcome)
         if status != STATUS_OK:
             if opening:
                 d.member = 0
@@ -2081,7 +2113,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     open_decision(core, d, now_us)
     if not check_fields(core, command, d, outcome) or (command.origins != 0 and not check_origin(command, outcome)):
         return
-    if method != METHOD_ENROLL and method != METHOD_UNLINK:
+    if method != METHOD_ENROLL and method != METHOD_UNLINK and not decides_case(method):
         d.member = find_member(core, &command.member, d.member_hash)
         d.named = d.member != 0 and command.member.kind != MEMBER_BY_ID
     if was_asked(core, command, d, outcome):
@@ -2109,6 +2141,12 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         return
     if method == METHOD_SET_RUNG:
         execute_rung(core, command, d, entry, outcome)
+        return
+    if method == METHOD_DECIDE_REVIEW:
+        execute_verdict(core, command, d, entry, outcome)
+        return
+    if method == METHOD_ANSWER_CHALLENGE:
+        execute_answer(core, command, d, entry, outcome)
         return
 
     # Whose is it?
@@ -2142,6 +2180,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
 
     if command.quote_token.size != 0 and not take_token(core, command, d, outcome):
         return
+    if not take_challenge(core, command, d, outcome):
+        return
     status = rung_allows(core, command, account, d, outcome)
     if status != STATUS_OK:
         refuse_remembered(core, command, d, status, entry, outcome)
@@ -2154,9 +2194,9 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if status == STATUS_OK:
         size = write_command(core, command, d, account, captured, captured_points, entry + outcome.written_size, &writer)
         if limits_hold(core):
-            status = obey_limits(core, writer.start, size, d)
-        if status == STATUS_OK and d.points_max != INT64_MAX:
-            # Decided again, with less to earn.
+            status = obey_limits(core, writer.start, size, d, outcome)
+        if status == STATUS_OK and (d.points_max != INT64_MAX or d.reviewed):
+            # Decided again, with less to earn, or later.
             begin_decision(core, d, d.now_us)
             status = decide_write(core, command, d, account, &captured, &captured_points, outcome)
             write_command(core, command, d, account, captured, captured_points, entry + outcome.written_size, &writer)
@@ -2821,12 +2861,14 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
                 or memcmp(view.sections[SECTION_DIGEST].data, &digest, 16) != 0):
             return APPLY_DIGEST
         core.digest_sequence = core.stats.sequence + 1
-    elif KIND_EARN <= header.kind <= KIND_SET_RUNG:
+    elif KIND_EARN <= header.kind <= KIND_ANSWER_CHALLENGE:
         # Limits are judged, and counted, by what was before the entry.
         if header.kind <= KIND_ENROLL:
             result = apply_velocity(core, &view)
         if result == APPLY_OK and header.status == STATUS_OK:
             result = apply_member(core, &view)
+        if result == APPLY_OK:
+            result = apply_cases(core, &view)
         if result == APPLY_OK and view.sections[SECTION_RUNG].data != NULL:
             result = apply_rung(core, &view)
         if result == APPLY_OK:

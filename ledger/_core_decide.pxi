@@ -125,12 +125,15 @@ cdef int32_t slide_day(const Core* core, const Decision* d, const Account* accou
 
 
 cdef void date_awards(Core* core, const Decision* d, const Account* account) noexcept nogil:
-    # The expiry days that rules cannot know: of points that live by inactivity.
+    # The days that rules cannot know: of points under review, and of those that live by inactivity.
     cdef const Program2* rules = <const Program2*>d.program.rules
     cdef Result2* result = core.result
     cdef Award* award
     cdef Given* given
     cdef uint32_t i
+    if d.reviewed:
+        for i in range(result.award_count):
+            result.awards[i].available_day += REVIEW_DAYS
     if not rules.any_slides:
         return
     for i in range(result.award_count):

@@ -269,9 +269,15 @@ cdef void know_origin(Measured* m, const Origin* origin) noexcept nogil:
         know(m, PART_PARTNER, origin.hash[ORIGIN_PARTNER])
 
 
-cdef void know_time(Core* core, Measured* m, int64_t now_us, int64_t business_us, int32_t offset_s) noexcept nogil:
+cdef inline int32_t counting_day(int64_t now_us) noexcept nogil:
+    # The day by which windows die. Of no zone, so that it never goes back when a programme with another one is published; ten hours behind UTC, so
+    # that from there to the other end of the world (+14) it is the store's day or the one before.
+    return <int32_t>div_floor(now_us - <int64_t>36_000 * MICROSECONDS, <int64_t>86_400 * MICROSECONDS)
+
+
+cdef void know_time(const Core* core, Measured* m, int64_t now_us, int64_t business_us, int32_t offset_s) noexcept nogil:
     cdef int64_t local_s
-    velocity_now(&m.now, div_floor(now_us, MICROSECONDS), day_of(core, &core.now_day, now_us))
+    velocity_now(&m.now, div_floor(now_us, MICROSECONDS), counting_day(now_us))
     m.time_s = div_floor(min_i64(business_us, now_us), MICROSECONDS)
     local_s = m.time_s + offset_s
     m.day = <int32_t>div_floor(local_s, 86_400)
@@ -291,7 +297,7 @@ cdef void know_member(const Core* core, Measured* m, uint32_t member) noexcept n
 
 cdef bint is_counted_refusal(uint16_t status) noexcept nogil:
     # What limits themselves refuse is no further refusal, or who has met one would never come out.
-    return not (status == STATUS_OK or status == STATUS_VELOCITY_EXCEEDED or STATUS_MEMBER_LIMITED <= status <= STATUS_MEMBER_EXCLUDED)
+    return not (status == STATUS_OK or status == STATUS_VELOCITY_EXCEEDED or STATUS_MEMBER_LIMITED <= status <= STATUS_CHALLENGE_NEEDED)
 
 
 cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:
@@ -400,10 +406,10 @@ cdef bint limits_open(Core* core) noexcept nogil:
             and velocity_open(&core.looked, members // 2 + VELOCITY_SLOTS_LEAST, members // 2 + VELOCITY_SLOTS_LEAST, VELOCITY_SLOTS_LEAST // 16))
 
 
-cdef Hash128 digest_at(Core* core, int64_t now_us) noexcept nogil:
+cdef Hash128 digest_at(const Core* core, int64_t now_us) noexcept nogil:
     # The state's digest at a moment: facts, and what counts on that day.
     cdef Hash128 digest = core.digest
-    digest_add(&digest, velocity_digest(&core.velocity, day_of(core, &core.now_day, now_us)))
+    digest_add(&digest, velocity_digest(<Velocity*>&core.velocity, counting_day(now_us)))
     return digest
 
 
@@ -570,6 +576,7 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
     judged.points_max = INT64_MAX
     judged.cut = 0
     judged.rung = RUNG_OK
+    judged.reviewed = False
     VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, keys_asked(rules), &m))
     judged.full = not velocity_fits(core, rules, &m)
     for i in range(rules.counts[SECTION2_LIMITS]):
@@ -586,20 +593,32 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
             judged.rung = limit.rung
             judged.rung_until_s = <uint32_t>(m.now.now_s + limit.rung_s) if limit.rung_s != 0 else 0
             judged.rung_by = <uint16_t>i
-        if limit.action == LIMIT_REFUSE and judged.refused_by < 0:
+        if judged.refused_by < 0 and (limit.action == LIMIT_REFUSE or (limit.action == LIMIT_CHALLENGE and not core.decision.challenge_passed)):
             judged.refused_by = <int32_t>i
+        elif limit.action == LIMIT_REVIEW:
+            judged.reviewed = True
         elif limit.action == LIMIT_REDUCE:
             judged.points_max = min_i64(judged.points_max, left if limit.measure == COUNT_POINTS else 0)
 
 
-cdef uint16_t obey_limits(Core* core, const uint8_t* entry, uint32_t size, Decision* d) noexcept nogil:
-    # Judges an entry that would succeed. Returns a status; d.points_max is what it may earn.
+cdef uint16_t obey_limits(Core* core, const uint8_t* entry, uint32_t size, Decision* d, Outcome* outcome) noexcept nogil:
+    # Judges an entry that would succeed. Returns a status, with its a and b; d says what may be earned, and whether at once.
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef Judged* judged = &core.judged
     judge(core, entry, size)
-    if core.judged.full:
+    outcome.a = 0
+    outcome.b = 0
+    if judged.full:
         return STATUS_TABLE_FULL
-    if core.judged.refused_by >= 0:
+    if judged.refused_by >= 0 and rules.limits[judged.refused_by].action == LIMIT_REFUSE:
         return STATUS_VELOCITY_EXCEEDED
-    d.points_max = core.judged.points_max
+    if (judged.refused_by >= 0 or judged.reviewed) and not cases_room(core):
+        return STATUS_TABLE_FULL
+    if judged.refused_by >= 0:
+        outcome.a = <int64_t>core.stats.sequence + 1        # the entry that refuses it
+        return STATUS_CHALLENGE_NEEDED
+    d.points_max = judged.points_max
+    d.reviewed = judged.reviewed
     return STATUS_OK
 
 

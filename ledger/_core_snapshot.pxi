@@ -156,6 +156,14 @@ cdef void save_rungs(const Core* core, Saving* saving) noexcept nogil:
             put_varint(writer, account.rung_until_s)
 
 
+cdef void save_cases(const Core* core, Saving* saving) noexcept nogil:
+    cdef EntryWriter* writer
+    cdef uint32_t i
+    for i in range(core.case_count):
+        writer = saving_room(saving, SNAPSHOT_CASES, sizeof(Case))
+        put_bytes(writer, <const uint8_t*>&core.cases[i], sizeof(Case))
+
+
 cdef void save_velocity(const Core* core, Saving* saving) noexcept nogil:
     # What counts at the moment of the last entry.
     cdef const VelocityHead* slot
@@ -163,9 +171,7 @@ cdef void save_velocity(const Core* core, Saving* saving) noexcept nogil:
     cdef VelocityNow now
     cdef uint64_t at
     cdef uint32_t table
-    if core.program == NULL:
-        return
-    velocity_now(&now, div_floor(core.stats.time_us, MICROSECONDS), program_day(core.program, core.stats.time_us))
+    velocity_now(&now, div_floor(core.stats.time_us, MICROSECONDS), counting_day(core.stats.time_us))
     for table in range(<uint32_t>VELOCITY_TABLES):
         at = 0
         while saving.code == 0:
@@ -346,6 +352,7 @@ cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, 
     save_profiles(core, &saving)
     save_rungs(core, &saving)
     save_velocity(core, &saving)
+    save_cases(core, &saving)
     save_identifiers(&core.identifiers, &saving)
     saving_flush(&saving)
     save_keys(&core.keys[KEYS_REQUEST], KEYS_REQUEST, &saving)
@@ -662,13 +669,28 @@ cdef int load_rung(Core* core, Cursor* cursor) noexcept nogil:
     return LOAD_OK
 
 
+cdef int load_case(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
+    cdef const uint8_t* data = get_bytes(cursor, sizeof(Case))
+    cdef Case row
+    if data == NULL or core.case_count == CASES_MAX:
+        return LOAD_BROKEN
+    memcpy(&row, data, sizeof(Case))
+    if (row.sequence == 0 or row.sequence > head.sequence or row.member == 0 or row.member > core.stats.members or row.kind < CASE_REVIEW
+            or row.kind > CASE_CHALLENGE or row.state > CASE_PASSED or (core.case_count != 0 and core.cases[core.case_count - 1].sequence >= row.sequence)):
+        return LOAD_BROKEN
+    core.cases[core.case_count] = row
+    core.case_count += 1
+    digest_add(&core.digest, case_fact(&row))
+    return LOAD_OK
+
+
 cdef int load_velocity(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
     cdef uint8_t table = get_byte(cursor)
     cdef VelocityNow now
     cdef int result
-    if cursor.broken or table >= VELOCITY_TABLES or core.program == NULL:
+    if cursor.broken or table >= VELOCITY_TABLES:
         return LOAD_BROKEN
-    velocity_now(&now, div_floor(head.time_us, MICROSECONDS), program_day(core.program, head.time_us))
+    velocity_now(&now, div_floor(head.time_us, MICROSECONDS), counting_day(head.time_us))
     result = velocity_load(&core.velocity, table, cursor, &now)
     if result < 0:
         return LOAD_MEMBERS
@@ -911,8 +933,12 @@ cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const
         while cursor_more(&cursor) and result == LOAD_OK:
             result = load_velocity(core, head, &cursor)
         return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_CASES:
+        while cursor_more(&cursor) and result == LOAD_OK:
+            result = load_case(core, head, &cursor)
+        return LOAD_BROKEN if cursor.broken else result
     if section == SNAPSHOT_VELOCITY_SUMS:
-        if core.program == NULL or velocity_load_sums(&core.velocity, program_day(core.program, head.time_us), &cursor) != VELOCITY_LOADED:
+        if velocity_load_sums(&core.velocity, counting_day(head.time_us), &cursor) != VELOCITY_LOADED:
             return LOAD_BROKEN
         return LOAD_OK
     if section == SNAPSHOT_IDENTIFIERS:

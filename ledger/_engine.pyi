@@ -69,6 +69,10 @@ class EngineHandle:
     def take_answer(self, order: Order, payload: bytes) -> OrderAnswer: ...
     def versions(self, from_version: int = 1) -> list[tuple[int, int]]:
         """Versions of the programme, from 1: (sequence of the entry, server time us from which it is in force). From any thread."""
+    def reviews(self) -> list[tuple[int, int, int, int, int, int]]:
+        """Receipts under review, oldest first: (sequence, server time us, member, points, version, limit from 1). From any thread."""
+    def limit_names(self) -> tuple[int, list[str]]:
+        """The version in force and the names of its limits."""
     time_us: int
     """Server time of the hot thread's last turn."""
     def read_entry(self, sequence: int) -> bytes:

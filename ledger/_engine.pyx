@@ -35,7 +35,7 @@ from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, m
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
     APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST, NOTICE_KINDS, REFUSALS_OF_RULES, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
-    core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_set_served, core_stats, core_tick, core_versions,
+    Case, core_cases, core_cases_changed, core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_set_served, core_stats, core_tick, core_versions,
     core_write_digest, core_write_part, core_write_program,
 )
 from ledger._hash cimport Hash128
@@ -53,11 +53,11 @@ from ledger._layout cimport (
     ORDER_PUBLISH, Outcome, RulesAnswer, RulesOrder, Slice,
 )
 from ledger._limits cimport (
-    CAMPAIGNS_KEPT_MAX, COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
+    CAMPAIGNS_KEPT_MAX, CASES_MAX, COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
     GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, IMAGE_INLINE_BYTES_MAX, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
     LOOKUPS_MAX, OUTBOX_BYTES, PREPARE_STEP_BYTES, RULES_TOLD_MAX, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
-from ledger._image cimport Program2, RULE_POINTS, RULE_TIMES
+from ledger._image cimport Program2, RULE_POINTS, RULE_TIMES, SECTION2_LIMITS
 from ledger._programme cimport LOADED_HASH_AT, Loaded, RuleTally, loaded_copy, loaded_free, loaded_free_all
 from ledger._rules cimport Program
 from ledger._snapshot cimport Snapshot
@@ -1315,7 +1315,7 @@ cdef dict told_rules(const Program* program):
     cdef uint32_t i
     cdef uint8_t kind
     told = {"version": program.version, "rule_count": program.rule_count, "image_bytes": program.image_size, "name": "", "hash": "",
-            "rules": [], "others": None}
+            "rules": [], "others": None, "limits": []}
     if rules == NULL or tallies == NULL:
         return told
     told["name"] = rules.header.name[:40].rstrip(b"\0").decode()
@@ -1334,6 +1334,9 @@ cdef dict told_rules(const Program* program):
             discounts += tallies[i].given
         elif kind <= RULE_TIMES:
             points += tallies[i].given
+    for i in range(rules.counts[SECTION2_LIMITS]):
+        told["limits"].append({"name": rules.limits[i].name[:64].rstrip(b"\0").decode(), "answer": rules.limits[i].action,
+                               "above": (<const Loaded*>program).limit_tallies[i]})
     if rules.rule_count > RULES_TOLD_MAX:
         told["others"] = {"receipts": receipts, "points": points, "discounts": discounts}
     return told
@@ -1696,6 +1699,32 @@ cdef class EngineHandle:
         while core_versions(self.engine.core, from_version + <uint32_t>len(found), &sequence, &effective_us, 1) == 1:
             found.append((sequence, effective_us))
         return found
+
+    def reviews(self):
+        """Receipts whose points are under review, oldest first: [(sequence, server time us, member, points, version, limit from 1)]. From any thread."""
+        cdef Case* rows = <Case*>malloc(<size_t>CASES_MAX * sizeof(Case))
+        cdef uint32_t changes = 0, count, i
+        if rows == NULL:
+            raise MemoryError
+        try:
+            while True:
+                count = core_cases(self.engine.core, rows, CASES_MAX, &changes)
+                if not core_cases_changed(self.engine.core, changes):
+                    break
+            return [(rows[i].sequence, rows[i].time_us, rows[i].member, rows[i].points, rows[i].program, rows[i].limit)
+                    for i in range(count) if rows[i].kind == 1]
+        finally:
+            free(rows)
+
+    def limit_names(self):
+        """(version in force, names of its limits). From any thread that holds the GIL while nobody publishes: the control port."""
+        cdef const Program* program = core_program(self.engine.core)
+        cdef const Program2* rules
+        cdef uint32_t i
+        if program == NULL or program.rules == NULL:
+            return 0, []
+        rules = <const Program2*>program.rules
+        return program.version, [rules.limits[i].name[:64].rstrip(b"\0").decode() for i in range(rules.counts[SECTION2_LIMITS])]
 
     @property
     def time_us(self):

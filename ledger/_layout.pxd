@@ -36,9 +36,12 @@ cdef enum:                      # Method
     METHOD_DIFF_RULES = 22
     METHOD_RULES_ORDER = 23     # what the control port asks of the core to publish rules; never from a socket: it holds pointers
     METHOD_SET_RUNG = 24    # the control port only
-    METHOD_COUNT = 25
+    METHOD_DECIDE_REVIEW = 25   # the control port only
+    METHOD_ANSWER_CHALLENGE = 26
+    METHOD_LIST_REVIEWS = 27    # never a Command's
+    METHOD_COUNT = 28
 
-# What an entry does. 1..15 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
+# What an entry does. 1..17 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
     KIND_EARN = 1
     KIND_BURN = 2
@@ -55,6 +58,8 @@ cdef enum:                      # EntryKind
     KIND_SET_SEGMENTS = 13
     KIND_SET_ATTRIBUTES = 14
     KIND_SET_RUNG = 15
+    KIND_DECIDE_REVIEW = 16
+    KIND_ANSWER_CHALLENGE = 17
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
     KIND_RESTORE = 22           # a back-up was restored: the first entry of a new epoch; changes nothing
@@ -118,6 +123,8 @@ cdef enum:                      # ContextTag
     CONTEXT_ONLY_AS_QUOTED = 15 # 1; absent: not
     CONTEXT_RUNG = 16       # asked, from 0 (set rung)
     CONTEXT_LASTS = 17          # us; absent: without end
+    CONTEXT_CASE = 18           # the review or challenge that is decided, or the challenge that was passed for it
+    CONTEXT_VERDICT = 19        # 1 approved or passed, 2 denied or failed
     CONTEXT_STORE = 128
     CONTEXT_TILL = 129
     CONTEXT_NUMBER = 130
@@ -286,6 +293,8 @@ cdef struct Command:
     Slice wallet                # name; valid with GIVEN_WALLET
     int64_t points              # as sent; below 0 only for METHOD_ADJUST
     int64_t ttl_us              # valid with GIVEN_TTL; of METHOD_SET_RUNG: how long
+    int64_t case_id             # review or challenge; 0: none
+    int32_t verdict             # as sent; of METHOD_ANSWER_CHALLENGE: 1 passed, 2 not
     int32_t rung                # as sent, for METHOD_SET_RUNG: from 1
     int64_t reservation_id      # as sent
     Slice store
@@ -375,6 +384,7 @@ cdef struct Award:              # what a rule gave; written by the rules, read b
 
 cdef enum:
     DAY_NEVER = 2147483647      # expiry day of points that never expire
+    REVIEW_DAYS = 0x1000000     # added to the available day of a lot: its points are under review, so pending
     LOT_SLIDES = 0x8000         # beside the funder of a lot: it lives by inactivity, so receipts and burns move its expiry day
 
 cdef struct WalletDefinition:

@@ -57,7 +57,7 @@ REASON = pa.dictionary(pa.int16(), pa.string())
 
 POSTING = pa.struct([("account", WORD), ("wallet", WORD), ("points", pa.int64())])
 LOT = pa.struct([("wallet", WORD), ("available_day", pa.date32()), ("expiry_day", pa.date32()), ("funder", pa.int32()),
-                 ("by_inactivity", pa.bool_()), ("points", pa.int64()), ("held_points", pa.int64())])
+                 ("by_inactivity", pa.bool_()), ("under_review", pa.bool_()), ("points", pa.int64()), ("held_points", pa.int64())])
 LINE = pa.struct([("sku", pa.string()), ("category", pa.string()), ("quantity_milli", pa.int64()), ("amount_minor", pa.int64()),
                   ("regular_amount_minor", pa.int64()), ("weighed", pa.bool_())])
 TENDER = pa.struct([("name", pa.string()), ("amount_minor", pa.int64())])
@@ -448,7 +448,8 @@ def _table(columns: Columns, names: Names) -> pa.Table:
             POSTING, a.word("posting_account", ACCOUNTS), a.wallet("posting_wallet"), a.number("posting_points"))),
         "lot_changes": a.rows("lots", struct_of(
             LOT, a.wallet("lot_wallet"), a.number("lot_available", pa.date32()), a.number("lot_expiry", pa.date32(), none=DAY_NEVER),
-            a.number("lot_funder", pa.int32()), a.flag("lot_by_inactivity"), a.number("lot_points"), a.number("lot_held"))),
+            a.number("lot_funder", pa.int32()), a.flag("lot_by_inactivity"), a.flag("lot_under_review"),
+            a.number("lot_points"), a.number("lot_held"))),
         "lines": a.rows("lines", struct_of(
             LINE, a.text("sku", nulls=False), a.text("category", nulls=False), a.number("line_quantity"), a.number("line_amount"),
             a.number("line_regular"), a.flag("line_weighed"))),

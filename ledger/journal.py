@@ -34,18 +34,21 @@ GROUP_HASHED_BYTES = 96
 ENTRY_HEADER = struct.Struct("<IBBHqII16s")
 DRAINED = struct.Struct("<Q32sQq")
 NO_HASH = bytes(32)
+REVIEW_DAYS = 0x1000000  # added to the available day of a lot whose points are under review
 LOT_SLIDES = 0x8000  # beside the funder of a lot whose points live by inactivity
 WALK_TRIES = 3  # a meta page half written is gone at the next look
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
-         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 13: "set_segments", 14: "set_attributes", 15: "set_rung",
+         9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 13: "set_segments", 14: "set_attributes",
+         15: "set_rung", 16: "decide_review", 17: "answer_challenge",
          20: "program", 21: "digest", 22: "restore", 23: "program_part"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
 IDENTIFIERS = {2: "card", 3: "phone", 4: "email", 5: "app"}
 CONTEXT = {1: "sent_time_us", 2: "business_time_us", 3: "wallet", 4: "points", 5: "ttl_us", 6: "reservation_id", 7: "business_day",
            8: "total_minor", 9: "payment", 10: "identifiers", 11: "named", 12: "identifier", 13: "expiry_day", 14: "quote",
-           15: "only_as_quoted", 128: "store", 129: "till", 130: "number", 131: "operator", 132: "reason"}
+           15: "only_as_quoted", 16: "rung", 17: "lasts", 18: "case", 19: "verdict",
+           128: "store", 129: "till", 130: "number", 131: "operator", 132: "reason"}
 REPEATED = {11}  # tags that may come more than once: their values are a list
 
 
@@ -604,7 +607,14 @@ def _postings(cursor: _Cursor) -> list[dict[str, Any]]:
 
 def _lots(cursor: _Cursor) -> list[dict[str, Any]]:
     rows = _rows(cursor, wallet="varint", available_day="varint", expiry_day="varint", funder="varint", points="signed", held="signed")
-    return [{**row, "funder": row["funder"] & ~LOT_SLIDES, "by_inactivity": bool(row["funder"] & LOT_SLIDES)} for row in rows]
+    return [{**row, "funder": row["funder"] & ~LOT_SLIDES, "by_inactivity": bool(row["funder"] & LOT_SLIDES),
+             "available_day": row["available_day"] - REVIEW_DAYS * (row["available_day"] >= REVIEW_DAYS),
+             "under_review": row["available_day"] >= REVIEW_DAYS} for row in rows]
+
+
+def _origin(cursor: _Cursor) -> dict[str, Any]:
+    offset_s = cursor.signed()
+    return {"offset_s": offset_s, "parts": {cursor.byte(): cursor.take(8) for _ in iter(cursor.more, False)}}
 
 
 def _reservation(cursor: _Cursor) -> dict[str, Any]:
@@ -681,6 +691,9 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     29: ("published", lambda c: read_published(c.take(len(c.data)))),
     30: ("part", lambda c: read_part(c.take(len(c.data)))),
     27: ("notices", lambda c: {"count": c.varint(), "rows": _rows(c, kind="byte", index="varint", text="text")}),
+    31: ("origin", _origin),
+    32: ("limits", lambda c: {"cut": c.varint(), "above": _rows(c, limit="varint", answer="byte")}),
+    33: ("rung", lambda c: {"before": c.byte(), "after": c.byte(), "until_s": c.varint(), "limit": c.varint()}),
     28: ("quote", lambda c: {"program": c.varint(), "business_time_us": c.signed(), "changed": c.byte()}),
 }
 

@@ -15,7 +15,7 @@ from ledger._entry cimport (
 from ledger._layout cimport (
     CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_SENT_TIME,
     CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader, KIND_PROGRAM, KIND_PROGRAM_PART,
-    LINE_WEIGHED, LOT_SLIDES, RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES,
+    LINE_WEIGHED, LOT_SLIDES, RECEIPT_CHANNEL, REVIEW_DAYS, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES,
     SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_POSTINGS, SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_REFUSAL, Slice,
 )
 from ledger._limits cimport WALLETS_MAX, WALLET_NAME_BYTES_MAX
@@ -89,12 +89,13 @@ cdef void out_lot_changes(Out* out, uint32_t tag, const Program* program, const 
         held = get_signed(&cursor)
         body = out_open(out, tag)
         out_wallet_name(out, 10, program, wallet)
-        out_int(out, 16, <int64_t>available_day)
+        out_int(out, 16, <int64_t>(available_day - REVIEW_DAYS if available_day >= REVIEW_DAYS else available_day))
         out_int(out, 24, <int64_t>expiry_day)
         out_int(out, 32, <int64_t>(funder & ~<uint64_t>LOT_SLIDES))
         out_int(out, 40, points)
         out_int(out, 48, held)
         out_int(out, 56, (funder & LOT_SLIDES) != 0)
+        out_int(out, 64, available_day >= REVIEW_DAYS)
         out_close(out, body)
 
 

@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from ledger._layout cimport (
-    METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL,
+    METHOD_ANSWER_CHALLENGE, METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL,
     METHOD_GET_BALANCE, METHOD_GET_OPERATION, METHOD_HEALTH_CHECK, METHOD_NONE, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE,
 )
 
@@ -46,6 +46,9 @@ cdef inline uint8_t grpc_method(const uint8_t* path, size_t size) noexcept nogil
     elif size == 9:
         if memcmp(name, b"BatchPost", 9) == 0:
             return METHOD_BATCH_POST
+    elif size == 15:
+        if memcmp(name, b"AnswerChallenge", 15) == 0:
+            return METHOD_ANSWER_CHALLENGE
     elif size == 16:
         if memcmp(name, b"BatchGetBalances", 16) == 0:
             return METHOD_BATCH_GET_BALANCES

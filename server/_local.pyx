@@ -80,6 +80,8 @@ cdef dict to_dict(const Command* command):
         "reservation_id": command.reservation_id,
         "expiry_day": command.expiry_day,
         "rung": command.rung,
+        "case_id": command.case_id,
+        "verdict": command.verdict,
         "operator": to_bytes(command.operator_name).decode(),
         "reason": to_bytes(command.reason).decode(),
         "currency": to_bytes(command.currency).decode(),

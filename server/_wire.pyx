@@ -19,7 +19,7 @@ from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
-    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
+    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
     ORIGIN_CASHIER, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_PARTNER, ORIGIN_PAYMENT_CARD, ORIGIN_STORE, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE,
     DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
@@ -633,7 +633,7 @@ cdef void read_payment(Reader* reader, Command* command, uint8_t payment) noexce
 
 cdef inline bint by_hand(uint8_t method) noexcept nogil:
     return (METHOD_ADJUST <= method <= METHOD_UNLINK or method == METHOD_SET_SEGMENTS or method == METHOD_SET_ATTRIBUTES
-            or method == METHOD_SET_RUNG)
+            or method == METHOD_SET_RUNG or method == METHOD_DECIDE_REVIEW)
 
 
 cdef inline bint is_query(uint8_t method) noexcept nogil:
@@ -647,7 +647,7 @@ cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nog
     elif tag == 18:
         read_stamp(reader, &reader.sent)
         command.given |= GIVEN_SENT_TIME
-    elif tag == 26 and command.method != METHOD_ENROLL and command.method != METHOD_UNLINK and command.method != METHOD_SET_SEGMENTS:
+    elif tag == 26 and command.method != METHOD_ENROLL and command.method != METHOD_DECIDE_REVIEW and command.method != METHOD_ANSWER_CHALLENGE and command.method != METHOD_UNLINK and command.method != METHOD_SET_SEGMENTS:
         read_member(reader, &command.member, False, -1)
     else:
         return False
@@ -712,7 +712,7 @@ cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept 
     cdef uint32_t operator_tag = 34
     if command.method == METHOD_ADJUST:
         operator_tag = 58
-    elif command.method == METHOD_LINK:
+    elif command.method == METHOD_LINK or command.method == METHOD_DECIDE_REVIEW:
         operator_tag = 42
     elif command.method == METHOD_SET_ATTRIBUTES or command.method == METHOD_SET_RUNG:
         operator_tag = 50
@@ -720,6 +720,10 @@ cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept 
         read_text(reader, &command.operator_name, FIELD_OPERATOR, -1)
     elif tag == operator_tag + 8:
         read_text(reader, &command.reason, FIELD_REASON, -1)
+    elif command.method == METHOD_DECIDE_REVIEW and tag == 24:
+        command.case_id = <int64_t>read_varint(reader)
+    elif command.method == METHOD_DECIDE_REVIEW and tag == 32:
+        command.verdict = <int32_t>read_varint(reader)
     elif command.method == METHOD_SET_RUNG and tag == 32:
         command.rung = <int32_t>read_varint(reader)
     elif command.method == METHOD_SET_RUNG and tag == 42:
@@ -772,6 +776,8 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
             read_payment(reader, command, PAYMENT_CAPTURE)
         elif tag == (42 if method == METHOD_EARN else 58):
             read_origin(reader, command)
+        elif tag == 64 and method == METHOD_COMMIT:
+            command.case_id = <int64_t>read_varint(reader)
         else:
             return False
     elif method == METHOD_BURN or method == METHOD_RESERVE:
@@ -789,6 +795,8 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
             command.given |= GIVEN_BUSINESS_TIME
         elif tag == 66:
             read_origin(reader, command)
+        elif tag == 72:
+            command.case_id = <int64_t>read_varint(reader)
         else:
             return False
     elif method == METHOD_CAPTURE or method == METHOD_RELEASE:
@@ -800,12 +808,18 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
             read_receipt_key(reader, command, False)
         elif tag == 58 and method == METHOD_CAPTURE:
             read_origin(reader, command)
+        elif tag == 64 and method == METHOD_CAPTURE:
+            command.case_id = <int64_t>read_varint(reader)
         else:
             return False
     elif method == METHOD_ENROLL and tag == 26:
         read_identifier(reader, command)
     elif method == METHOD_ENROLL and tag == 34:
         read_origin(reader, command)
+    elif method == METHOD_ANSWER_CHALLENGE and tag == 24:
+        command.case_id = <int64_t>read_varint(reader)
+    elif method == METHOD_ANSWER_CHALLENGE and tag == 32:
+        command.verdict = 1 if read_varint(reader) != 0 else 2
     elif by_hand(method):
         return read_by_hand(reader, command, tag)
     else:
@@ -1095,7 +1109,9 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
         command.request_id.size = command.order.request_size
         command.sent_time_us = command.order.sent_time_us
         return True
-    if not is_query(method) and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
+    if method == METHOD_ANSWER_CHALLENGE:
+        command.verdict = 2
+    elif not is_query(method) and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
         outcome_forget(outcome)
         outcome.status = STATUS_METHOD_UNKNOWN
         return False
@@ -1559,7 +1575,7 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
         out_close(&writer, body)
         return <uint32_t>(writer.at - out)
     out_entry(&writer, 10, &view, outcome.sequence, room_end)
-    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK or method == METHOD_SET_ATTRIBUTES or method == METHOD_SET_RUNG:
+    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK or method == METHOD_SET_ATTRIBUTES or method == METHOD_SET_RUNG or method == METHOD_ANSWER_CHALLENGE:
         out_int(&writer, 16, outcome.replayed != 0)
         if method == METHOD_ENROLL:
             out_int(&writer, 24, view.header.flags & FLAG_OPENED != 0)

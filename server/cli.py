@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger import limits
-from server import cli_explain, cli_export, cli_follow, cli_index, cli_simulate
+from server import cli_explain, cli_export, cli_follow, cli_fraud, cli_index, cli_simulate
 from server.cli_admin import adjust, link, unlink
 from server.cli_backup import backup, restore
 from server.cli_ids import ids
@@ -232,6 +232,13 @@ app.command(epilog="Example: `daybook link id:17 phone:+48600700801 --operator a
             rich_help_panel="By hand")(link)
 app.command(epilog="Example: `daybook unlink card:2600012345678 --operator anna --reason 'lost, ticket 4711'`",
             rich_help_panel="By hand")(unlink)
+app.command(epilog="Example: `daybook reviews`", rich_help_panel="Fraud")(cli_fraud.reviews)
+app.command(epilog="Example: `daybook approve 4711 --operator anna --reason 'ticket 4711: a wedding'`",
+            rich_help_panel="Fraud")(cli_fraud.approve)
+app.command(epilog="Example: `daybook deny 4711 --operator anna --reason 'ticket 4711: staff card'`",
+            rich_help_panel="Fraud")(cli_fraud.deny)
+app.command(epilog="Example: `daybook rung card:2600012345678 limited --lasts '7 days' --operator anna --reason 'ticket 4711'`",
+            rich_help_panel="Fraud")(cli_fraud.rung)
 app.command(epilog="Example: `daybook backup data --to /mnt/backup/ledger`", rich_help_panel="Journal")(backup)
 app.command(epilog="Example: `daybook restore /mnt/backup/ledger --to data --key identity.key`", rich_help_panel="Journal")(restore)
 app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)

@@ -52,12 +52,12 @@ def adjust(
     from server._pb.loyalty.ledger.v1 import admin_pb2
 
     request = _numbers(admin_pb2.AdjustPointsRequest, points=points, expiry_day=expiry_day)
-    request.member.CopyFrom(_member(member))
+    request.member.CopyFrom(read_member(member))
     request.wallet, request.operator, request.reason = wallet, operator, reason
     answer = _call("AdjustPoints", request, control, request_id, sent_time)
     after = "".join(f"; {one.wallet}: {one.available_points:,} available" for one in answer.wallets)
     given = answer.entry.adjusted_points
-    _done(answer, f"{given:,} points given to" if given > 0 else f"{-given:,} points taken from", after)
+    done(answer, f"{given:,} points given to" if given > 0 else f"{-given:,} points taken from", after)
 
 
 def link(
@@ -72,9 +72,10 @@ def link(
     """Link a card, phone, e-mail or app to a member."""
     from server._pb.loyalty.ledger.v1 import admin_pb2
 
-    request = admin_pb2.LinkIdentifierRequest(member=_member(member), identifier=_member(identifier), operator=operator, reason=reason)
+    request = admin_pb2.LinkIdentifierRequest(member=read_member(member), identifier=read_member(identifier), operator=operator,
+                                              reason=reason)
     answer = _call("LinkIdentifier", request, control, request_id, sent_time)
-    _done(answer, f"{identifier.partition(':')[0]} {'linked' if answer.linked else 'was linked already'} to")
+    done(answer, f"{identifier.partition(':')[0]} {'linked' if answer.linked else 'was linked already'} to")
 
 
 def unlink(
@@ -91,9 +92,9 @@ def unlink(
     """
     from server._pb.loyalty.ledger.v1 import admin_pb2
 
-    request = admin_pb2.UnlinkIdentifierRequest(identifier=_member(identifier), operator=operator, reason=reason)
+    request = admin_pb2.UnlinkIdentifierRequest(identifier=read_member(identifier), operator=operator, reason=reason)
     answer = _call("UnlinkIdentifier", request, control, request_id, sent_time)
-    _done(answer, f"{identifier.partition(':')[0]} unlinked from")
+    done(answer, f"{identifier.partition(':')[0]} unlinked from")
 
 
 def _numbers(kind: Any, **fields: int) -> Any:
@@ -107,7 +108,7 @@ def _numbers(kind: Any, **fields: int) -> Any:
     return message
 
 
-def _member(text: str) -> Any:
+def read_member(text: str) -> Any:
     """A MemberRef from KIND:VALUE. What the value may be is the service's to say."""
     from server._pb.loyalty.ledger.v1 import ledger_pb2
 
@@ -187,6 +188,6 @@ def _reason(error: Any) -> tuple[str, bool]:
     return ("UNIMPLEMENTED", False) if error.code().name == "UNIMPLEMENTED" else ("", True)
 
 
-def _done(answer: Any, what: str, after: str = "") -> None:
+def done(answer: Any, what: str, after: str = "") -> None:
     before = " (decided before: this repeat changed nothing)" if answer.replayed else ""
     out.print(escape(f"entry {answer.entry.sequence}: {what} member {answer.entry.member_id}{after}{before}"), soft_wrap=True)

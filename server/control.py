@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,7 +24,9 @@ from ledger import errors, limits
 from ledger._engine import EngineHandle
 from server._pb.loyalty.ledger.v1 import admin_pb2, ledger_pb2
 from server.config import ADMIN_METHODS, ADMIN_SERVICE, METHODS, SERVICE, Address, RefusedToStart
-from server.rules import MESSAGE_BYTES_MAX, RulesService
+from server.reviews import METHOD as LIST_REVIEWS
+from server.reviews import list_reviews
+from server.rules import MESSAGE_BYTES_MAX, RulesService, status_of
 from server.segments import set_segments
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -155,6 +158,8 @@ class ControlServer:
     def __init__(self, handle: EngineHandle, address: Address) -> None:
         self.address = address
         self.port = 0
+        self._handle = handle
+        self._counts: Counter[tuple[str, int, int]] = Counter()
         self._inbox = Inbox(handle)
         self._rules = RulesService(handle, self._inbox.ask, refusal)
         self._health = health.aio.HealthServicer()
@@ -181,6 +186,10 @@ class ControlServer:
         """What is one call of the engine goes there as it came; the rest is put together here."""
         if method == ADMIN_METHODS["SetSegments"]:
             return set_segments(request, deadline_us, self._inbox.call, refusal)
+        if method == LIST_REVIEWS:
+            answer = too_large(method, request) or list_reviews(self._handle, request, refusal)
+            self._counts["control", method, status_of(answer)] += 1
+            return _now(answer)
         if method in self._rules.calls:
             large = too_large(method, request)
             return _now(large) if large is not None else self._rules.call(method, request)
@@ -188,7 +197,7 @@ class ControlServer:
 
     def with_counts(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The transport's stats and what is counted here: the calls that are put together of several."""
-        return {**stats, "calls": {**stats["calls"], **self._rules.counts}}
+        return {**stats, "calls": {**stats["calls"], **self._rules.counts, **self._counts}}
 
     async def start(self) -> None:
         """Listen and serve. Errors: RefusedToStart."""

@@ -223,13 +223,14 @@ class FollowerCollector(Collector):
 # By Result2.refused and Notice.kind of ledger/_evaluate.pxd.
 RULES_REFUSED = ("", "too_many_lines", "absurd_amount", "total_differs", "unknown_store", "burn_not_possible", "burn_step", "burn_too_high",
                  "burn_below_min", "points_overflow", "too_many_awards")
+ANSWERS = ("", "shadow", "mark", "refuse", "challenge", "reduce", "review")  # by LimitAction
 NOTICES = ("", "store", "sku", "category", "promo_code", "tender", "channel")
 
 
 def _rules(engine: Mapping[str, Any]) -> Iterator[Metric]:
     """The programme in force, and what its rules have given since its image was loaded."""
     core, told = engine["core"], engine["program"] or {"version": 0, "name": "", "hash": "", "rule_count": 0, "image_bytes": 0, "rules": [],
-                                                       "others": None}
+                                                       "others": None, "limits": []}
     yield _family(Row("", "ledger_program_info", "gauge", "Always 1; the labels say which version of the programme is in force."),
                   [((str(told["version"]), told["name"], told["hash"]), 1)], "version", "name", "hash")
     yield _family(Row("", "ledger_program_rules", "gauge", "Rules of the programme in force."), [((), told["rule_count"])])
@@ -243,6 +244,8 @@ def _rules(engine: Mapping[str, Any]) -> Iterator[Metric]:
                   [((row["name"],), row["discounts"]) for row in rows if not row["wallet"]], "rule")
     yield _family(Row("", "ledger_rules_refused_receipts", "counter", "Receipts that the rules refused, those of quotes too, by reason."),
                   [((name,), core["rules_refused"][number]) for number, name in enumerate(RULES_REFUSED) if name], "reason")
+    yield _family(Row("", "ledger_limit_above", "counter", "Commands and look-ups that were above a limit, since its image was loaded."),
+                  [((row["name"], ANSWERS[row["answer"]]), row["above"]) for row in told["limits"]], "limit", "answer")
     yield _family(Row("", "ledger_receipt_notices", "counter", "What was not known in receipts that were written, by kind."),
                   [((name,), core["notices"][number]) for number, name in enumerate(NOTICES) if name], "kind")
 

@@ -72,7 +72,7 @@ class RulesService:
             answer = 0, (await self.calls[method](request)).SerializeToString(), b""
         except Refused as refused:
             answer = refused.answer
-        self.counts["control", method, _status(answer)] += 1
+        self.counts["control", method, status_of(answer)] += 1
         return answer
 
     # --- what is refused --------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def _is_time(stamp: timestamp_pb2.Timestamp) -> bool:
     return 0 <= stamp.seconds <= TIME_MAX_S and 0 <= stamp.nanos < 1_000_000_000
 
 
-def _status(answer: Answer) -> int:
+def status_of(answer: Answer) -> int:
     """Its number in ledger/errors.py; 0: good, or unknown."""
     info = error_details_pb2.ErrorInfo()
     if answer[0] != 0 and answer[1]:

@@ -89,7 +89,8 @@ ARROWS: dict[str, set[str]] = {
     "server.config": {"ledger.limits"},
     "server.ports": {"server.config"},
     "server.child": {"server.config"},
-    "server.control": {"ledger.limits", "ledger.errors", "ledger._engine", "server.config", "server.rules", "server.segments"},
+    "server.control": {"ledger.limits", "ledger.errors", "ledger._engine", "server.config", "server.reviews",
+                       "server.rules", "server.segments"},
     "server.rules": {"ledger.errors", "ledger.limits", "ledger.published", "ledger._engine", "ledger.rules.apart", "server.config"},
     "server.segments": {"ledger.limits", "server.config"},
     "server.metrics": {"ledger.limits", "ledger.errors", "server._transport", "server.config"},
@@ -105,6 +106,8 @@ ARROWS: dict[str, set[str]] = {
     "server.cli_export": {"ledger.export", "ledger.journal", "server.console"},
     "server.cli_follow": {"ledger.limits", "server.config", "server.console", "server.follow"},
     "server.cli_admin": {"server.console", "server.control"},
+    "server.cli_fraud": {"server.cli_admin", "server.console"},
+    "server.reviews": {"ledger._engine", "ledger.limits", "server.config"},
     "server.cli_rules": {"ledger.rules.syntax", "server.cli_admin", "server.console", "server.control"},
     "server.cli_backup": {"ledger._follower", "ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier",
                           "server.console"},
@@ -114,7 +117,8 @@ ARROWS: dict[str, set[str]] = {
     "server.console": set(),
     "server.cli": {"ledger.engine", "ledger.errors", "ledger.journal", "ledger.limits", "ledger.rules", "ledger.verify",
                    "server.cli_admin", "server.cli_backup", "server.cli_explain", "server.cli_export", "server.cli_follow",
-                   "server.cli_ids", "server.cli_index", "server.cli_rules", "server.cli_simulate", "server.config", "server.console",
+                   "server.cli_fraud", "server.cli_ids", "server.cli_index", "server.cli_rules", "server.cli_simulate",
+                   "server.config", "server.console",
                    "server.service"},
     "server.cli_ids": {"ledger.ids", "ledger.journal", "ledger.limits", "server.console"},
     "server.__main__": {"server.cli"},
@@ -122,7 +126,8 @@ ARROWS: dict[str, set[str]] = {
 
 # The command line's modules.
 COMMANDS = {"server/cli.py", "server/cli_admin.py", "server/cli_backup.py", "server/cli_explain.py", "server/cli_export.py",
-            "server/cli_follow.py", "server/cli_ids.py", "server/cli_index.py", "server/cli_rules.py", "server/cli_simulate.py",
+            "server/cli_follow.py", "server/cli_fraud.py", "server/cli_ids.py", "server/cli_index.py", "server/cli_rules.py",
+            "server/cli_simulate.py",
             "server/console.py"}
 
 # A package of others -> where it may be imported. bench/ and tests/ may import everything.
@@ -133,8 +138,8 @@ OTHERS = {
     "grpc_health": {"server/control.py", "server/follow.py"},
     "grpc_reflection": {"server/control.py", "server/follow.py"},
     "grpc_status": {"server/control.py"},
-    "google": {"server/cli_admin.py", "server/cli_rules.py", "server/control.py", "server/reading.py", "server/rules.py",
-               "server/segments.py"},
+    "google": {"server/cli_admin.py", "server/cli_rules.py", "server/control.py", "server/reading.py", "server/reviews.py",
+               "server/rules.py", "server/segments.py"},
     "prometheus_client": {"server/metrics.py"},
     "ruamel": {f"ledger/rules/{name}.py" for name in ("check", "conditions", "difference", "quoted", "shape",
                                                           "syntax", "velocity")},

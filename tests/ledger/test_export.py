@@ -92,7 +92,7 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> dict[str, Any]:
         "postings": [{**row, "wallet": wallets[row["wallet"]]} for row in value.get("postings", ())],
         "lot_changes": [{"wallet": wallets[row["wallet"]], "available_day": day_of(row["available_day"]),
                          "expiry_day": day_of(row["expiry_day"]), "funder": row["funder"],
-                         "by_inactivity": row["by_inactivity"], "points": row["points"],
+                         "by_inactivity": row["by_inactivity"], "under_review": row["under_review"], "points": row["points"],
                          "held_points": row["held"]} for row in value.get("lots", ())],
         "lines": expected_lines(value), "awards": [{**row, "wallet": wallets[row["wallet"]]} for row in value.get("awards", ())],
         "wallets": [{**row, "wallet": wallets[row["wallet"]]} for row in value.get("after", ())],

@@ -24,8 +24,9 @@ DAY_S = 86_400
 NOW_S = NOW_US // 1_000_000
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, GET_BALANCE, GET_OPERATION = range(1, 10)
 ADJUST, LINK, UNLINK = 11, 12, 13
-QUOTE, SET_RUNG = 16, 24
-DECIDED = [method for method in METHODS if method != QUOTE]  # it is read, and answered METHOD_UNKNOWN
+QUOTE, SET_RUNG, DECIDE_REVIEW, ANSWER_CHALLENGE = 16, 24, 25, 26
+CASES_DECIDED = (DECIDE_REVIEW, ANSWER_CHALLENGE)  # there is no case here: tests/test_cases.py
+DECIDED = [method for method in METHODS if method != QUOTE and method not in CASES_DECIDED]  # a quote is read, and answered METHOD_UNKNOWN
 INVALID_ARGUMENT = 3
 
 
@@ -45,6 +46,8 @@ def good(method: int) -> Any:
         message.identifiers.add(card="2900000000042")
     if "identifier" in names:
         message.identifier.card = "2900000000001" if method == UNLINK else "2900000000043"
+    if "review_id" in names:
+        message.review_id, message.verdict = 1, 1
     if "rung" in names:
         message.rung = 2
     if "operator" in names:
@@ -96,6 +99,7 @@ def refuse(ledger: LocalLedger, method: int, request: bytes) -> tuple[int, str, 
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     assert (status.code, status.message, info.domain) == (code, ledger.outcome()["message"], errors.DOMAIN)
+    method = EARN if method in CASES_DECIDED else method
     assert ledger.call(method, good(method).SerializeToString(), NOW_US)[0] == 0, "the ledger does not answer a good request any more"
     return code, status.message, info
 
@@ -342,6 +346,10 @@ CASES = [
     (BY_HAND,               clear("reason"),                                         "reason",              ""),
     (BY_HAND,               set_to("reason", "x" * 129),                             "reason",              "x" * 64),
     (BY_HAND,               set_to("reason", "\x7f"),                                "reason",              "\\x7f"),
+    ((DECIDE_REVIEW,),      set_to("review_id", 0),                                  "review_id",           "0"),
+    ((DECIDE_REVIEW,),      set_to("verdict", 0),                                    "verdict",             "0"),
+    ((DECIDE_REVIEW,),      set_to("verdict", 3),                                    "verdict",             "3"),
+    ((ANSWER_CHALLENGE,),   set_to("challenge_id", 0),                               "challenge_id",        "0"),
     ((SET_RUNG,),       set_to("rung", 0),                                       "rung",                "0"),
     ((SET_RUNG,),       set_to("rung", 6),                                       "rung",                "6"),
     ((SET_RUNG,),       seconds("lasts", -1),                                    "lasts",               "-1000000 us"),
@@ -381,7 +389,7 @@ def test_a_malformed_field_is_named_with_its_value_and_what_would_be_right(
 BATCHES = ("commands", "members")
 OF_RULES = ("changes", "changes.add", "changes.remove", "birthday", "favourites")
 PUBLISHING = ("source", "version", "effective_time", "files", "rules", "to")
-REPEATED = ("origin",)
+REPEATED = ("origin", "passed")
 FOLLOWERS = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day")
 
 

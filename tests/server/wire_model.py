@@ -20,7 +20,7 @@ METHODS: dict[int, type[Message]] = {
     5: pb.ReleaseReservationRequest, 6: pb.CommitReceiptRequest, 7: pb.EnrollMemberRequest, 8: pb.GetBalanceRequest,
     9: pb.GetOperationRequest, 11: admin.AdjustPointsRequest, 12: admin.LinkIdentifierRequest, 13: admin.UnlinkIdentifierRequest,
     16: pb.QuoteReceiptRequest, 17: admin.SetSegmentsRequest, 18: admin.SetAttributesRequest,
-    24: admin.SetRungRequest,
+    24: admin.SetRungRequest, 25: admin.DecideReviewRequest, 26: pb.AnswerChallengeRequest,
 }
 ANSWERS: dict[int, type[Message]] = {
     number: getattr(admin if kind.DESCRIPTOR.file is admin.DESCRIPTOR else pb, kind.DESCRIPTOR.name.replace("Request", "Response"))
@@ -116,9 +116,10 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "method": method, "payment": 0, "request_id": "", "sent_time_us": None, "business_time_us": None, "ttl_us": None,
         "wallet": None, "receipt": False, "receipt_key": None, "member": None, "points": 0, "reservation_id": 0,
-        "currency": "", "total_minor": 0, "identifiers": [], "lines": [], "expiry_day": 0, "rung": 0, "operator": "", "reason": "",
+        "currency": "", "total_minor": 0, "identifiers": [], "lines": [], "expiry_day": 0, "operator": "", "reason": "",
         "tenders": [], "channel": "", "promo_codes": [], "quote_token": b"", "only_as_quoted": False, "explain": False,
         "adds": [], "removes": [], "birthday": None, "favourites": False, "origin": {},
+        "rung": 0, "case_id": 0, "verdict": 0,
     }
     names = message.DESCRIPTOR.fields_by_name
     if "as_of_time" in names and message.HasField("as_of_time"):
@@ -167,6 +168,13 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
     for name in ("points", "reservation_id", "expiry_day", "operator", "reason", "explain", "rung"):
         if name in names:
             found[name] = getattr(message, name)
+    for key in ("review_id", "challenge_id"):
+        if key in names:
+            found["case_id"] = getattr(message, key)
+    if "verdict" in names:
+        found["verdict"] = message.verdict
+    if "passed" in names:
+        found["verdict"] = 1 if message.passed else 2
     if method in (6, QUOTE) and message.WhichOneof("payment") == "burn":
         found.update(payment=1, points=message.burn.points)
         if message.burn.wallet:
@@ -254,6 +262,10 @@ def request(method: int, chance: random.Random) -> Any:
         message.rung = chance.randrange(1, 6)
         if message.rung != 1 and chance.random() < 0.5:
             message.lasts.FromSeconds(chance.choice((1, 86_400)))
+    if "verdict" in names:
+        message.review_id, message.verdict = chance.randrange(1, 400), chance.randrange(1, 3)
+    if "passed" in names:
+        message.challenge_id, message.passed = chance.randrange(1, 400), chance.random() < 0.5
     if "ttl" in names and chance.random() < 0.5:
         message.ttl.FromSeconds(chance.choice((1, 60, 900)))
     if "origin" in names and chance.random() < 0.4:

@@ -1,0 +1,95 @@
+"""`daybook reviews`, `approve`, `deny` and `rung`: what a fraud team does by hand, as calls of AdminService on a service's control port.
+
+Parses and prints; what the calls mean stands in proto/loyalty/ledger/v1/admin.proto. Mounted by server/cli.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from server.cli_admin import Control, Member, Operator, Reason, RequestId, SentTime, call, done, name, read_member
+from server.console import fail, out
+
+RUNGS = ("ok", "warned", "limited", "blocked", "excluded")
+UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400}
+ReviewId = Annotated[int, typer.Argument(metavar="REVIEW", help="Number of the review, as `daybook reviews` lists it.", show_default=False)]
+
+
+def reviews(control: Control = "127.0.0.1:7071") -> None:
+    """List the receipts whose points wait for somebody's word, oldest first."""
+    from server._pb.loyalty.ledger.v1 import admin_pb2
+
+    table = Table("review", "since", "member", "points", "limit", box=None, header_style="bold")
+    for column in (0, 2, 3):
+        table.columns[column].justify = "right"
+    request = admin_pb2.ListReviewsRequest(page_size=1000)
+    while True:
+        page = call("ListReviews", request, control)
+        for one in page.reviews:
+            since = one.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M:%S UTC")
+            limit = one.limit_name or f"number {one.limit} of version {one.program_version}"
+            table.add_row(str(one.review_id), since, str(one.member_id), f"{one.points:,}", escape(limit))
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    if table.row_count == 0:
+        out.print("no review is open")
+        return
+    out.print(table)
+    out.print("\nlook at one: `daybook explain`; decide it: `daybook approve REVIEW` or `daybook deny REVIEW`", soft_wrap=True)
+
+
+def approve(review: ReviewId, operator: Operator, reason: Reason, control: Control = "127.0.0.1:7071", request_id: RequestId = "",
+            sent_time: SentTime = "") -> None:
+    """Give the points of a receipt under review: they become available when they would have been."""
+    _decide(review, 1, operator, reason, control, request_id, sent_time)
+
+
+def deny(review: ReviewId, operator: Operator, reason: Reason, control: Control = "127.0.0.1:7071", request_id: RequestId = "",
+         sent_time: SentTime = "") -> None:
+    """Take the points of a receipt under review back to where they were issued."""
+    _decide(review, 2, operator, reason, control, request_id, sent_time)
+
+
+def _decide(review: int, verdict: int, operator: str, reason: str, control: str, request_id: str, sent_time: str) -> None:
+    from server._pb.loyalty.ledger.v1 import admin_pb2
+
+    request = admin_pb2.DecideReviewRequest(review_id=review, verdict=verdict, operator=operator, reason=reason)  # type: ignore[arg-type]
+    name(request, request_id, sent_time)
+    answer: Any = call("DecideReview", request, control)
+    what = "approved for" if verdict == 1 else f"denied, {-answer.entry.earned_points:,} points taken back from"
+    after = "".join(f"; {one.wallet}: {one.available_points:,} available" for one in answer.wallets)
+    done(answer, f"review {review} {what}", after)
+
+
+def rung(
+    member: Member,
+    to: Annotated[str, typer.Argument(metavar="|".join(RUNGS), show_default=False,
+                                      help="ok: everything; warned: everything, and somebody looks; limited: earns, does not "
+                                           "burn or reserve; blocked, excluded: nothing.")],
+    operator: Operator,
+    reason: Reason,
+    lasts: Annotated[str, typer.Option(metavar="SPAN", help="For how long, such as '7 days' or '12 hours'. Default: without end.",
+                                       show_default=False)] = "",
+    control: Control = "127.0.0.1:7071",
+    request_id: RequestId = "",
+    sent_time: SentTime = "",
+) -> None:
+    """Move a member on the ladder ok, warned, limited, blocked, excluded, up or down."""
+    from server._pb.loyalty.ledger.v1 import admin_pb2
+
+    if to not in RUNGS:
+        raise fail(f"the rung must be one of {', '.join(RUNGS)}, was {to!r}")
+    request = admin_pb2.SetRungRequest(rung=RUNGS.index(to) + 1, operator=operator, reason=reason)  # type: ignore[arg-type]
+    request.member.CopyFrom(read_member(member))
+    if lasts:
+        number, _, unit = lasts.partition(" ")
+        if not number.isdecimal() or unit not in UNITS:
+            raise fail(f"--lasts must be a number and one of {', '.join(UNITS)}, was {lasts!r}", "for example --lasts '7 days'")
+        request.lasts.seconds = int(number) * UNITS[unit]
+    name(request, request_id, sent_time)
+    done(call("SetRung", request, control), f"{to}{' for ' + lasts if lasts else ''}:")
