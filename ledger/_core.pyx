@@ -32,7 +32,7 @@ from ledger._identity cimport identity_hash
 from ledger._image cimport (
     CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_STORES, ENTITLEMENTS_MAX, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow,
     LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_UNKNOWN_BALANCE, SPEED_SLIDING,
-    VELOCITY_VOLATILE,
+    VELOCITY_COUNTERS_MAX, VELOCITY_VOLATILE,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
     WINDOW_ROLLING, WINDOW_YEAR, name_find, table_find_slice, zone_span_at,
 )
@@ -57,9 +57,9 @@ from ledger._table cimport (
     slot_set_first, slot_set_second, unreserve_memory,
 )
 from ledger._velocity cimport (
-    VELOCITY_LOADED, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
+    VELOCITY_DAY, VELOCITY_LOADED, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
     velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums, velocity_record_bytes, velocity_room,
-    velocity_sweep, velocity_used, velocity_window,
+    velocity_sweep, velocity_touch, velocity_used, velocity_window,
 )
 
 cdef extern from "_verify.h" nogil:
@@ -78,6 +78,7 @@ cdef enum:
     TIER_NAME_BYTES = 32
     ENTITLEMENT_BYTES = 32
     TIER_COUNTERS_MAX = 8       # counters of tiers: two for each of the four windows that are not rolling
+    WINDOWS_KNOWN = 16          # days; a power of two
     LIMITS_FIRED_MAX = 256      # as many as a programme has
     BIRTHDAY_REST_DAYS = 365    # a birthday that was changed counts again so many days later
 
@@ -179,6 +180,39 @@ cdef struct Judged:             # what limits say of a command
     uint32_t rung_until_s   # 0: without end
     uint16_t rung_by        # limit
 
+cdef enum:                      # KeyPart: bits of ImageVelocity.keys, by their numbers
+    PART_MEMBER = 0
+    PART_IDENTIFIER = 1
+    PART_PAYMENT_CARD = 2
+    PART_DEVICE = 3
+    PART_TILL = 4
+    PART_CASHIER = 5
+    PART_STORE = 6
+    PART_PARTNER = 7
+    PART_HOUR = 8
+    PART_BASKET = 9
+    PART_COUNT = 10
+
+cdef struct Measured:           # of one entry, or of a look-up
+    VelocityNow now             # the ledger's time
+    int64_t time_s              # UTC, of the purchase; never after the ledger's
+    int32_t day                 # store time
+    int32_t[5] windows          # that it lies in, by VelocityKind
+    uint32_t events             # bits, as ImageVelocity.of
+    uint32_t known              # bit: KeyPart that is known
+    uint64_t[PART_COUNT] part
+    uint64_t[2] segments
+    int64_t earned
+    int64_t taken
+    int64_t reserved
+    int64_t money               # minor units
+    int64_t quantity            # thousandths, of the line with most
+    uint32_t member_print       # fingerprints of what may be counted by kind
+    uint32_t store_print
+
+cdef struct DayWindows:         # of one day
+    int32_t[5] windows          # by VelocityKind
+
 include "_core_members.pxi"
 include "_core_rules.pxi"
 
@@ -236,6 +270,12 @@ cdef struct Core:
     Velocity looked             # those of look-ups: in no entry and no snapshot
     int64_t looked_since_s      # of the first one; 0: there was none
     int32_t looked_since_day
+    DayWindows[WINDOWS_KNOWN] windows
+    uint32_t keys_asked         # KEY_* that limits of the programme in force count by
+    uint32_t[VELOCITY_COUNTERS_MAX] key_sets    # every different one
+    uint32_t key_set_count
+    Measured measured           # of the entry at hand
+    const uint8_t* measured_entry   # whose it is; NULL: nobody's
     Case* cases                 # CASES_MAX: what is open, by sequence
     uint32_t case_count
     uint32_t case_changes       # odd: they are being changed
@@ -1750,6 +1790,7 @@ cdef void post(Core* core, const uint8_t* entry, uint32_t size, Outcome* outcome
     # Applies the entry just written and notes it in the outcome.
     cdef int result = core_apply(core, entry, size)
     VERIFY(result == APPLY_OK)
+    core.measured_entry = NULL
     outcome.written += 1
     outcome.written_size += size
 
@@ -1759,6 +1800,7 @@ cdef void refuse_remembered(Core* core, const Command* command, Decision* d, uin
     cdef EntryWriter writer
     cdef EntryHeader* header = entry_begin(&writer, entry + outcome.written_size)
     cdef uint32_t size, i
+    core.measured_entry = NULL      # what would have been written stood in the same place
     fill_header(core, header, kind_of(command.method), d)
     header.status = status
     write_context(&writer, command, d)
@@ -2111,6 +2153,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     cdef bint earns = method == METHOD_EARN or method == METHOD_COMMIT
     cdef bint pays = method == METHOD_BURN or method == METHOD_CAPTURE or command.payment != PAYMENT_NONE
     open_decision(core, d, now_us)
+    core.measured_entry = NULL
     if not check_fields(core, command, d, outcome) or (command.origins != 0 and not check_origin(command, outcome)):
         return
     if method != METHOD_ENROLL and method != METHOD_UNLINK and not decides_case(method):
@@ -2198,6 +2241,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         if status == STATUS_OK and (d.points_max != INT64_MAX or d.reviewed):
             # Decided again, with less to earn, or later.
             begin_decision(core, d, d.now_us)
+            core.measured_entry = NULL
             status = decide_write(core, command, d, account, &captured, &captured_points, outcome)
             write_command(core, command, d, account, captured, captured_points, entry + outcome.written_size, &writer)
     if status != STATUS_OK:
@@ -2285,6 +2329,8 @@ cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept 
             if account.lots != NO_PIECE:
                 touch(&core.arena.lots[account.lots])
             touch(&core.profiles[member - 1])
+        if core.key_set_count != 0:
+            touch_counters(core, commands[i], member)
 
 
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:

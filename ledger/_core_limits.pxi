@@ -192,35 +192,6 @@ cdef int apply_rung(Core* core, const EntryView* view) noexcept nogil:
 
 # --- what counters take of an entry -------------------------------------------------------------------------------
 
-cdef enum:                      # KeyPart: bits of ImageVelocity.keys, by their numbers
-    PART_MEMBER = 0
-    PART_IDENTIFIER = 1
-    PART_PAYMENT_CARD = 2
-    PART_DEVICE = 3
-    PART_TILL = 4
-    PART_CASHIER = 5
-    PART_STORE = 6
-    PART_PARTNER = 7
-    PART_HOUR = 8
-    PART_BASKET = 9
-    PART_COUNT = 10
-
-cdef struct Measured:           # of one entry, or of a look-up
-    VelocityNow now             # the ledger's time
-    int64_t time_s              # UTC, of the purchase; never after the ledger's
-    int32_t day                 # store time
-    uint32_t events             # bits, as ImageVelocity.of
-    uint32_t known              # bit: KeyPart that is known
-    uint64_t[PART_COUNT] part
-    uint64_t[2] segments
-    int64_t earned
-    int64_t taken
-    int64_t reserved
-    int64_t money               # minor units
-    int64_t quantity            # thousandths, of the line with most
-    uint32_t member_print       # fingerprints of what may be counted by kind
-    uint32_t store_print
-
 cdef inline void know(Measured* m, uint32_t part, uint64_t value) noexcept nogil:
     m.known |= <uint32_t>1 << part
     m.part[part] = value
@@ -275,12 +246,25 @@ cdef inline int32_t counting_day(int64_t now_us) noexcept nogil:
     return <int32_t>div_floor(now_us - <int64_t>36_000 * MICROSECONDS, <int64_t>86_400 * MICROSECONDS)
 
 
-cdef void know_time(const Core* core, Measured* m, int64_t now_us, int64_t business_us, int32_t offset_s) noexcept nogil:
+cdef inline void windows_of(Core* core, int32_t day, int32_t* windows) noexcept nogil:
+    # Of every kind. Few days are asked for: today's, yesterday's, and by which windows die.
+    cdef DayWindows* known = &core.windows[day & (WINDOWS_KNOWN - 1)]
+    cdef uint8_t kind
+    if known.windows[VELOCITY_DAY] != day or day == 0:
+        for kind in range(5):
+            known.windows[kind] = velocity_window(kind, day)
+    memcpy(windows, known.windows, sizeof(known.windows))
+
+
+cdef void know_time(Core* core, Measured* m, int64_t now_us, int64_t business_us, int32_t offset_s) noexcept nogil:
     cdef int64_t local_s
-    velocity_now(&m.now, div_floor(now_us, MICROSECONDS), counting_day(now_us))
+    windows_of(core, counting_day(now_us), m.now.windows)
+    m.now.now_s = div_floor(now_us, MICROSECONDS)
+    m.now.today = m.now.windows[VELOCITY_DAY]
     m.time_s = div_floor(min_i64(business_us, now_us), MICROSECONDS)
     local_s = m.time_s + offset_s
     m.day = <int32_t>div_floor(local_s, 86_400)
+    windows_of(core, m.day, m.windows)
     know(m, PART_HOUR, <uint64_t>((local_s - m.day * <int64_t>86_400) // 3600))
 
 
@@ -439,7 +423,7 @@ cdef inline int64_t amount_of(const Measured* m, uint8_t measure, uint32_t of) n
 
 
 cdef inline int32_t window_of(const ImageVelocity* counter, const Measured* m) noexcept nogil:
-    return velocity_window(counter.window, m.day)
+    return m.windows[counter.window]
 
 
 cdef int64_t counted(const Velocity* tables, const ImageVelocity* counter, const Measured* m, uint64_t key, int64_t amount) noexcept nogil:
@@ -466,28 +450,66 @@ cdef int count_in(Velocity* tables, const ImageVelocity* counter, const Measured
     return velocity_add(tables, key, counter.id, window_of(counter, m), &m.now, amount_of(m, counter.measure, counter.of))
 
 
-cdef inline uint32_t keys_asked(const Program2* rules) noexcept nogil:
-    cdef uint32_t i, keys = 0
+cdef void ask_keys(Core* core, const Program2* rules) noexcept nogil:
+    # By which keys the programme that comes into force counts.
+    cdef uint32_t i, j
+    core.keys_asked = 0
+    core.key_set_count = 0
+    if rules == NULL:
+        return
     for i in range(rules.counts[SECTION2_VELOCITY]):
-        keys |= rules.velocity[i].keys
-    return keys
+        core.keys_asked |= rules.velocity[i].keys
+        j = 0
+        while j < core.key_set_count and core.key_sets[j] != rules.velocity[i].keys:
+            j += 1
+        if j == core.key_set_count:
+            core.key_sets[j] = rules.velocity[i].keys
+            core.key_set_count += 1
+
+
+cdef void touch_counters(Core* core, const Command* command, uint32_t member) noexcept nogil:
+    # Starts the reads of what a command will be counted in. Hours and baskets are not worth it.
+    cdef Origin origin
+    cdef Measured m
+    cdef Slice nothing
+    cdef uint32_t i
+    if command.method > METHOD_ENROLL or command.method == METHOD_RELEASE:
+        return
+    memset(&m, 0, sizeof(Measured))
+    memset(&nothing, 0, sizeof(Slice))
+    origin.given = 0
+    if command.origins != 0:
+        origin_of(core, command, &origin)
+        know_origin(&m, &origin)
+    if command.given & GIVEN_RECEIPT_KEY:
+        know_place(core, &m, &command.store, &command.till, &origin)
+    else:
+        know_place(core, &m, &nothing, &nothing, &origin)
+    if member != 0:
+        know(&m, PART_MEMBER, member)
+        if command.hashed & HASHED_MEMBER:
+            know(&m, PART_IDENTIFIER, <uint64_t>member << 32 | <uint32_t>command.member_hash.lo)
+    for i in range(core.key_set_count):
+        if core.key_sets[i] & ~m.known == 0:
+            velocity_touch(&core.velocity, counter_key(&m, core.key_sets[i]))
 
 
 cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
     # Under the definitions in force at this entry.
     cdef const Program2* rules = <const Program2*>core.program.rules
     cdef const ImageVelocity* counter
-    cdef Measured m
+    cdef const Measured* m = &core.measured
     cdef uint32_t i
-    if rules == NULL or rules.counts[SECTION2_VELOCITY] == 0:
+    if core.key_set_count == 0:
         return APPLY_OK
-    if not measure_entry(core, view, keys_asked(rules), &m):
+    # What was judged just now is measured already: the same bytes, before the same state.
+    if core.measured_entry != <const uint8_t*>view.header and not measure_entry(core, view, core.keys_asked, &core.measured):
         return APPLY_FRAMING
     if m.events == 0:
         return APPLY_OK
     for i in range(rules.counts[SECTION2_VELOCITY]):
         counter = &rules.velocity[i]
-        if takes(counter, &m) and not counter.flags & VELOCITY_VOLATILE and count_in(&core.velocity, counter, &m) < 0:
+        if takes(counter, m) and not counter.flags & VELOCITY_VOLATILE and count_in(&core.velocity, counter, m) < 0:
             return APPLY_FULL
     return APPLY_OK
 
@@ -568,7 +590,7 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
     cdef const ImageLimit* limit
     cdef Judged* judged = &core.judged
     cdef EntryView view
-    cdef Measured m
+    cdef Measured* m = &core.measured
     cdef int64_t left
     cdef uint32_t i
     judged.fired_count = 0
@@ -577,11 +599,12 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
     judged.cut = 0
     judged.rung = RUNG_OK
     judged.reviewed = False
-    VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, keys_asked(rules), &m))
-    judged.full = not velocity_fits(core, rules, &m)
+    VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, core.keys_asked, m))
+    core.measured_entry = entry
+    judged.full = not velocity_fits(core, rules, m)
     for i in range(rules.counts[SECTION2_LIMITS]):
         limit = &rules.limits[i]
-        if not is_above(&core.velocity, rules, limit, &m, &left):
+        if not is_above(&core.velocity, rules, limit, m, &left):
             continue
         tallies[i] += 1
         if limit.action == LIMIT_SHADOW:
