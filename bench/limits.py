@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ledger import rules
 from rich.console import Console
 from rich.table import Table
 
+from ledger import rules
 from server._local import LocalLedger
 
 PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "base.yaml"
