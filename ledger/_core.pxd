@@ -61,6 +61,8 @@ cdef struct CoreStats:          # read by metrics from another thread: plain ali
     uint64_t notices[NOTICE_KINDS]  # in receipts that were written: what was not known
     uint64_t by_quote           # receipts written that brought the token of a quote
     uint64_t changed_since_quote    # of them, those that came to something else
+    uint64_t blocks             # rows of the block lists
+    uint64_t blocks_version     # changes of them so far
     uint64_t bytes_counters
     uint64_t bytes_days
     int64_t issued_points[WALLETS_MAX]
@@ -85,7 +87,8 @@ cdef enum:                      # SnapshotSection: what a chunk of a snapshot ho
     SNAPSHOT_VELOCITY = 12      # counters of limits, then their sums
     SNAPSHOT_VELOCITY_SUMS = 13
     SNAPSHOT_CASES = 14
-    SNAPSHOT_SECTION_COUNT = 15
+    SNAPSHOT_BLOCKS = 15
+    SNAPSHOT_SECTION_COUNT = 16
     SNAPSHOT_CHUNK_BYTES = 4_194_304    # at most in a chunk; every record fits one
     SNAPSHOT_KEY_TABLES = 2     # request ids, receipt keys
 

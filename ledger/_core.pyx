@@ -51,6 +51,7 @@ from ledger._rules cimport Program, program_day, program_day_start_us, program_w
 from ledger._status cimport *
 from ledger._table cimport (
     Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
+    ReservationSlot,
     generation_at, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, keys_begin_at, keys_close,
     keys_count, keys_drop, keys_find, keys_insert, keys_look, keys_open, keys_put, keys_room, keys_touch, keys_turn, touch, range_of,
     reservations_add, reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first, slot_second,
@@ -279,6 +280,9 @@ cdef struct Core:
     Case* cases                 # CASES_MAX: what is open, by sequence
     uint32_t case_count
     uint32_t case_changes       # odd: they are being changed
+    uint64_t blocks_coming      # rows that a snapshot is going to load
+    ReservationMap blocks       # by hash of the row: its kind, and the size of a beginning above it
+    uint32_t[8][BLOCK_PREFIX_MAX] block_sizes   # rows by kind and size; 0: whole texts
     Judged judged               # what limits say of the command at hand
     QuoteView quote             # of the command just executed
     uint8_t* quote_entry        # COMMAND_ENTRY_BYTES_MAX
@@ -313,7 +317,7 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     ok = ok and arena_open(&core.arena, lots)
     ok = ok and members_open(core, core.accounts_max)
     ok = ok and programmes_open(&core.programmes)
-    ok = ok and limits_open(core) and cases_open(core)
+    ok = ok and limits_open(core) and cases_open(core) and blocks_open(core)
     core.scratch = scratch_open()
     core.result = result_open()
     core.limits.core = core
@@ -349,6 +353,8 @@ cdef void core_close(Core* core) noexcept:
     programmes_close(&core.programmes)
     velocity_close(&core.velocity)
     velocity_close(&core.looked)
+    if core.blocks.slots != NULL:
+        reservations_close(&core.blocks)
     unreserve_memory(core.cases, <uint64_t>CASES_MAX * sizeof(Case))
     free(core)
 
@@ -893,6 +899,8 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         return check_identifier(core, &command.identifiers[0], &d.identifiers[0], outcome) and check_by_hand(command, outcome)
     if decides_case(method):
         return check_case(command, outcome)
+    if method == METHOD_CHANGE_BLOCKS:
+        return check_blocks(core, command, outcome)
     if command.hashed & HASHED_MEMBER:
         d.member_hash = command.member_hash
     elif not check_member(core, &command.member, -1, &d.member_hash, outcome):
@@ -994,6 +1002,8 @@ cdef uint8_t kind_of(uint8_t method) noexcept nogil:
         return KIND_DECIDE_REVIEW
     if method == METHOD_ANSWER_CHALLENGE:
         return KIND_ANSWER_CHALLENGE
+    if method == METHOD_CHANGE_BLOCKS:
+        return KIND_CHANGE_BLOCKS
     return method
 
 
@@ -1002,7 +1012,7 @@ cdef bint sets_member(uint8_t method) noexcept nogil:
 
 
 cdef bint by_hand(uint8_t method) noexcept nogil:
-    return METHOD_ADJUST <= method <= METHOD_UNLINK or sets_member(method) or method == METHOD_SET_RUNG or method == METHOD_DECIDE_REVIEW
+    return METHOD_ADJUST <= method <= METHOD_UNLINK or sets_member(method) or method == METHOD_SET_RUNG or method == METHOD_DECIDE_REVIEW or method == METHOD_CHANGE_BLOCKS
 
 
 cdef bint is_write(uint8_t method) noexcept nogil:
@@ -1151,6 +1161,10 @@ cdef uint16_t differing_by_hand(Core* core, const Command* command, const Decisi
         field = differing_sets(core, command, view)
         if field != 0:
             return field
+    elif command.method == METHOD_CHANGE_BLOCKS:
+        field = differing_blocks(core, command, view)
+        if field != 0:
+            return field
     elif command.method == METHOD_DECIDE_REVIEW:
         pass
     elif command.method == METHOD_SET_RUNG:
@@ -1194,6 +1208,8 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
             if not names_account(core, &command.identifiers[i], d.identifiers[i], view, &context):
                 return FIELD_IDENTIFIERS
         return FIELD_ORIGIN if differs_in_origin(core, command, view) else 0
+    if method == METHOD_CHANGE_BLOCKS:
+        return differing_by_hand(core, command, d, view, &context)
     if decides_case(method):
         if context.values[CONTEXT_CASE] != command.case_id:
             return FIELD_REVIEW_ID if method == METHOD_DECIDE_REVIEW else FIELD_CHALLENGE_ID
@@ -1242,6 +1258,7 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
 
 include "_core_limits.pxi"
 include "_core_cases.pxi"
+include "_core_blocks.pxi"
 include "_core_decide.pxi"
 include "_core_quote.pxi"
 
@@ -1561,7 +1578,7 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_BUSINESS_TIME, command.business_time_us - d.now_us)
     if method == METHOD_BURN or method == METHOD_RESERVE or method == METHOD_ADJUST or command.payment == PAYMENT_BURN:
         put_tag(writer, CONTEXT_WALLET, d.wallet)
-    if method != METHOD_EARN and method != METHOD_RELEASE and method != METHOD_ENROLL and not decides_case(method) and command.points != 0:
+    if method != METHOD_EARN and method != METHOD_RELEASE and method != METHOD_ENROLL and not decides_case(method) and method != METHOD_CHANGE_BLOCKS and command.points != 0:
         put_tag(writer, CONTEXT_POINTS, command.points)
     if method == METHOD_RESERVE:
         put_tag(writer, CONTEXT_TTL, command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS)
@@ -2156,7 +2173,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     core.measured_entry = NULL
     if not check_fields(core, command, d, outcome) or (command.origins != 0 and not check_origin(command, outcome)):
         return
-    if method != METHOD_ENROLL and method != METHOD_UNLINK and not decides_case(method):
+    if method != METHOD_ENROLL and method != METHOD_UNLINK and method != METHOD_CHANGE_BLOCKS and not decides_case(method):
         d.member = find_member(core, &command.member, d.member_hash)
         d.named = d.member != 0 and command.member.kind != MEMBER_BY_ID
     if was_asked(core, command, d, outcome):
@@ -2170,6 +2187,12 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if not check_world(core, command, d, outcome):
         return
     begin_decision(core, d, d.now_us)
+    if method == METHOD_CHANGE_BLOCKS:
+        execute_blocks(core, command, d, entry, outcome)
+        return
+    if method <= METHOD_ENROLL and method != METHOD_RELEASE and comes_blocked(core, command):
+        refuse_remembered(core, command, d, STATUS_BLOCKED, entry, outcome)
+        return
     if method == METHOD_ENROLL:
         execute_enroll(core, command, d, entry, outcome)
         return
@@ -2907,6 +2930,10 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
                 or memcmp(view.sections[SECTION_DIGEST].data, &digest, 16) != 0):
             return APPLY_DIGEST
         core.digest_sequence = core.stats.sequence + 1
+    elif header.kind == KIND_CHANGE_BLOCKS:
+        result = apply_blocks(core, &view.sections[SECTION_BLOCKS])
+        if result == APPLY_OK:
+            remember_keys(core, &view)
     elif KIND_EARN <= header.kind <= KIND_ANSWER_CHALLENGE:
         # Limits are judged, and counted, by what was before the entry.
         if header.kind <= KIND_ENROLL:

@@ -281,7 +281,7 @@ cdef void know_member(const Core* core, Measured* m, uint32_t member) noexcept n
 
 cdef bint is_counted_refusal(uint16_t status) noexcept nogil:
     # What limits themselves refuse is no further refusal, or who has met one would never come out.
-    return not (status == STATUS_OK or status == STATUS_VELOCITY_EXCEEDED or STATUS_MEMBER_LIMITED <= status <= STATUS_CHALLENGE_NEEDED)
+    return not (status == STATUS_OK or status == STATUS_VELOCITY_EXCEEDED or STATUS_MEMBER_LIMITED <= status <= STATUS_BLOCKED)
 
 
 cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:

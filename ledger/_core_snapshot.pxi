@@ -156,6 +156,26 @@ cdef void save_rungs(const Core* core, Saving* saving) noexcept nogil:
             put_varint(writer, account.rung_until_s)
 
 
+cdef void save_blocks(const Core* core, Saving* saving) noexcept nogil:
+    # In table order; the version stands in front of each.
+    cdef const ReservationSlot* slot
+    cdef EntryWriter* writer
+    cdef uint64_t at
+    if core.stats.blocks_version == 0:
+        return
+    writer = saving_room(saving, SNAPSHOT_BLOCKS, 32)
+    put_varint(writer, core.stats.blocks_version)
+    put_varint(writer, core.stats.blocks)
+    saving_flush(saving)
+    for at in range(core.blocks.mask + 1):
+        slot = &core.blocks.slots[at]
+        if slot.id != 0:
+            writer = saving_room(saving, SNAPSHOT_BLOCKS, 32)
+            put_byte(writer, <uint8_t>(slot.index & 0xFF))
+            put_byte(writer, <uint8_t>(slot.index >> 8))
+            put_bytes(writer, <const uint8_t*>&slot.id, 8)
+
+
 cdef void save_cases(const Core* core, Saving* saving) noexcept nogil:
     cdef EntryWriter* writer
     cdef uint32_t i
@@ -353,6 +373,7 @@ cdef int core_save(const Core* core, const SnapshotHead* head, uint8_t* buffer, 
     save_rungs(core, &saving)
     save_velocity(core, &saving)
     save_cases(core, &saving)
+    save_blocks(core, &saving)
     save_identifiers(&core.identifiers, &saving)
     saving_flush(&saving)
     save_keys(&core.keys[KEYS_REQUEST], KEYS_REQUEST, &saving)
@@ -669,6 +690,20 @@ cdef int load_rung(Core* core, Cursor* cursor) noexcept nogil:
     return LOAD_OK
 
 
+cdef int load_blocks(Core* core, Cursor* cursor) noexcept nogil:
+    # The first chunk says the version and how many.
+    cdef BlockRow row
+    if core.stats.blocks_version == 0:
+        core.stats.blocks_version = get_varint(cursor)
+        core.blocks_coming = get_varint(cursor)
+        return LOAD_OK if core.stats.blocks_version != 0 and core.blocks_coming <= BLOCKS_MAX and not cursor_more(cursor) else LOAD_BROKEN
+    while cursor_more(cursor):
+        if not block_read(cursor, &row) or core.stats.blocks >= core.blocks_coming or reservations_find(&core.blocks, row.hash) >= 0:
+            return LOAD_BROKEN
+        set_block(core, &row, True)
+    return LOAD_BROKEN if cursor.broken else LOAD_OK
+
+
 cdef int load_case(Core* core, const SnapshotHead* head, Cursor* cursor) noexcept nogil:
     cdef const uint8_t* data = get_bytes(cursor, sizeof(Case))
     cdef Case row
@@ -774,7 +809,7 @@ cdef int load_end(Core* core, const SnapshotHead* head) noexcept nogil:
     if (core.stats.members != head.members or core.identifiers.count != head.identifiers or core.stats.lots != head.lots
             or core.stats.reservations_active != head.reservations_active or core.program == NULL
             or core.loaded_profiles != head.profiles or core.stats.counters != head.counters or core.stats.days != head.days
-            or core.campaign_count != head.campaigns):
+            or core.campaign_count != head.campaigns or core.stats.blocks != core.blocks_coming):
         return LOAD_BROKEN
     digest = core_digest(core)
     if digest.lo != head.digest.lo or digest.hi != head.digest.hi:
@@ -933,6 +968,8 @@ cdef int core_load(Core* core, const SnapshotHead* head, uint32_t section, const
         while cursor_more(&cursor) and result == LOAD_OK:
             result = load_velocity(core, head, &cursor)
         return LOAD_BROKEN if cursor.broken else result
+    if section == SNAPSHOT_BLOCKS:
+        return load_blocks(core, &cursor)
     if section == SNAPSHOT_CASES:
         while cursor_more(&cursor) and result == LOAD_OK:
             result = load_case(core, head, &cursor)

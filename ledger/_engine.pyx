@@ -1929,7 +1929,7 @@ cdef class EngineHandle:
                 "receipt_keys": core.receipt_keys, "entries_expired_lots": core.entries_expired_lots,
                 "entries_expired_reservations": core.entries_expired_reservations,
                 "counters": core.counters, "counters_room": core.counters_room, "days": core.days, "days_room": core.days_room,
-                "campaigns": core.campaigns, "campaigns_max": CAMPAIGNS_KEPT_MAX, "evaluated": core.evaluated,
+                "blocks": core.blocks, "blocks_version": core.blocks_version, "campaigns": core.campaigns, "campaigns_max": CAMPAIGNS_KEPT_MAX, "evaluated": core.evaluated,
                 "rules_refused": [core.rules_refused[i] for i in range(<int>REFUSALS_OF_RULES)],
                 "notices": [core.notices[i] for i in range(<int>NOTICE_KINDS)],
                 "by_quote": core.by_quote, "changed_since_quote": core.changed_since_quote,

@@ -39,9 +39,10 @@ cdef enum:                      # Method
     METHOD_DECIDE_REVIEW = 25   # the control port only
     METHOD_ANSWER_CHALLENGE = 26
     METHOD_LIST_REVIEWS = 27    # never a Command's
-    METHOD_COUNT = 28
+    METHOD_CHANGE_BLOCKS = 28   # the control port only
+    METHOD_COUNT = 29
 
-# What an entry does. 1..17 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
+# What an entry does. 1..18 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
     KIND_EARN = 1
     KIND_BURN = 2
@@ -60,6 +61,7 @@ cdef enum:                      # EntryKind
     KIND_SET_RUNG = 15
     KIND_DECIDE_REVIEW = 16
     KIND_ANSWER_CHALLENGE = 17
+    KIND_CHANGE_BLOCKS = 18
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
     KIND_RESTORE = 22           # a back-up was restored: the first entry of a new epoch; changes nothing
@@ -102,7 +104,8 @@ cdef enum:                      # SectionType
     SECTION_ORIGIN = 31         # where the command came from, hashed
     SECTION_LIMITS = 32         # limits that the command was above
     SECTION_RUNG = 33       # a move of the member on the ladder
-    SECTION_COUNT = 34          # known types are 1..33; others are kept and skipped
+    SECTION_BLOCKS = 34         # what comes into the block lists and goes out of them
+    SECTION_COUNT = 35          # known types are 1..34; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag

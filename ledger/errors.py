@@ -120,6 +120,7 @@ STATUSES = (
     Status(65, "CHALLENGE_NOT_FOUND", NOT_FOUND, False, False, "challenge_id", "",
            "there is no open challenge {a}, or it is not passed, is another member's, or its 15 minutes are over"),
     Status(66, "REVIEW_NOT_FOUND", NOT_FOUND, False, False, "review_id", "", "there is no open review {a}"),
+    Status(67, "BLOCKED", FAILED_PRECONDITION, False, True, "", "", "this card, identifier, device or till is blocked"),
     # capacity and readiness: not remembered, nothing written
     Status(40, "MEMBERS_LIMIT", RESOURCE_EXHAUSTED, False, False, "members_max", "",
            "the ledger is full: {a} members; start it with a larger --members-max"),
@@ -244,6 +245,9 @@ FIELDS = (
           "without folders"),
     Field(76, "rules", "must be a source or a version"),
     Field(77, "to", "must be a version or a source"),
+    Field(91, "add", f"must be at most {limits.SEGMENTS_MAX} of card:, phone:, email:, app:, device:, till:STORE/TILL, "
+          "a * at the end for what begins so (not phone, email); at least one"),
+    Field(92, "remove", "must be as those of add"),
     Field(87, "review_id", "must be the number of a review, at least 1"),
     Field(88, "verdict", "must be approved or denied"),
     Field(89, "challenge_id", "must be the number of a challenge, at least 1"),

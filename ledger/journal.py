@@ -40,7 +40,7 @@ WALK_TRIES = 3  # a meta page half written is gone at the next look
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
          9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 13: "set_segments", 14: "set_attributes",
-         15: "set_rung", 16: "decide_review", 17: "answer_challenge",
+         15: "set_rung", 16: "decide_review", 17: "answer_challenge", 18: "change_blocks",
          20: "program", 21: "digest", 22: "restore", 23: "program_part"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
@@ -693,6 +693,7 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     27: ("notices", lambda c: {"count": c.varint(), "rows": _rows(c, kind="byte", index="varint", text="text")}),
     31: ("origin", _origin),
     32: ("limits", lambda c: {"cut": c.varint(), "above": _rows(c, limit="varint", answer="byte")}),
+    34: ("blocks", lambda c: {"version": c.varint(), "rows": [(c.byte(), c.byte(), c.byte(), c.take(8)) for _ in iter(c.more, False)]}),
     33: ("rung", lambda c: {"before": c.byte(), "after": c.byte(), "until_s": c.varint(), "limit": c.varint()}),
     28: ("quote", lambda c: {"program": c.varint(), "business_time_us": c.signed(), "changed": c.byte()}),
 }

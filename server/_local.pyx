@@ -641,7 +641,7 @@ cdef class LocalLedger:
             "bytes_identifiers": stats.bytes_identifiers, "bytes_lots": stats.bytes_lots,
             "bytes_reservations": stats.bytes_reservations, "bytes_request_ids": stats.bytes_request_ids,
             "bytes_receipt_keys": stats.bytes_receipt_keys,
-            "counters": stats.counters, "days": stats.days, "campaigns": stats.campaigns,
+            "counters": stats.counters, "days": stats.days, "campaigns": stats.campaigns, "blocks": stats.blocks, "blocks_version": stats.blocks_version,
             "bytes_counters": stats.bytes_counters, "bytes_days": stats.bytes_days,
             "issued_points": [stats.issued_points[w] for w in range(wallets)],
             "redeemed_points": [stats.redeemed_points[w] for w in range(wallets)],

@@ -19,7 +19,7 @@ from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
-    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
+    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_CHANGE_BLOCKS, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
     ORIGIN_CASHIER, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_PARTNER, ORIGIN_PAYMENT_CARD, ORIGIN_STORE, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE,
     DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
@@ -32,7 +32,7 @@ from ledger._image cimport (
     SECTION2_TIERS, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH, WINDOW_ROLLING, WINDOW_YEAR, first_bit,
 )
 from ledger._limits cimport (
-    ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, CASHIER_BYTES_MAX, CATEGORY_BYTES_MAX, CATEGORY_PATH_BYTES_MAX, CHANNEL_BYTES_MAX, DEVICE_BYTES_MAX,
+    ANSWER_BYTES_MAX, BATCH_COMMANDS_MAX, BLOCK_BYTES_MAX, CASHIER_BYTES_MAX, CATEGORY_BYTES_MAX, CATEGORY_PATH_BYTES_MAX, CHANNEL_BYTES_MAX, DEVICE_BYTES_MAX,
     EMAIL_BYTES_MAX, FAVOURITES_MAX, PARTNER_BYTES_MAX, PAYMENT_CARD_BYTES_MAX,
     IDENTIFIERS_PER_REQUEST_MAX, IDENTIFIER_BYTES_MAX, LINES_MAX,
     OPERATOR_BYTES_MAX, PROMO_CODES_PER_RECEIPT_MAX, PROMO_CODE_BYTES_MAX, QUOTE_TOKEN_BYTES, REASON_BYTES_MAX, RECEIPT_NUMBER_BYTES_MAX, RESULT_BYTES_MAX,
@@ -45,7 +45,7 @@ from ledger._status cimport (
     FIELD_RECEIPT_CHANNEL, FIELD_RECEIPT_PROMO_CODES, FIELD_RECEIPT_QUOTE_TOKEN, FIELD_RECEIPT_TENDERS, FIELD_RECEIPT_TENDERS_AMOUNT_MINOR,
     FIELD_RECEIPT_TENDERS_NAME, FIELD_CAPTURE_POINTS, FIELD_COMMAND, FIELD_COMMANDS, FIELD_COUNT, FIELD_IDENTIFIER, FIELD_IDENTIFIERS,
     FIELD_IDENTIFIER_APP, FIELD_IDENTIFIER_CARD,
-    FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LASTS,
+    FIELD_IDENTIFIER_EMAIL, FIELD_IDENTIFIER_PHONE, FIELD_OPERATOR, FIELD_REASON, FIELD_KEY_NUMBER, FIELD_KEY_STORE, FIELD_KEY_TILL, FIELD_LASTS, FIELD_ADD, FIELD_REMOVE,
     FIELD_LINE_CATEGORY, FIELD_LINE_SKU, FIELD_MEMBER, FIELD_MEMBERS, FIELD_MEMBER_APP, FIELD_MEMBER_CARD, FIELD_MEMBER_EMAIL,
     FIELD_MEMBER_PHONE, FIELD_ORIGIN_DEVICE, FIELD_ORIGIN_PAYMENT_CARD,
     FIELD_POINTS, FIELD_PURCHASE_TIME, FIELD_RECEIPT_CURRENCY_CODE, FIELD_RECEIPT_LINES, FIELD_RECEIPT_NUMBER, FIELD_RECEIPT_PURCHASE_TIME,
@@ -633,7 +633,7 @@ cdef void read_payment(Reader* reader, Command* command, uint8_t payment) noexce
 
 cdef inline bint by_hand(uint8_t method) noexcept nogil:
     return (METHOD_ADJUST <= method <= METHOD_UNLINK or method == METHOD_SET_SEGMENTS or method == METHOD_SET_ATTRIBUTES
-            or method == METHOD_SET_RUNG or method == METHOD_DECIDE_REVIEW)
+            or method == METHOD_SET_RUNG or method == METHOD_DECIDE_REVIEW or method == METHOD_CHANGE_BLOCKS)
 
 
 cdef inline bint is_query(uint8_t method) noexcept nogil:
@@ -647,7 +647,7 @@ cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nog
     elif tag == 18:
         read_stamp(reader, &reader.sent)
         command.given |= GIVEN_SENT_TIME
-    elif tag == 26 and command.method != METHOD_ENROLL and command.method != METHOD_DECIDE_REVIEW and command.method != METHOD_ANSWER_CHALLENGE and command.method != METHOD_UNLINK and command.method != METHOD_SET_SEGMENTS:
+    elif tag == 26 and command.method != METHOD_ENROLL and command.method != METHOD_DECIDE_REVIEW and command.method != METHOD_ANSWER_CHALLENGE and command.method != METHOD_CHANGE_BLOCKS and command.method != METHOD_UNLINK and command.method != METHOD_SET_SEGMENTS:
         read_member(reader, &command.member, False, -1)
     else:
         return False
@@ -712,7 +712,7 @@ cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept 
     cdef uint32_t operator_tag = 34
     if command.method == METHOD_ADJUST:
         operator_tag = 58
-    elif command.method == METHOD_LINK or command.method == METHOD_DECIDE_REVIEW:
+    elif command.method == METHOD_LINK or command.method == METHOD_DECIDE_REVIEW or command.method == METHOD_CHANGE_BLOCKS:
         operator_tag = 42
     elif command.method == METHOD_SET_ATTRIBUTES or command.method == METHOD_SET_RUNG:
         operator_tag = 50
@@ -720,6 +720,10 @@ cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept 
         read_text(reader, &command.operator_name, FIELD_OPERATOR, -1)
     elif tag == operator_tag + 8:
         read_text(reader, &command.reason, FIELD_REASON, -1)
+    elif command.method == METHOD_CHANGE_BLOCKS and tag == 26:
+        read_names(reader, command.adds, &command.add_count, &reader.add_total, SEGMENTS_MAX, &reader.add, BLOCK_BYTES_MAX, FIELD_ADD)
+    elif command.method == METHOD_CHANGE_BLOCKS and tag == 34:
+        read_names(reader, command.removes, &command.remove_count, &reader.remove_total, SEGMENTS_MAX, &reader.remove, BLOCK_BYTES_MAX, FIELD_REMOVE)
     elif command.method == METHOD_DECIDE_REVIEW and tag == 24:
         command.case_id = <int64_t>read_varint(reader)
     elif command.method == METHOD_DECIDE_REVIEW and tag == 32:
@@ -960,6 +964,15 @@ cdef bint check_names(const Reader* reader, const Command* command, Outcome* out
             return refuse_fault(outcome, &reader.add)
         if reader.remove_total > SEGMENTS_MAX:
             return refuse_number(outcome, FIELD_CHANGES_REMOVE, VALUE_NUMBER, reader.remove_total)
+        if reader.remove.field != 0:
+            return refuse_fault(outcome, &reader.remove)
+    elif command.method == METHOD_CHANGE_BLOCKS:
+        if reader.add_total > SEGMENTS_MAX:
+            return refuse_number(outcome, FIELD_ADD, VALUE_NUMBER, reader.add_total)
+        if reader.add.field != 0:
+            return refuse_fault(outcome, &reader.add)
+        if reader.remove_total > SEGMENTS_MAX:
+            return refuse_number(outcome, FIELD_REMOVE, VALUE_NUMBER, reader.remove_total)
         if reader.remove.field != 0:
             return refuse_fault(outcome, &reader.remove)
     elif command.method == METHOD_SET_ATTRIBUTES:
@@ -1575,7 +1588,8 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
         out_close(&writer, body)
         return <uint32_t>(writer.at - out)
     out_entry(&writer, 10, &view, outcome.sequence, room_end)
-    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK or method == METHOD_SET_ATTRIBUTES or method == METHOD_SET_RUNG or method == METHOD_ANSWER_CHALLENGE:
+    if method == METHOD_ENROLL or method == METHOD_LINK or method == METHOD_UNLINK or method == METHOD_SET_ATTRIBUTES or method == METHOD_SET_RUNG or method == METHOD_ANSWER_CHALLENGE\
+            or method == METHOD_CHANGE_BLOCKS:
         out_int(&writer, 16, outcome.replayed != 0)
         if method == METHOD_ENROLL:
             out_int(&writer, 24, view.header.flags & FLAG_OPENED != 0)
@@ -1779,7 +1793,7 @@ cdef void add_value_text(Parts* parts, Slice sent) noexcept nogil:
 
 cdef bint is_personal(uint16_t field) noexcept nogil:
     # Cards, phones, e-mail addresses, app identifiers and devices appear nowhere: not in an answer that a till may log either.
-    if field == FIELD_ORIGIN_DEVICE or field == FIELD_ORIGIN_PAYMENT_CARD:
+    if field == FIELD_ORIGIN_DEVICE or field == FIELD_ORIGIN_PAYMENT_CARD or field == FIELD_ADD or field == FIELD_REMOVE:
         return True
     return field == FIELD_MEMBER or FIELD_MEMBER_CARD <= field <= FIELD_MEMBER_APP or field == FIELD_IDENTIFIERS or FIELD_IDENTIFIER <= field <= FIELD_IDENTIFIER_APP
 

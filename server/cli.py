@@ -239,6 +239,10 @@ app.command(epilog="Example: `daybook deny 4711 --operator anna --reason 'ticket
             rich_help_panel="Fraud")(cli_fraud.deny)
 app.command(epilog="Example: `daybook rung card:2600012345678 limited --lasts '7 days' --operator anna --reason 'ticket 4711'`",
             rich_help_panel="Fraud")(cli_fraud.rung)
+app.command(epilog="Example: `daybook block 'card:26000*' till:S042/7 --file stolen.txt --operator anna --reason 'ticket 4711'`",
+            rich_help_panel="Fraud")(cli_fraud.block)
+app.command(epilog="Example: `daybook unblock till:S042/7 --operator anna --reason 'ticket 4711: repaired'`",
+            rich_help_panel="Fraud")(cli_fraud.unblock)
 app.command(epilog="Example: `daybook backup data --to /mnt/backup/ledger`", rich_help_panel="Journal")(backup)
 app.command(epilog="Example: `daybook restore /mnt/backup/ledger --to data --key identity.key`", rich_help_panel="Journal")(restore)
 app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)

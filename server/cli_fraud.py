@@ -1,10 +1,11 @@
-"""`daybook reviews`, `approve`, `deny` and `rung`: what a fraud team does by hand, as calls of AdminService on a service's control port.
+"""`daybook reviews`, `approve`, `deny`, `rung`, `block` and `unblock`: what a fraud team does by hand, as calls of AdminService.
 
 Parses and prints; what the calls mean stands in proto/loyalty/ledger/v1/admin.proto. Mounted by server/cli.py.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from server.cli_admin import Control, Member, Operator, Reason, RequestId, SentTime, call, done, name, read_member
-from server.console import fail, out
+from server.console import Bar, fail, out
 
 RUNGS = ("ok", "warned", "limited", "blocked", "excluded")
+ROWS_AT_ONCE = 128  # of one ChangeBlocks
 UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400}
 ReviewId = Annotated[int, typer.Argument(metavar="REVIEW", help="Number of the review, as `daybook reviews` lists it.", show_default=False)]
 
@@ -93,3 +95,43 @@ def rung(
         request.lasts.seconds = int(number) * UNITS[unit]
     name(request, request_id, sent_time)
     done(call("SetRung", request, control), f"{to}{' for ' + lasts if lasts else ''}:")
+
+
+Rows = Annotated[list[str] | None, typer.Argument(metavar="KIND:TEXT", show_default=False,
+                                                  help="card:..., phone:+..., email:..., app:..., device:... or till:STORE/TILL; "
+                                                       "with a * at the end everything that begins so (not phone, email).")]
+RowsFile = Annotated[Path | None, typer.Option(metavar="FILE", show_default=False,
+                                               help="More of them, one a line; empty lines and what begins with # do not count.")]
+
+
+def block(operator: Operator, reason: Reason, rows: Rows = None, file: RowsFile = None, control: Control = "127.0.0.1:7071") -> None:
+    """Put identifiers, devices and tills on the block lists. What is on them already stays."""
+    _change_blocks("add", rows, file, operator, reason, control)
+
+
+def unblock(operator: Operator, reason: Reason, rows: Rows = None, file: RowsFile = None, control: Control = "127.0.0.1:7071") -> None:
+    """Take identifiers, devices and tills off the block lists, as they were put on. What is not on them is passed by."""
+    _change_blocks("remove", rows, file, operator, reason, control)
+
+
+def _change_blocks(which: str, rows: list[str] | None, file: Path | None, operator: str, reason: str, control: str) -> None:
+    from server._pb.loyalty.ledger.v1 import admin_pb2
+
+    wanted = list(rows or [])
+    if file is not None:
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise fail(f"{file} cannot be read: {error}") from None
+        wanted += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not wanted:
+        raise fail("there is nothing to change", "give KIND:TEXT, for example card:2600012345678, or --file FILE")
+    bar = Bar()
+    for first in range(0, len(wanted), ROWS_AT_ONCE):
+        request = admin_pb2.ChangeBlocksRequest(operator=operator, reason=reason)
+        getattr(request, which).extend(wanted[first:first + ROWS_AT_ONCE])
+        name(request, "", "")
+        answer = call("ChangeBlocks", request, control)
+        bar.update("block", min(first + ROWS_AT_ONCE, len(wanted)), len(wanted))
+    bar.stop()
+    out.print(f"entry {answer.entry.sequence}: {len(wanted):,} rows are {'blocked' if which == 'add' else 'not blocked any more'}")

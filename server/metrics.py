@@ -246,6 +246,8 @@ def _rules(engine: Mapping[str, Any]) -> Iterator[Metric]:
                   [((name,), core["rules_refused"][number]) for number, name in enumerate(RULES_REFUSED) if name], "reason")
     yield _family(Row("", "ledger_limit_above", "counter", "Commands and look-ups that were above a limit, since its image was loaded."),
                   [((row["name"], ANSWERS[row["answer"]]), row["above"]) for row in told["limits"]], "limit", "answer")
+    yield _family(Row("", "ledger_blocked_rows", "gauge", "Rows of the block lists."), [((), core["blocks"])])
+    yield _family(Row("", "ledger_blocks_version", "gauge", "Changes of the block lists so far."), [((), core["blocks_version"])])
     yield _family(Row("", "ledger_receipt_notices", "counter", "What was not known in receipts that were written, by kind."),
                   [((name,), core["notices"][number]) for number, name in enumerate(NOTICES) if name], "kind")
 

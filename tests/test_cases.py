@@ -28,8 +28,8 @@ from tests.server.wire_model import ANSWERS
 
 SECOND, DAY = 1_000_000, 86_400_000_000
 START = 1_795_000_000_000_000
-EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, BALANCE, QUOTE = 1, 2, 3, 4, 5, 6, 8, 16
-SET_RUNG, DECIDE, ANSWER = 24, 25, 26
+EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, BALANCE, QUOTE = 1, 2, 3, 4, 5, 6, 7, 8, 16
+SET_RUNG, DECIDE, ANSWER, BLOCKS = 24, 25, 26, 28
 HAND = {"operator": "anna", "reason": "ticket 4711"}
 SOURCE = """\
 programme: Cases
@@ -297,6 +297,58 @@ def test_a_quote_says_that_a_challenge_is_needed_and_opens_none(shop: Shop) -> N
     assert told == ("CHALLENGE_NEEDED", {"challenge_id": "0"}) and shop.core.digest() == before
 
 
+# --- block lists ------------------------------------------------------------------------------------------------------
+
+def change(shop: Shop, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> Any:
+    return shop.call(BLOCKS, admin.ChangeBlocksRequest(add=add, remove=remove, **HAND))
+
+
+@pytest.mark.parametrize(("row", "member", "origin", "till_code"), [
+    ("card:ann", {"card": "ann"}, {}, "1"), ("card:an*", {"card": "ann"}, {}, "1"), ("app:a-1", {"app": "a-1"}, {}, "1"),
+    ("phone:+48 600 700 801", {"phone": "+48600700801"}, {}, "1"), ("email:Ann@Example.org", {"email": "ann@example.org"}, {}, "1"),
+    ("device:d-1", {"card": "bob"}, {"device": "d-1"}, "1"), ("device:d*", {"card": "bob"}, {"device": "d-1"}, "1"),
+    ("till:1/7", {"card": "bob"}, {}, "7"), ("till:1/*", {"card": "bob"}, {}, "7")])
+def test_what_is_blocked_does_nothing(shop: Shop, row: str, member: dict[str, str], origin: dict[str, str], till_code: str) -> None:
+    """And it alone: what begins otherwise, another till or device goes on. Off the list it goes on, too."""
+
+    def earn(number: str, **other: Any) -> Any:
+        key = pb.ReceiptKey(store="1", till=other.get("till", till_code), business_day=20261118, number=number)
+        receipt = pb.Receipt(key=key, currency_code="USD", total_minor=1000)
+        return shop.call(EARN, pb.EarnPointsRequest(member=other.get("member", member), origin=other.get("origin", origin), receipt=receipt))
+
+    assert earn("1").entry.sequence
+    assert change(shop, add=(row,)).entry.kind == pb.Entry.KIND_CHANGE_BLOCKS
+    assert earn("2")[0] == "BLOCKED"
+    refused = shop.call(ENROLL, pb.EnrollMemberRequest(identifiers=[member], origin={**origin, "store": "1", "till": till_code}))
+    assert refused[0] == "BLOCKED"
+    other = earn("3", member={"card": "other"}, origin={"device": "other"}, till="8")
+    assert other[0] == "BLOCKED" if row == "till:1/*" else other.entry.sequence
+    change(shop, remove=(row,))
+    assert earn("4").entry.sequence
+
+
+def test_block_lists_grow_and_shrink_and_have_versions(shop: Shop) -> None:
+    rows = tuple(f"card:{number:05d}" for number in range(100))
+    change(shop, add=rows)
+    change(shop, add=("card:00007", "card:9*"), remove=("card:00008", "card:nobody"))
+    assert (shop.core.stats()["blocks"], shop.core.stats()["blocks_version"]) == (100, 2)
+    assert read_entry(shop.core.entries()[-1])["blocks"]["version"] == 2
+    assert shop.earn(100, "00007")[0] == "BLOCKED" and shop.earn(100, "91")[0] == "BLOCKED" and shop.earn(100, "00008").entry.sequence
+    assert b"00007" not in b"".join(shop.core.entries())
+    request = admin.ChangeBlocksRequest(add=["card:1", "card:2"], remove=["card:3"], **HAND)
+    first = shop.call(BLOCKS, request)
+    assert shop.send(BLOCKS, request).replayed
+    for field, other in {"add": {"add": ["card:1"]}, "remove": {"remove": ["card:4"]}, "operator": {"operator": "bob"}}.items():
+        changed = admin.ChangeBlocksRequest()
+        changed.CopyFrom(request)
+        changed.ClearField(field)
+        changed.MergeFrom(admin.ChangeBlocksRequest(**other))
+        assert shop.send(BLOCKS, changed)[1]["sequence"] == str(first.entry.sequence)
+    for _ in range(3):
+        change(shop, remove=rows)
+    assert shop.core.stats()["blocks"] == 3
+
+
 # --- through a service ------------------------------------------------------------------------------------------------
 
 def test_people_decide_through_the_control_port_and_the_command_line(tmp_path: Path, new_server: Callable[..., RunningServer]) -> None:
@@ -332,6 +384,15 @@ def test_people_decide_through_the_control_port_and_the_command_line(tmp_path: P
         stub.EarnPoints(till.earn("card-2", 100))
     assert till.reason_of(refused.value)[0] == "MEMBER_BLOCKED"
     assert [one.review_id for one in office.ListReviews(admin.ListReviewsRequest()).reviews] == [waiting[2].sequence]
+
+    stolen = tmp_path / "stolen.txt"
+    stolen.write_text("# stolen\n" + "".join(f"card:stolen-{number}\n" for number in range(300)))
+    assert "301 rows are blocked" in daybook("block", "device:d-9", "--file", str(stolen), *by)
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.EarnPoints(till.earn("stolen-299"))
+    assert till.reason_of(refused.value)[0] == "BLOCKED"
+    assert "1 rows are not blocked any more" in daybook("unblock", "card:stolen-299", *by)
+    stub.EarnPoints(till.earn("stolen-299"))
 
     stub.EarnPoints(till.earn("card-9", 5000))
     stub.BurnPoints(till.request("BurnPoints", card="card-9", points=1))

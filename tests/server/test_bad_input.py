@@ -25,6 +25,7 @@ NOW_S = NOW_US // 1_000_000
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, GET_BALANCE, GET_OPERATION = range(1, 10)
 ADJUST, LINK, UNLINK = 11, 12, 13
 QUOTE, SET_RUNG, DECIDE_REVIEW, ANSWER_CHALLENGE = 16, 24, 25, 26
+CHANGE_BLOCKS = 28
 CASES_DECIDED = (DECIDE_REVIEW, ANSWER_CHALLENGE)  # there is no case here: tests/test_cases.py
 DECIDED = [method for method in METHODS if method != QUOTE and method not in CASES_DECIDED]  # a quote is read, and answered METHOD_UNKNOWN
 INVALID_ARGUMENT = 3
@@ -48,6 +49,8 @@ def good(method: int) -> Any:
         message.identifier.card = "2900000000001" if method == UNLINK else "2900000000043"
     if "review_id" in names:
         message.review_id, message.verdict = 1, 1
+    if method == CHANGE_BLOCKS:
+        message.add.append("card:29009*")
     if "rung" in names:
         message.rung = 2
     if "operator" in names:
@@ -346,6 +349,15 @@ CASES = [
     (BY_HAND,               clear("reason"),                                         "reason",              ""),
     (BY_HAND,               set_to("reason", "x" * 129),                             "reason",              "x" * 64),
     (BY_HAND,               set_to("reason", "\x7f"),                                "reason",              "\\x7f"),
+    ((CHANGE_BLOCKS,),      clear("add"),                                            "add",                 "0"),
+    ((CHANGE_BLOCKS,),      lambda message: message.add.append("card"),              "add[1]",              HIDDEN),
+    ((CHANGE_BLOCKS,),      lambda message: message.add.append("purse:1"),           "add[1]",              HIDDEN),
+    ((CHANGE_BLOCKS,),      lambda message: message.add.append("phone:+48600*"),     "add[1]",              HIDDEN),
+    ((CHANGE_BLOCKS,),      lambda message: message.add.append("till:S042"),         "add[1]",              HIDDEN),
+    ((CHANGE_BLOCKS,),      lambda message: message.add.append("card:*"),            "add[1]",              HIDDEN),
+    ((CHANGE_BLOCKS,),      lambda message: message.add.extend(["card:1"] * 128),    "add",                 "129"),
+    ((CHANGE_BLOCKS,),      lambda message: message.remove.append("email:nobody"),   "remove[0]",           HIDDEN),
+    ((CHANGE_BLOCKS,),      lambda message: message.remove.extend(["app:1"] * 129),  "remove",              "129"),
     ((DECIDE_REVIEW,),      set_to("review_id", 0),                                  "review_id",           "0"),
     ((DECIDE_REVIEW,),      set_to("verdict", 0),                                    "verdict",             "0"),
     ((DECIDE_REVIEW,),      set_to("verdict", 3),                                    "verdict",             "3"),

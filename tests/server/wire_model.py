@@ -21,12 +21,13 @@ METHODS: dict[int, type[Message]] = {
     9: pb.GetOperationRequest, 11: admin.AdjustPointsRequest, 12: admin.LinkIdentifierRequest, 13: admin.UnlinkIdentifierRequest,
     16: pb.QuoteReceiptRequest, 17: admin.SetSegmentsRequest, 18: admin.SetAttributesRequest,
     24: admin.SetRungRequest, 25: admin.DecideReviewRequest, 26: pb.AnswerChallengeRequest,
+    28: admin.ChangeBlocksRequest,
 }
 ANSWERS: dict[int, type[Message]] = {
     number: getattr(admin if kind.DESCRIPTOR.file is admin.DESCRIPTOR else pb, kind.DESCRIPTOR.name.replace("Request", "Response"))
     for number, kind in METHODS.items()
 }
-QUOTE, SET_SEGMENTS, SET_ATTRIBUTES, SET_RUNG = 16, 17, 18, 24
+QUOTE, SET_SEGMENTS, SET_ATTRIBUTES, SET_RUNG, CHANGE_BLOCKS = 16, 17, 18, 24, 28
 FIELD_INVALID, MESSAGE_MALFORMED = 1, 2
 FIELD_NUMBERS = {field.name: field.number for field in reversed(errors.FIELDS)}
 
@@ -140,6 +141,9 @@ def command_of(method: int, message: Any) -> dict[str, Any]:
         found["removes"] = check_names("changes.remove", message.changes[0].remove, limits.SEGMENTS_MAX, limits.SEGMENT_BYTES_MAX)
     if "member" in names:
         found["member"] = check_member(message.member)
+    if method == CHANGE_BLOCKS:
+        found["adds"] = check_names("add", message.add, limits.SEGMENTS_MAX, limits.BLOCK_BYTES_MAX)
+        found["removes"] = check_names("remove", message.remove, limits.SEGMENTS_MAX, limits.BLOCK_BYTES_MAX)
     if "birthday" in names and message.HasField("birthday"):
         found["birthday"] = (message.birthday.month, message.birthday.day)
     if "favourites" in names and message.HasField("favourites"):
@@ -266,6 +270,9 @@ def request(method: int, chance: random.Random) -> Any:
         message.review_id, message.verdict = chance.randrange(1, 400), chance.randrange(1, 3)
     if "passed" in names:
         message.challenge_id, message.passed = chance.randrange(1, 400), chance.random() < 0.5
+    if method == CHANGE_BLOCKS:
+        message.add.extend(chance.sample(("card:29001*", "device:d-1", "till:S042/7"), chance.randrange(1, 4)))
+        message.remove.extend(["phone:+48600100100"] * chance.randrange(2))
     if "ttl" in names and chance.random() < 0.5:
         message.ttl.FromSeconds(chance.choice((1, 60, 900)))
     if "origin" in names and chance.random() < 0.4:
