@@ -314,7 +314,8 @@ def test_what_is_blocked_does_nothing(shop: Shop, row: str, member: dict[str, st
     def earn(number: str, **other: Any) -> Any:
         key = pb.ReceiptKey(store="1", till=other.get("till", till_code), business_day=20261118, number=number)
         receipt = pb.Receipt(key=key, currency_code="USD", total_minor=1000)
-        return shop.call(EARN, pb.EarnPointsRequest(member=other.get("member", member), origin=other.get("origin", origin), receipt=receipt))
+        return shop.call(EARN, pb.EarnPointsRequest(member=other.get("member", member), receipt=receipt,
+                                                       origin=other.get("origin", origin)))
 
     assert earn("1").entry.sequence
     assert change(shop, add=(row,)).entry.kind == pb.Entry.KIND_CHANGE_BLOCKS
