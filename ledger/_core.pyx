@@ -369,6 +369,10 @@ cdef Hash128 core_digest(const Core* core) noexcept nogil:
     return digest
 
 
+cdef Hash128 core_facts(const Core* core) noexcept nogil:
+    return core.digest
+
+
 cdef int32_t day_of(Core* core, DayCache* cache, int64_t time_us) noexcept nogil:
     # The programme's day, from the cache while the day lasts.
     if time_us < cache.from_us or time_us >= cache.until_us:
