@@ -37,7 +37,7 @@ IDENTIFIER_KINDS = ("", "member_id", "card", "phone", "email", "app")
 ACTIVE, CAPTURED, RELEASED, EXPIRED = 1, 2, 3, 4
 DAY_NEVER = 2**31 - 1
 ACTIONS = {name: number for number, name in enumerate(tree.ACTIONS, start=1)}
-NOTICES = {"unknown_sku": 2, "unknown_category": 3, "unknown_promo_code": 4, "unknown_tender": 5, "unknown_channel": 6}
+NOTICES = {"unknown_store": 1, "unknown_sku": 2, "unknown_category": 3, "unknown_promo_code": 4, "unknown_tender": 5, "unknown_channel": 6}
 LINE_FIELDS = ("sku", "category", "quantity_milli", "amount_minor", "regular_amount_minor", "weighed")
 
 
