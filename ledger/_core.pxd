@@ -196,6 +196,8 @@ cdef void core_list_burn_limits(Core* core) noexcept nogil
 cdef const Scratch* core_scratch(const Core* core) noexcept nogil
     # Where the shares of that result stand.
 cdef Hash128 core_digest(const Core* core) noexcept nogil
+cdef Hash128 core_facts(const Core* core) noexcept nogil
+    # That digest without the counters of limits.
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil
     # Decides one command at server time now_us and applies what it writes, as sequences stats.sequence + 1 and on.
     # entry: room for COMMAND_ENTRY_BYTES_MAX bytes; afterwards it holds outcome.written entries (written_size bytes) back to back:

@@ -58,9 +58,10 @@ from ledger._table cimport (
     slot_set_first, slot_set_second, unreserve_memory,
 )
 from ledger._velocity cimport (
-    VELOCITY_DAY, VELOCITY_LOADED, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
-    velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums, velocity_record_bytes, velocity_room,
-    velocity_sweep, velocity_touch, velocity_used, velocity_window,
+    VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
+    VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
+    velocity_find, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums,
+    velocity_record_bytes, velocity_room, velocity_sweep, velocity_touch, velocity_used, velocity_window,
 )
 
 cdef extern from "_verify.h" nogil:
@@ -417,6 +418,10 @@ cdef const Scratch* core_scratch(const Core* core) noexcept nogil:
 cdef Hash128 core_digest(const Core* core) noexcept nogil:
     # As of the last entry.
     return digest_at(core, core.stats.time_us)
+
+
+cdef Hash128 core_facts(const Core* core) noexcept nogil:
+    return core.digest
 
 
 cdef int32_t day_of(Core* core, DayCache* cache, int64_t time_us) noexcept nogil:
@@ -2008,7 +2013,7 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
     write_origin(&writer, core, command, d)
     size = entry_finish(&writer)
     if limits_hold(core):
-        status = obey_limits(core, entry, size, d, outcome)
+        status = obey_limits(core, entry, size, d, True, outcome)
         if status != STATUS_OK:
             if opening:
                 d.member = 0
@@ -2017,7 +2022,7 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
             else:
                 outcome.status = status
             return
-        write_limits(&writer, core, 0 if opening else d.member)
+        write_limits(&writer, core, d.member)
         size = entry_finish(&writer)
     finish_write(core, entry, size, outcome)
 
@@ -2106,10 +2111,6 @@ cdef uint16_t decide_write(Core* core, const Command* command, Decision* d, Acco
         status = decide_receipt(core, command, d, account, captured, captured_points, outcome)
         if status == STATUS_OK and d.quoted:
             d.changed = differs_from_quote(core, d)
-            if d.changed != 0 and command.given & GIVEN_ONLY_AS_QUOTED:
-                status = STATUS_QUOTE_CHANGED
-                outcome.a = d.changed
-                outcome.b = 0
     else:
         status = decide_take(core, command, d, account, captured, captured_points, outcome)
     if status == STATUS_OK and account != NULL and (earns or method == METHOD_BURN or method == METHOD_CAPTURE):
@@ -2260,13 +2261,17 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if status == STATUS_OK:
         size = write_command(core, command, d, account, captured, captured_points, entry + outcome.written_size, &writer)
         if limits_hold(core):
-            status = obey_limits(core, writer.start, size, d, outcome)
+            status = obey_limits(core, writer.start, size, d, True, outcome)
         if status == STATUS_OK and (d.points_max != INT64_MAX or d.reviewed):
             # Decided again, with less to earn, or later.
             begin_decision(core, d, d.now_us)
             core.measured_entry = NULL
             status = decide_write(core, command, d, account, &captured, &captured_points, outcome)
             write_command(core, command, d, account, captured, captured_points, entry + outcome.written_size, &writer)
+    if status == STATUS_OK and d.changed != 0 and command.given & GIVEN_ONLY_AS_QUOTED:
+        status = STATUS_QUOTE_CHANGED       # only now: what limits cut was cut in the quote
+        outcome.a = d.changed
+        outcome.b = 0
     if status != STATUS_OK:
         if STATUS_ROWS[status].remembered:
             refuse_remembered(core, command, d, status, entry, outcome)
@@ -2278,7 +2283,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if earns:
         count_rules(core, d)
     if limits_hold(core):
-        write_limits(&writer, core, d.member)
+        write_limits(&writer, core, d.member if account != NULL else <uint32_t>core.stats.members + 1)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
 

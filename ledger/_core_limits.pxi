@@ -31,6 +31,14 @@ cdef void origin_of(const Core* core, const Command* command, Origin* origin) no
     for part in range(<uint32_t>ORIGIN_DEVICE, <uint32_t>ORIGIN_COUNT):
         if origin.given >> part & 1:
             origin.hash[part] = origin_hash(core, part, command.origin[part])
+    if command.method == METHOD_QUOTE:
+        # Its key need not be whole, so that it stands in no entry; its limits are those of the place nevertheless.
+        if command.given & GIVEN_RECEIPT_KEY and command.store.size != 0:
+            origin.hash[ORIGIN_STORE] = origin_hash(core, ORIGIN_STORE, command.store)
+            origin.given |= <uint32_t>1 << ORIGIN_STORE
+        if command.given & GIVEN_RECEIPT_KEY and command.till.size != 0:
+            origin.hash[ORIGIN_TILL] = origin_hash(core, ORIGIN_TILL, command.till)
+            origin.given |= <uint32_t>1 << ORIGIN_TILL
 
 
 cdef bint origin_read(const Slice* section, Origin* origin) noexcept nogil:
@@ -139,10 +147,10 @@ cdef bint check_rung(const Command* command, Outcome* outcome) noexcept nogil:
     return True
 
 
-cdef void write_rung(EntryWriter* writer, const Account* account, uint8_t rung, uint32_t until_s, uint32_t by) noexcept nogil:
+cdef void write_rung(EntryWriter* writer, uint8_t before, uint8_t rung, uint32_t until_s, uint32_t by) noexcept nogil:
     # by: number of the limit, from 1; 0: by hand.
     section_begin(writer, SECTION_RUNG)
-    put_byte(writer, <uint8_t>account.rung)
+    put_byte(writer, before)
     put_byte(writer, rung)
     put_varint(writer, until_s)
     put_varint(writer, by)
@@ -162,7 +170,7 @@ cdef void execute_rung(Core* core, const Command* command, Decision* d, uint8_t*
     header = entry_begin(&writer, entry)
     fill_header(core, header, KIND_SET_RUNG, d)
     write_context(&writer, command, d)
-    write_rung(&writer, &core.accounts[d.member - 1], <uint8_t>(command.rung - 1), until_s, 0)
+    write_rung(&writer, <uint8_t>core.accounts[d.member - 1].rung, <uint8_t>(command.rung - 1), until_s, 0)
     finish_write(core, entry, entry_finish(&writer), outcome)
 
 
@@ -286,6 +294,8 @@ cdef bint is_counted_refusal(uint16_t status) noexcept nogil:
 
 cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:
     cdef uint32_t events = 0
+    if header.kind > KIND_ENROLL:
+        return 0                # by hand: a limit is for who stands at a till
     if header.status != STATUS_OK:
         return OF_REFUSAL if is_counted_refusal(header.status) else 0
     if header.kind == KIND_EARN or header.kind == KIND_COMMIT:
@@ -403,9 +413,18 @@ cdef inline bint in_segments(const Measured* m, const uint64_t* segments) noexce
     return (segments[0] | segments[1]) == 0 or (m.segments[0] & segments[0] | m.segments[1] & segments[1]) != 0
 
 
+cdef inline bint lacks(const Measured* m, uint32_t keys, uint8_t measure) noexcept nogil:
+    # Whether it has no part of the key, or is of no member or store where different ones are counted.
+    if measure == COUNT_MEMBERS:
+        keys |= <uint32_t>1 << PART_MEMBER
+    elif measure == COUNT_STORES:
+        keys |= <uint32_t>1 << PART_STORE
+    return keys & ~m.known != 0
+
+
 cdef inline bint takes(const ImageVelocity* counter, const Measured* m) noexcept nogil:
     # Whether an entry counts in a counter.
-    return counter.of & m.events != 0 and counter.keys & ~m.known == 0 and in_segments(m, counter.segments)
+    return counter.of & m.events != 0 and not lacks(m, counter.keys, counter.measure) and in_segments(m, counter.segments)
 
 
 cdef inline int64_t amount_of(const Measured* m, uint8_t measure, uint32_t of) noexcept nogil:
@@ -548,11 +567,9 @@ cdef bint is_above(const Velocity* tables, const Program2* rules, const ImageLim
     cdef const ImageVelocity* counter
     cdef int64_t amount, used, bound
     left[0] = INT64_MAX
-    if limit.keys & ~m.known != 0 or not in_segments(m, limit.segments):
+    if limit.of & m.events == 0 or lacks(m, limit.keys, limit.measure) or not in_segments(m, limit.segments):
         return False
-    if limit.of & m.events == 0 and not limit.of & OF_REFUSAL:
-        return False
-    amount = amount_of(m, limit.measure, limit.of) if limit.of & m.events else 0
+    amount = amount_of(m, limit.measure, limit.of)
     bound = bound_of(tables, rules, limit, m)
     used = amount
     if limit.counter != 0:
@@ -562,29 +579,41 @@ cdef bint is_above(const Velocity* tables, const Program2* rules, const ImageLim
     return used > bound
 
 
+cdef bint room_for(const Velocity* tables, const Program2* rules, uint8_t flags, const Measured* m) noexcept nogil:
+    # Whether these tables take all that one entry or look-up counts in. Slots that are there are looked for only where room is scarce.
+    cdef const ImageVelocity* counter
+    cdef uint32_t[VELOCITY_TABLES] new
+    cdef uint32_t i, table, scarce
+    for scarce in range(2):
+        memset(new, 0, sizeof(new))
+        for i in range(rules.counts[SECTION2_VELOCITY]):
+            counter = &rules.velocity[i]
+            if (counter.flags & VELOCITY_VOLATILE) != flags or not takes(counter, m):
+                continue
+            table = VELOCITY_CALENDARS
+            if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
+                table = VELOCITY_DISTINCTS
+            elif counter.window == SPEED_SLIDING:
+                table = VELOCITY_SLIDINGS
+            if not (scarce and velocity_find(&tables.tables[table], velocity_key(counter_key(m, counter.keys)), counter.id, window_of(counter, m),
+                                             0 if table == VELOCITY_SLIDINGS else 1) != NULL):
+                new[table] += 1
+        if velocity_room(tables, new[VELOCITY_CALENDARS], new[VELOCITY_SLIDINGS], new[VELOCITY_DISTINCTS]):
+            return True
+    return False
+
+
 cdef bint velocity_fits(Core* core, const Program2* rules, const Measured* m) noexcept nogil:
     # Whether there is room for all that one entry counts in.
-    cdef const ImageVelocity* counter
-    cdef uint32_t i, counters = 0, slidings = 0, distincts = 0
-    for i in range(rules.counts[SECTION2_VELOCITY]):
-        counter = &rules.velocity[i]
-        if counter.flags & VELOCITY_VOLATILE or not takes(counter, m):
-            continue
-        if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
-            distincts += 1
-        elif counter.window == SPEED_SLIDING:
-            slidings += 1
-        else:
-            counters += 1
-    if velocity_room(&core.velocity, counters, slidings, distincts):
+    if room_for(&core.velocity, rules, 0, m):
         return True
     # What is dead stays where nothing new comes in.
     velocity_sweep(&core.velocity, &m.now, VELOCITY_SWEPT_WHEN_FULL)
-    return velocity_room(&core.velocity, counters, slidings, distincts)
+    return room_for(&core.velocity, rules, 0, m)
 
 
-cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
-    # What the limits in force say of an entry that is written but not applied, into core.judged.
+cdef void judge(Core* core, const uint8_t* entry, uint32_t size, bint posts) noexcept nogil:
+    # What the limits in force say of an entry that is written but not applied, into core.judged. posts: not of a quote, which is told alone.
     cdef const Program2* rules = <const Program2*>core.program.rules
     cdef uint64_t* tallies = (<const Loaded*>core.program).limit_tallies
     cdef const ImageLimit* limit
@@ -606,7 +635,8 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
         limit = &rules.limits[i]
         if not is_above(&core.velocity, rules, limit, m, &left):
             continue
-        tallies[i] += 1
+        if posts:
+            tallies[i] += 1
         if limit.action == LIMIT_SHADOW:
             continue
         judged.fired[judged.fired_count].limit = <uint16_t>i
@@ -624,11 +654,11 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
             judged.points_max = min_i64(judged.points_max, left if limit.measure == COUNT_POINTS else 0)
 
 
-cdef uint16_t obey_limits(Core* core, const uint8_t* entry, uint32_t size, Decision* d, Outcome* outcome) noexcept nogil:
+cdef uint16_t obey_limits(Core* core, const uint8_t* entry, uint32_t size, Decision* d, bint posts, Outcome* outcome) noexcept nogil:
     # Judges an entry that would succeed. Returns a status, with its a and b; d says what may be earned, and whether at once.
     cdef const Program2* rules = <const Program2*>core.program.rules
     cdef Judged* judged = &core.judged
-    judge(core, entry, size)
+    judge(core, entry, size, posts)
     outcome.a = 0
     outcome.b = 0
     if judged.full:
@@ -647,13 +677,14 @@ cdef uint16_t obey_limits(Core* core, const uint8_t* entry, uint32_t size, Decis
 
 cdef bint may_be_refused(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
     # Judges the entry of a refusal: it counts, too, and there may be no room for that.
-    judge(core, entry, size)
+    judge(core, entry, size, True)
     return not core.judged.full
 
 
 cdef void write_limits(EntryWriter* writer, const Core* core, uint32_t member) noexcept nogil:
-    # Which limits an entry is above, and where they move the member. Limits move up only. member: 0: none, or one that the entry opens.
+    # Which limits an entry is above, and where they move the member, also one that the entry opens. Limits move up only. member: 0: none.
     cdef const Judged* judged = &core.judged
+    cdef uint8_t before = RUNG_OK, now = RUNG_OK
     cdef uint32_t i
     if judged.fired_count == 0:
         return
@@ -663,8 +694,11 @@ cdef void write_limits(EntryWriter* writer, const Core* core, uint32_t member) n
         put_varint(writer, judged.fired[i].limit + 1)
         put_byte(writer, judged.fired[i].action)
     section_end(writer)
-    if member != 0 and judged.rung > rung_at(&core.accounts[member - 1], core.decision.now_us):
-        write_rung(writer, &core.accounts[member - 1], judged.rung, judged.rung_until_s, judged.rung_by + 1)
+    if member != 0 and member <= core.stats.members:
+        before = <uint8_t>core.accounts[member - 1].rung
+        now = rung_at(&core.accounts[member - 1], core.decision.now_us)
+    if member != 0 and judged.rung > now:
+        write_rung(writer, before, judged.rung, judged.rung_until_s, judged.rung_by + 1)
 
 
 cdef void cut_awards(Core* core, int64_t points_max) noexcept nogil:
@@ -733,8 +767,13 @@ cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, ui
             tallies[i] += 1
             if limit.action == LIMIT_REFUSE:
                 allowed = False
+    if not room_for(&core.looked, rules, VELOCITY_VOLATILE, &m):
+        # Else those who fill the tables would never be counted again.
+        velocity_sweep(&core.looked, &m.now, VELOCITY_SWEPT_WHEN_FULL)
+        if not room_for(&core.looked, rules, VELOCITY_VOLATILE, &m):
+            return allowed
     for i in range(rules.counts[SECTION2_VELOCITY]):
         counter = &rules.velocity[i]
-        if counter.flags & VELOCITY_VOLATILE and takes(counter, &m) and velocity_room(&core.looked, 1, 1, 1):
+        if counter.flags & VELOCITY_VOLATILE and takes(counter, &m):
             count_in(&core.looked, counter, &m)
     return allowed

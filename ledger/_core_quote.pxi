@@ -158,7 +158,8 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     if status == STATUS_OK:
         status = decide_receipt(core, command, d, account, &captured, &captured_points, outcome)
     if status == STATUS_OK and limits_hold(core):
-        status = obey_limits(core, core.quote_entry, write_command(core, command, d, account, captured, captured_points, core.quote_entry, &writer), d, outcome)
+        status = obey_limits(core, core.quote_entry, write_command(core, command, d, account, captured, captured_points, core.quote_entry, &writer),
+                             d, False, outcome)
         if status == STATUS_CHALLENGE_NEEDED:
             outcome.a = 0           # the commit will name it
         if status == STATUS_OK and (d.points_max != INT64_MAX or d.reviewed):

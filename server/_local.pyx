@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 from ledger._arith cimport civil_from_day, div_floor
 from ledger._core cimport (
-    APPLY_OK, Core, CoreSizes, CoreStats, SNAPSHOT_CHUNK_BYTES, core_apply, core_close, core_digest, core_execute, core_keys_room, core_open, core_prepare, core_program,
+    APPLY_OK, Core, CoreSizes, CoreStats, SNAPSHOT_CHUNK_BYTES, core_apply, core_close, core_digest, core_execute, core_facts, core_keys_room, core_open, core_prepare, core_program,
     core_set_find, core_stats, core_tick, core_write_digest, core_write_program,
 )
 from ledger._entry cimport EntryWriter, entry_begin, entry_finish, put_byte, put_bytes, put_signed, put_varint, section_begin, section_end
@@ -614,6 +614,11 @@ cdef class LocalLedger:
     def digest(self):
         """The state digest: 16 bytes, low word first."""
         cdef Hash128 digest = core_digest(self.core)
+        return (<const char*>&digest)[:sizeof(Hash128)]
+
+    def facts_digest(self):
+        """The state digest without the counters of limits, whose keys only the core can make."""
+        cdef Hash128 digest = core_facts(self.core)
         return (<const char*>&digest)[:sizeof(Hash128)]
 
     def entries(self):

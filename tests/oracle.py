@@ -15,24 +15,29 @@ from typing import Any, NamedTuple
 from ledger._probe import fact_hash_, siphash_
 
 from ledger import errors, limits
-from ledger.rules import reference
+from ledger.rules import reference, tree
 from ledger.rules.tree import Programme
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
+from tests import limits_oracle
+from tests.limits_oracle import Event, Judged
 from tests.rules.compiled import Award, awards
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 METHODS = ("", "EarnPoints", "BurnPoints", "ReservePoints", "CaptureReservation", "ReleaseReservation", "CommitReceipt", "EnrollMember",
-           "GetBalance", "GetOperation", "", "AdjustPoints", "LinkIdentifier", "UnlinkIdentifier")
-ADJUST, LINK, UNLINK = BY_HAND = 11, 12, 13
-ENTRY_KINDS = {ADJUST: 10, LINK: 11, UNLINK: 12}  # the others have the number of their method
+           "GetBalance", "GetOperation", "", "AdjustPoints", "LinkIdentifier", "UnlinkIdentifier",
+           *[""] * 10, "SetRung")
+ADJUST, LINK, UNLINK, SET_RUNG = BY_HAND = 11, 12, 13, 24
+SET_SEGMENTS = 17
+ENTRY_KINDS = {ADJUST: 10, LINK: 11, UNLINK: 12, SET_RUNG: 15}  # the others have the number of their method
 ORIGIN_BYTES = {"device": limits.DEVICE_BYTES_MAX, "cashier": limits.CASHIER_BYTES_MAX, "payment_card": limits.PAYMENT_CARD_BYTES_MAX,
                 "partner": limits.PARTNER_BYTES_MAX, "store": limits.STORE_BYTES_MAX, "till": limits.TILL_BYTES_MAX}
 IDENTIFIER_KINDS = ("", "member_id", "card", "phone", "email", "app")
 ACTIVE, CAPTURED, RELEASED, EXPIRED = 1, 2, 3, 4
 DAY_NEVER = 2**31 - 1
-NOTICES = {"unknown_sku": 2, "unknown_category": 3, "unknown_promo_code": 4, "unknown_tender": 5, "unknown_channel": 6}
+ACTIONS = {name: number for number, name in enumerate(tree.ACTIONS, start=1)}
+NOTICES = {"unknown_store": 1, "unknown_sku": 2, "unknown_category": 3, "unknown_promo_code": 4, "unknown_tender": 5, "unknown_channel": 6}
 LINE_FIELDS = ("sku", "category", "quantity_milli", "amount_minor", "regular_amount_minor", "weighed")
 
 
@@ -92,6 +97,8 @@ class Member:
     number: int
     sequence: int = 0
     identifiers: int = 0
+    rung: int = 0
+    rung_until_s: int = 0  # 0: without end
     known: reference.Member | None = None  # what rules know of it
     lots: dict[LotKey, Lot] = field(default_factory=dict)
 
@@ -220,6 +227,11 @@ class Oracle:
         self.program, self.identity_key = program, identity_key
         self.members_max, self.reservations_max = members_max, reservations_max
         self.sequence, self.time_us = 1, now_us  # entry 1 is the programme
+        self.version = 1
+        self.limits = limits_oracle.Limits()
+        self.judged = Judged()  # what limits said of the command at hand
+        self.cut = 0  # points that they took from it
+        self.says: dict[int, Any] = {}  # by sequence: what an entry says of limits and rungs, see `tell`
         self.members: list[Member] = []
         self.shared = reference.Shared()
         self.midnights: dict[int, int] = {}  # of days that were asked for
@@ -232,6 +244,7 @@ class Oracle:
     def call(self, method: int, request: Any, now_us: int) -> Any:
         """The response message. Refused: why not."""
         now_us = max(now_us, self.time_us)
+        self.judged, self.cut = Judged(), 0
         if method == 8:
             return self.get_balance(request, now_us)
         if method == 9:
@@ -251,14 +264,19 @@ class Oracle:
             if not good:
                 raise Refused("FIELD_INVALID", where)
         try:
-            write = {7: self.enroll, LINK: self.link_by_hand, UNLINK: self.unlink}.get(method)
+            write = {7: self.enroll, LINK: self.link_by_hand, UNLINK: self.unlink, SET_RUNG: self.set_rung}.get(method)
             number, answer = write(request, now_us) if write is not None else self.post(method, request, now_us)
         except Refused as refusal:
             if not refusal.row.remembered:
                 raise
-            self.sequence, self.time_us = self.sequence + 1, now_us
             named = request.identifiers if method == 7 else [request.member]
             number = next(filter(None, map(self.find, named)), 0)
+            if refusal.row.name not in limits_oracle.BY_LIMITS and method not in BY_HAND:
+                event = self.event(method, request, {"refusals"}, number, now_us)
+                self.judged = self.limits.judge(self.program, event, now_us)
+                self.limits.count(self.program, event, now_us)
+            self.sequence, self.time_us = self.sequence + 1, now_us
+            self.tell(number, now_us)
             self.ids.put(request.request_id, sent, self.sequence, {"written": Written(self.sequence, content, number, refusal)})
             raise
         self.ids.put(request.request_id, sent, self.sequence, {"written": Written(self.sequence, content, number, answer)})
@@ -314,8 +332,13 @@ class Oracle:
             raise Refused("FIELD_INVALID", self.member_field(request.member))
         if not good_text(request.wallet, 0, limits.WALLET_NAME_BYTES_MAX):
             raise Refused("FIELD_INVALID", "wallet")
+        for part, bytes_max in ORIGIN_BYTES.items():
+            if not good_text(getattr(request.origin, part), 0, bytes_max):
+                raise Refused("FIELD_INVALID", f"origin.{part}")
         wallets = [self.wallet(request.wallet)] if request.wallet else list(range(len(self.program.wallets)))
         number = self.find(request.member)
+        if not self.limits.look_up(self.program, self.look_up(request, number, now_us), now_us):
+            raise Refused("VELOCITY_EXCEEDED")
         if number == 0:
             raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))
         member, today = self.members[number - 1], self.day(now_us)
@@ -385,6 +408,11 @@ class Oracle:
             yield 1 <= abs(request.points) <= limits.POINTS_MAX, "points"
             expiry = request.expiry_day
             yield expiry == 0 or (request.points > 0 and day_number(expiry) >= 0), "expiry_day"
+        if method == SET_RUNG:
+            yield 1 <= request.rung <= 5, "rung"
+            lasts = us(request.lasts)
+            good = request.rung != 1 and good_stamp(request.lasts) and SECOND <= lasts <= limits.RUNG_S_MAX * SECOND
+            yield not request.HasField("lasts") or good, "lasts"
         if method in BY_HAND:
             yield from self.by_hand_checks(request)
         if method == 3 and request.HasField("ttl"):
@@ -492,6 +520,8 @@ class Oracle:
             if method == ADJUST:
                 out["wallet"] = request.wallet or self.program.wallets[0].name
                 out |= {"points": request.points, "expiry_day": request.expiry_day}
+            elif method == SET_RUNG:
+                out |= {"rung": request.rung, "lasts": us(request.lasts) if request.HasField("lasts") else None}
             else:
                 out["identifier"] = self.identity(request.identifier)
             return {**out, "operator": request.operator, "reason": request.reason}
@@ -540,9 +570,14 @@ class Oracle:
             raise Refused("IDENTIFIERS_LIMIT", a=self.members[number - 1].identifiers + len(fresh), b=limits.IDENTIFIERS_PER_MEMBER_MAX)
         if (not number and len(self.members) == self.members_max) or len(self.owners) + len(fresh) > 3 * self.members_max:
             raise Refused("MEMBERS_LIMIT", a=self.members_max)
+        if not number:
+            self.obey(7, request, {"enrolments"}, len(self.members) + 1, now_us)
         member = self.members[number - 1] if number else self.open(self.day(now_us))
         self.link(member, fresh)
         entry, _ = self.write(7, member, [], now_us)
+        if not number:
+            self.limits.count(self.program, self.event(7, request, {"enrolments"}, member.number, now_us), now_us)
+            self.tell(member.number, now_us)
         return member.number, pb.EnrollMemberResponse(entry=entry, opened=not number)
 
     def link_by_hand(self, request: Any, now_us: int) -> tuple[int, Any]:
@@ -569,6 +604,91 @@ class Oracle:
         entry, _ = self.write(ENTRY_KINDS[UNLINK], self.members[number - 1], [], now_us)
         return number, admin.UnlinkIdentifierResponse(entry=entry)
 
+    def set_rung(self, request: Any, now_us: int) -> tuple[int, Any]:
+        number = self.find(request.member)
+        if not number:
+            raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))
+        member = self.members[number - 1]
+        until_s = -(-(now_us + us(request.lasts)) // SECOND) if request.HasField("lasts") else 0
+        entry, _ = self.write(ENTRY_KINDS[SET_RUNG], member, [], now_us)
+        self.says[self.sequence] = None, (member.rung, request.rung - 1, until_s, 0)
+        member.rung, member.rung_until_s = request.rung - 1, until_s
+        return number, admin.SetRungResponse(entry=entry)
+
+    def set_segments(self, request: Any, now_us: int) -> Any:
+        """SetSegments of one member, by a request that is right and new."""
+        change, now_us = request.changes[0], max(now_us, self.time_us)
+        member = self.members[self.find(change.member) - 1]
+        entry, _ = self.write(13, member, [], now_us)
+        member.known = replace(member.known, segments=member.known.segments - set(change.remove) | set(change.add))
+        return admin.SetSegmentsResponse(results=[pb.PostResult(entry=entry)])
+
+    def publish(self, program: Programme, now_us: int) -> None:
+        """Another programme with the same wallets, rules, zone and segments is in force from now on."""
+        self.program, self.version = program, self.version + 1
+        self.sequence, self.time_us = self.sequence + 1, max(now_us, self.time_us)
+
+    # --- limits
+
+    def event(self, method: int, request: Any, of: set[str], number: int, now_us: int, **more: Any) -> Event:
+        """A write as limits see it. number: its member, also one that it opens; 0: nobody's."""
+        key, _ = self.receipt_key(method, request)
+        said = self.origin(method, request)
+        store, till = (key.store, key.till) if key is not None else (said.get("store", ""), said.get("till", ""))
+        bought, _ = self.purchase_time(method, request)
+        time_s, day, hour = limits_oracle.moment(self.program, store, now_us if bought is None else bought, now_us)
+        parts = {**{part: said[part] for part in ("device", "cashier", "payment_card", "partner") if part in said},
+                 **limits_oracle.place(store, till), "hour": hour}
+        if number:
+            parts["member"] = number
+        if method != 7 and request.member.WhichOneof("ref") != "member_id":
+            parts["identifier"] = (number, self.identity(request.member))
+        event = Event(of, time_s, day, parts, **more)
+        if 0 < number <= len(self.members):
+            event.segments = self.members[number - 1].known.segments
+        if method in (1, 6):
+            event.money = request.receipt.total_minor
+            event.quantity = max((line.quantity_milli for line in request.receipt.lines), default=0)
+            if request.receipt.lines:
+                parts["basket"] = tuple((line.sku, line.category, line.quantity_milli, line.amount_minor) for line in request.receipt.lines)
+        return event
+
+    def look_up(self, request: Any, number: int, now_us: int) -> Event:
+        said = request.origin
+        time_s, day, _ = limits_oracle.moment(self.program, said.store, now_us, now_us)
+        parts = {part: getattr(said, part) for part in ("device", "cashier", "payment_card", "partner") if getattr(said, part)}
+        event = Event({"balances" if number else "unknown_balances"}, time_s, day, parts | limits_oracle.place(said.store, said.till))
+        if number:
+            parts["member"], event.segments = number, self.members[number - 1].known.segments
+        if request.member.WhichOneof("ref") != "member_id":
+            parts["identifier"] = (number, self.identity(request.member))
+        event.parts |= parts
+        return event
+
+    def obey(self, method: int, request: Any, of: set[str], number: int, now_us: int, **more: Any) -> Event:
+        """Judges a write that would succeed. Refused: a limit does not allow it."""
+        event = self.event(method, request, of, number, now_us, **more)
+        self.judged = self.limits.judge(self.program, event, now_us)
+        if self.judged.refused:
+            raise Refused("VELOCITY_EXCEEDED")
+        return event
+
+    def rung_of(self, member: Member, now_us: int) -> int:
+        return 0 if member.rung_until_s and now_us >= member.rung_until_s * SECOND else member.rung
+
+    def tell(self, number: int, now_us: int) -> None:
+        """What the entry just written says of limits: those that it is above (from 1) and what was cut; and where they move its member:
+        from, to, until, by which limit."""
+        if not self.judged.above:
+            return
+        moved = None
+        if number and self.judged.rung > self.rung_of(self.members[number - 1], now_us):
+            member, lasts_s = self.members[number - 1], self.judged.rung_lasts_s
+            until_s = now_us // SECOND + lasts_s if lasts_s else 0
+            moved = (member.rung, self.judged.rung, until_s, self.judged.rung_by + 1)
+            member.rung, member.rung_until_s = self.judged.rung, until_s
+        self.says[self.sequence] = (self.cut, [(limit + 1, ACTIONS[then]) for limit, then in self.judged.above]), moved
+
     def post(self, method: int, request: Any, now_us: int) -> tuple[int, Any]:
         """Every write that may move points."""
         earns, (paying, at) = method in (1, 6), self.payment(method, request)
@@ -590,6 +710,12 @@ class Oracle:
                 raise Refused("RECEIPT_ALREADY_POSTED", a=first)
         if earns and request.receipt.quote_token:
             raise Refused("FIELD_INVALID", "receipt.quote_token")  # quotes are not the oracle's: none was ever given
+
+        if number and method not in (5, ADJUST):
+            member = self.members[number - 1]
+            rung = self.rung_of(member, now_us)
+            if rung >= 3 or (rung == 2 and not (earns and not takes)):
+                raise Refused(limits_oracle.RUNG_REFUSALS[rung], a=member.rung_until_s * SECOND)
 
         # An expired reservation never counts: what is due is posted first, the youngest first.
         for reservation in sorted(self.active(number), key=lambda r: -r.id):
@@ -641,6 +767,7 @@ class Oracle:
             changes += back
 
         gifts: list[Award] = []
+        given: list[Change] = []
         result = reference.Result()
         if earns:
             knows = member.known or reference.Member(len(self.members) + 1, today)
@@ -652,10 +779,25 @@ class Oracle:
             if not number and (len(self.members) == self.members_max or len(self.owners) == 3 * self.members_max):
                 raise Refused("MEMBERS_LIMIT", a=self.members_max)
 
+        of = {word for word, is_so in (("earns", earns), ("burns", takes), ("reservations", method == 3),
+                                       ("enrolments", not number)) if is_so}
+        whose = number or len(self.members) + 1
+        points = {"earns": sum(award.points for award in gifts), "burns": burned, "reservations": paying.points if method == 3 else 0}
+        if of and method not in BY_HAND:
+            self.obey(method, request, of, whose, now_us, points=points)
+        if self.judged.points_max is not None:
+            # Decided again with less to earn: the last awards go first.
+            changes, gifts = changes[:-len(given)] if given else changes, self.cut_awards(gifts)
+            given = self.lots_of(member, gifts, today, business_day)
+            changes, points["earns"] = changes + given, sum(award.points for award in gifts)
+
         if number and (earns or takes):
             changes += self.moves(member, changes, today, business_day)
 
         # From here on it succeeds.
+        if of and method not in BY_HAND:
+            event = self.event(method, request, of, whose, now_us, points=points)
+            self.limits.count(self.program, event, now_us)
         if not number:
             member = self.open(today)
             self.link(member, [self.identity(request.member)])
@@ -665,6 +807,7 @@ class Oracle:
             self.end(reservation, RELEASED if method == 5 else CAPTURED, captured)
         entry, wallets = self.write(ENTRY_KINDS.get(method, method), member, changes, now_us, burned=burned, expired=expired, awards=gifts,
                                     adjusted=adjusted)
+        self.tell(member.number, now_us)
         if method == 3:
             ttl = us(request.ttl) if request.HasField("ttl") else limits.TTL_S_DEFAULT * SECOND
             reservation = self.hold(member, wallet, [(lot, held) for lot, _, held in changes], now_us + ttl)
@@ -742,6 +885,20 @@ class Oracle:
              business_day: int) -> tuple[list[Award], list[Change]]:
         """The awards of a receipt and the lots that they go into."""
         gifts = awards(self.program, result.given, nameless)
+        return gifts, self.lots_of(member, gifts, today, business_day)
+
+    def cut_awards(self, gifts: list[Award]) -> list[Award]:
+        """What limits leave of them."""
+        left, kept = self.judged.points_max, []
+        for award in gifts:
+            if (points := min(left, award.points)) > 0:
+                kept.append(award._replace(points=points))
+            left -= points
+        self.cut = sum(award.points for award in gifts) - sum(award.points for award in kept)
+        return kept
+
+    def lots_of(self, member: Member, gifts: list[Award], today: int, business_day: int) -> list[Change]:
+        """The lots that awards go into."""
         lots: dict[LotKey, int] = {}
         for award in gifts:
             key = LotKey(award.wallet, award.expiry_day, award.available_day, award.funder)
@@ -749,7 +906,7 @@ class Oracle:
                 key = key._replace(expiry=self.moving(member, award.wallet, today, business_day)[0], funder=award.funder + MOVES)
             lots[key] = lots.get(key, 0) + award.points
         self.check_room(member, lots, today)
-        return gifts, [(key, points, 0) for key, points in lots.items()]
+        return [(key, points, 0) for key, points in lots.items()]
 
     def check_room(self, member: Member, lots: dict[LotKey, int], today: int) -> None:
         """Whether these points may be added to these lots. Refused: not."""
@@ -783,7 +940,7 @@ class Oracle:
                 del member.lots[key]
         member.sequence = self.sequence
         entry = pb.Entry(sequence=self.sequence, kind=kind, member_id=member.number, earned_points=sum(award.points for award in awards),
-                         burned_points=burned, expired_points=expired, adjusted_points=adjusted, program_version=1)
+                         burned_points=burned, expired_points=expired, adjusted_points=adjusted, program_version=self.version)
         set_us(entry.create_time, now_us)
         entry.awards.extend(pb.Award(line=award.line, rule=award.rule, points=award.points) for award in awards)
         touched = sorted({key.wallet for key, _, _ in changes})
@@ -895,16 +1052,17 @@ class Oracle:
         return self.midnights[day]
 
     def digest(self) -> int:
-        """The state digest, computed anew from every fact (docs/journal-format.md)."""
+        """The state digest without counters of limits, computed anew from every fact (docs/journal-format.md)."""
         total = 0
         for m in self.members:
-            total += fact_hash_(1, m.number, m.sequence, m.identifiers, 0, 0)
+            total += fact_hash_(1, m.number, m.sequence, m.identifiers, m.rung, m.rung_until_s)
             for key, lot in m.lots.items():
                 total += fact_hash_(2, m.number, key.wallet + key.funder * 2**16, key.available + key.expiry * 2**32, lot.points, lot.held)
             known = m.known
             total += fact_hash_(5, m.number, known.opened_day + (known.first_day or 0) * 2**32,
                                 (known.last_day or 0) + (DAY_NEVER if known.receipts else 0) * 2**32, known.receipts, 0)
-            total += fact_hash_(6, m.number, 0, 0, 0, 0)
+            segments = sum(1 << self.program.segments.index(name) for name in known.segments)
+            total += fact_hash_(6, m.number, segments, 0, 0, 0)
         for r in self.reservations.values():
             if r.state == ACTIVE:
                 total += fact_hash_(3, r.member, r.id, r.wallet, r.reserved, r.expire_us)

@@ -182,6 +182,22 @@ def postings(entry: bytes) -> list[tuple[int, int, int]]:
     return found
 
 
+def said_of_limits(entry: bytes) -> tuple[Any, Any]:
+    """Sections LIMITS and RUNG of an entry: (cut, [(limit from 1, answer)]) and (from, to, until in s, limit from 1); None: not there."""
+    sections, above, moved = entry_sections(entry) or {}, None, None
+    if 32 in sections:
+        values, broken, more = section_read(sections[32], ["varint"])
+        while more:
+            values, broken, more = section_read(sections[32], [*["varint", *["varint", "byte"] * (len(values) // 2 + 1)]])
+        assert not broken
+        above = values[0], list(zip(values[1::2], values[2::2], strict=True))
+    if 33 in sections:
+        values, broken, more = section_read(sections[33], ["byte", "byte", "varint", "varint"])
+        assert not broken and not more
+        moved = tuple(values)
+    return above, moved
+
+
 def memory_file(owner: object) -> Path:
     """A file in memory that lives as long as its owner: saving flushes, and a disk would make most of a run's time."""
     descriptor = os.memfd_create("snapshot")
@@ -293,6 +309,7 @@ class Pair:
         self.core.close()
         replayed = LocalLedger.replay(self.core.entries(), identity_key=IDENTITY_KEY, **self.sizes, **self.ids)
         self.oracle.restart()
+        self.oracle.limits.forget_look_ups()
         assert replayed.digest() == self.core.digest()
         told, now = self.core.stats(), replayed.stats()
         # Counted live, or as far as memory reaches.
@@ -348,23 +365,25 @@ class Pair:
         assert now == told
         if self.folder:
             self.oracle.restart(count)
+        self.oracle.limits.forget_look_ups()
         self.core = loaded
         self.reloaded = True
 
     def check_journal(self) -> None:
         entries = self.core.entries()
         assert len(entries) == self.oracle.sequence
-        for entry, before in zip(entries[self.checked:], entries[self.checked - 1:], strict=False):
+        for sequence, (entry, before) in enumerate(zip(entries[self.checked:], entries[self.checked - 1:], strict=False), self.checked + 1):
             assert entry[8:16] and int.from_bytes(entry[8:16], "little") >= int.from_bytes(before[8:16], "little"), "time goes back"
             sums: dict[int, int] = {}
             for _, wallet, points in postings(entry):
                 sums[wallet] = sums.get(wallet, 0) + points
             assert not any(sums.values()), "postings do not sum to zero"
             assert entry[6:8] == b"\0\0" or not postings(entry), "a refusal posts"
+            assert said_of_limits(entry) == self.oracle.says.get(sequence, (None, None)), f"entry {sequence}"
         self.checked = len(entries)
 
     def check_state(self) -> None:
-        assert int.from_bytes(self.core.digest(), "little") == self.oracle.digest()
+        assert int.from_bytes(self.core.facts_digest(), "little") == self.oracle.digest()
         stats = self.core.stats()
         assert (stats["sequence"], stats["members"], stats["identifiers"]) == (
             self.oracle.sequence, len(self.oracle.members), len(self.oracle.owners))
