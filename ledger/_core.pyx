@@ -1591,7 +1591,7 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_RESERVATION, command.reservation_id)
     if d.receipt_keyed:
         put_tag(writer, CONTEXT_BUSINESS_DAY, command.business_day)
-    if method == METHOD_EARN or method == METHOD_COMMIT:
+    if earns_by(method):
         put_tag(writer, CONTEXT_TOTAL, command.total_minor)
     if command.payment != PAYMENT_NONE:
         put_tag(writer, CONTEXT_PAYMENT, command.payment)

@@ -715,8 +715,10 @@ cdef void cut_awards(Core* core, int64_t points_max) noexcept nogil:
         award = &result.awards[result.award_count - 1]
         if award.points > over:
             award.points -= over
+            result.points[award.wallet] -= over
             return
         over -= award.points
+        result.points[award.wallet] -= award.points
         result.award_count -= 1
 
 

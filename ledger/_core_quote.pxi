@@ -138,6 +138,7 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     if not check_fields(core, command, d, outcome) or (command.origins != 0 and not check_origin(command, outcome)):
         return
     d.member = find_member(core, &command.member, d.member_hash)
+    d.named = d.member != 0 and command.member.kind != MEMBER_BY_ID
     if not check_world(core, command, d, outcome):
         return
     begin_decision(core, d, d.now_us)
