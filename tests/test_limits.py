@@ -451,6 +451,16 @@ def test_a_full_table_never_says_yes() -> None:
         assert made_room < 200, "days that are over stay"
 
 
+@pytest.mark.parametrize("more", [{"window": "day"}, {"window": "10 minutes"}, {"window": "ever"}, {"window": "week", "measure": "stores"}],
+                         ids=lambda more: more["window"])
+def test_counters_and_rungs_are_in_snapshots(more: dict) -> None:
+    pair = pair_with(limit(**more), limit("burns", at_most=0, then="mark", rung="limited", lasts="36 hours"))
+    assert [ask(pair, EARN, store="waw"), ask(pair, EARN, store="nyc"), ask(pair, BURN, BOB)] == [DONE] * 3
+    pair.save()
+    pair.reload(0)
+    assert [ask(pair, EARN, store="far"), ask(pair, BURN, BOB)] == ["VELOCITY_EXCEEDED", "MEMBER_LIMITED"]
+
+
 def test_nothing_of_who_it_was_stands_in_the_journal_or_a_snapshot(tmp_path: Path) -> None:
     secret = {"device": "device-of-ann", "cashier": "cashier-4711", "payment_card": "token-0815", "partner": "partner-of-us"}
     rows = [limit(per=key, window=window) for key in secret for window in ("day", "10 minutes")]
