@@ -47,7 +47,7 @@ from ledger._quote cimport (
     Mac, QUOTE_DISCOUNTS, QUOTE_IMAGE_BYTES, QUOTE_MAC_BYTES, QUOTE_PAID, QUOTE_PARTS, QUOTE_POINTS, QUOTE_STANDING, QUOTE_TOKEN_VERSION,
     QuoteToken, QuoteView, mac_differs, mac_of, mac_open,
 )
-from ledger._rules cimport Program, program_day, program_day_start_us, program_wallet
+from ledger._rules cimport Program, program_day, program_day_start_us, program_wallet, zone_span
 from ledger._status cimport *
 from ledger._table cimport (
     Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,

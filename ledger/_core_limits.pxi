@@ -294,19 +294,24 @@ cdef bint is_counted_refusal(uint16_t status) noexcept nogil:
     return not (status == STATUS_OK or status == STATUS_VELOCITY_EXCEEDED or STATUS_MEMBER_LIMITED <= status <= STATUS_MEMBER_EXCLUDED)
 
 
-cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:
+cdef uint32_t events_asked(uint8_t kind, const Context* context, bint opens) noexcept nogil:
+    # Of a command that succeeds.
     cdef uint32_t events = 0
-    if header.status != STATUS_OK:
-        return OF_REFUSAL if is_counted_refusal(header.status) else 0
-    if header.kind == KIND_EARN or header.kind == KIND_COMMIT:
+    if kind == KIND_EARN or kind == KIND_COMMIT:
         events = OF_EARN
-    if header.kind == KIND_BURN or header.kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE:
+    if kind == KIND_BURN or kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE:
         events |= OF_BURN
-    if header.kind == KIND_RESERVE:
+    if kind == KIND_RESERVE:
         events |= OF_RESERVE
-    if header.flags & FLAG_OPENED:
+    if opens:
         events |= OF_ENROLL
     return events
+
+
+cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:
+    if header.status != STATUS_OK:
+        return OF_REFUSAL if is_counted_refusal(header.status) else 0
+    return events_asked(header.kind, context, header.flags & FLAG_OPENED)
 
 
 cdef bint measure_points(const EntryView* view, Measured* m) noexcept nogil:
@@ -370,22 +375,30 @@ cdef uint64_t identifier_part(const EntryView* view, const Context* context) noe
 
 cdef bint measure_entry(Core* core, const EntryView* view, uint32_t keys, Measured* m) noexcept nogil:
     # keys: parts that anybody asks for. False: the entry is broken. Without an ORIGIN it counts nowhere: events is 0.
-    cdef const EntryHeader* header = view.header
     cdef Context context
+    if view.sections[SECTION_ORIGIN].data == NULL:
+        memset(m, 0, sizeof(Measured))
+        return True
+    context_read(view, &context)
+    return measure_with(core, view, &context, keys, 0, m)
+
+
+cdef bint measure_with(Core* core, const EntryView* view, const Context* context, uint32_t keys, int32_t offset_s, Measured* m) noexcept nogil:
+    # offset_s: of the store's zone, where the entry has no ORIGIN.
+    cdef const EntryHeader* header = view.header
     cdef Origin origin
     cdef uint64_t identifier
     memset(m, 0, sizeof(Measured))
-    if view.sections[SECTION_ORIGIN].data == NULL:
-        return True
-    context_read(view, &context)
-    m.events = events_of(header, &context)
+    m.events = events_of(header, context)
     if not origin_read(&view.sections[SECTION_ORIGIN], &origin):
         return False
-    know_time(core, m, header.time_us, business_of(view, &context), origin.offset_s)
+    if view.sections[SECTION_ORIGIN].data == NULL:
+        origin.offset_s = offset_s
+    know_time(core, m, header.time_us, business_of(view, context), origin.offset_s)
     know_origin(m, &origin)
     know_place(core, m, &context.store, &context.till, &origin)
     know_member(core, m, header.member)
-    identifier = identifier_part(view, &context)
+    identifier = identifier_part(view, context)
     if identifier != 0:
         know(m, PART_IDENTIFIER, identifier)
     m.money = context.values[CONTEXT_TOTAL]
@@ -467,23 +480,28 @@ cdef inline uint32_t keys_asked(const Program2* rules) noexcept nogil:
     return keys
 
 
-cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
-    # Under the definitions in force at this entry.
-    cdef const Program2* rules = <const Program2*>core.program.rules
+cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m) noexcept nogil:
+    # In each counter that takes the entry. ApplyResult.
     cdef const ImageVelocity* counter
-    cdef Measured m
     cdef uint32_t i
-    if rules == NULL or rules.counts[SECTION2_VELOCITY] == 0:
-        return APPLY_OK
-    if not measure_entry(core, view, keys_asked(rules), &m):
-        return APPLY_FRAMING
     if m.events == 0:
         return APPLY_OK
     for i in range(rules.counts[SECTION2_VELOCITY]):
         counter = &rules.velocity[i]
-        if takes(counter, &m) and not counter.flags & VELOCITY_VOLATILE and count_in(&core.velocity, counter, &m) < 0:
+        if takes(counter, m) and not counter.flags & VELOCITY_VOLATILE and count_in(tables, counter, m) < 0:
             return APPLY_FULL
     return APPLY_OK
+
+
+cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
+    # Under the definitions in force at this entry.
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef Measured m
+    if rules == NULL or rules.counts[SECTION2_VELOCITY] == 0:
+        return APPLY_OK
+    if not measure_entry(core, view, keys_asked(rules), &m):
+        return APPLY_FRAMING
+    return count_in_all(&core.velocity, rules, &m)
 
 
 # --- judging ------------------------------------------------------------------------------------------------------
@@ -534,7 +552,7 @@ cdef bint is_above(const Velocity* tables, const Program2* rules, const ImageLim
     return used > bound
 
 
-cdef bint velocity_fits(Core* core, const Program2* rules, const Measured* m) noexcept nogil:
+cdef bint velocity_fits(Velocity* tables, const Program2* rules, const Measured* m) noexcept nogil:
     # Whether there is room for all that one entry counts in.
     cdef const ImageVelocity* counter
     cdef uint32_t i, counters = 0, slidings = 0, distincts = 0
@@ -548,21 +566,25 @@ cdef bint velocity_fits(Core* core, const Program2* rules, const Measured* m) no
             slidings += 1
         else:
             counters += 1
-    if velocity_room(&core.velocity, counters, slidings, distincts):
+    if velocity_room(tables, counters, slidings, distincts):
         return True
     # What is dead stays where nothing new comes in.
-    velocity_sweep(&core.velocity, &m.now, VELOCITY_SWEPT_WHEN_FULL)
-    return velocity_room(&core.velocity, counters, slidings, distincts)
+    velocity_sweep(tables, &m.now, VELOCITY_SWEPT_WHEN_FULL)
+    return velocity_room(tables, counters, slidings, distincts)
 
 
 cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
     # What the limits in force say of an entry that is written but not applied, into core.judged.
     cdef const Program2* rules = <const Program2*>core.program.rules
-    cdef uint64_t* tallies = (<const Loaded*>core.program).limit_tallies
-    cdef const ImageLimit* limit
-    cdef Judged* judged = &core.judged
     cdef EntryView view
     cdef Measured m
+    VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, keys_asked(rules), &m))
+    judge_by(&core.velocity, rules, &m, (<const Loaded*>core.program).limit_tallies, &core.judged)
+
+
+cdef void judge_by(Velocity* tables, const Program2* rules, const Measured* m, uint64_t* tallies, Judged* judged) noexcept nogil:
+    # tallies: one for each limit, raised where the entry is above it, also in shadow.
+    cdef const ImageLimit* limit
     cdef int64_t left
     cdef uint32_t i
     judged.fired_count = 0
@@ -570,11 +592,10 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size) noexcept nogil:
     judged.points_max = INT64_MAX
     judged.cut = 0
     judged.rung = RUNG_OK
-    VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, keys_asked(rules), &m))
-    judged.full = not velocity_fits(core, rules, &m)
+    judged.full = not velocity_fits(tables, rules, m)
     for i in range(rules.counts[SECTION2_LIMITS]):
         limit = &rules.limits[i]
-        if not is_above(&core.velocity, rules, limit, &m, &left):
+        if not is_above(tables, rules, limit, m, &left):
             continue
         tallies[i] += 1
         if limit.action == LIMIT_SHADOW:
@@ -696,3 +717,108 @@ cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, ui
         if counter.flags & VELOCITY_VOLATILE and takes(counter, &m) and velocity_room(&core.looked, 1, 1, 1):
             count_in(&core.looked, counter, &m)
     return allowed
+
+
+# --- limits that were not in force ------------------------------------------------------------------------------------
+
+cdef struct Past:               # what it promises stands in _core.pxd
+    Loaded* loaded
+    Velocity velocity
+
+
+cdef Past* core_past_open(const uint8_t* image, uint32_t size, uint32_t members_max) noexcept nogil:
+    cdef Past* past = <Past*>calloc(1, sizeof(Past))
+    if past == NULL:
+        return NULL
+    past.loaded = loaded_copy(image, size)
+    if past.loaded == NULL or past.loaded.program.rules == NULL or not velocity_open(
+            &past.velocity, <uint64_t>members_max * VELOCITY_COUNTERS_PER_MEMBER + VELOCITY_SLOTS_LEAST,
+            <uint64_t>members_max * VELOCITY_COUNTERS_PER_MEMBER + VELOCITY_SLOTS_LEAST, members_max // 4 + VELOCITY_SLOTS_LEAST // 4):
+        core_past_close(past)
+        return NULL
+    return past
+
+
+cdef void core_past_close(Past* past) noexcept nogil:
+    if past != NULL:
+        loaded_free(past.loaded)
+        velocity_close(&past.velocity)
+        free(past)
+
+
+cdef const Program2* core_past_rules(const Past* past) noexcept nogil:
+    return &past.loaded.rules
+
+
+cdef int32_t offset_then(const Core* core, const EntryView* view, const Context* context) noexcept nogil:
+    # Of the store's zone, for an entry without ORIGIN: by the programme that was in force, also by one of version 1.
+    cdef int64_t business_us = business_of(view, context)
+    if core.program.rules != NULL:
+        return zone_offset_s(<const Program2*>core.program.rules, &context.store, business_us)
+    return core.program.zone[zone_span(core.program, business_us)].offset_s
+
+
+cdef void measure_refused(const Core* core, const EntryView* view, const Context* context, Measured* m) noexcept nogil:
+    # What limits refused then is measured as the command that it was. What it would have earned is not known, and is 0.
+    cdef uint32_t member = view.header.member
+    m.events = events_asked(<uint8_t>view.header.kind, context, member == 0)
+    if m.events & OF_BURN:
+        m.taken = context.values[CONTEXT_POINTS]
+    if member == 0:
+        # It would have opened the next account.
+        member = <uint32_t>core.stats.members + 1
+        know(m, PART_MEMBER, member)
+        m.member_print = member
+        if m.known >> PART_IDENTIFIER & 1:
+            m.part[PART_IDENTIFIER] |= <uint64_t>member << 32
+
+
+cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t size, PastEntry* found) noexcept nogil:
+    cdef const Program2* rules = &past.loaded.rules
+    cdef uint64_t* tallies = past.loaded.limit_tallies
+    cdef const ImageLimit* limit
+    cdef Judged judged
+    cdef EntryView view
+    cdef Context context
+    cdef Cursor cursor
+    cdef Measured m
+    cdef uint32_t i
+    memset(found, 0, sizeof(PastEntry))
+    if not entry_view(entry, size, &view):
+        return APPLY_FRAMING
+    if core.program == NULL or not KIND_EARN <= view.header.kind <= KIND_ENROLL:
+        return APPLY_OK
+    programme_of(core, view.header.time_us)
+    context_read(&view, &context)
+    if not measure_with(core, &view, &context, keys_asked(rules), offset_then(core, &view, &context), &m):
+        return APPLY_FRAMING
+    found.was_stopped = view.header.status == STATUS_VELOCITY_EXCEEDED
+    if found.was_stopped:
+        measure_refused(core, &view, &context, &m)
+    elif m.events & OF_EARN and view.sections[SECTION_LIMITS].data != NULL:
+        # A limit of then cut it: it is judged with all that it would have earned.
+        cursor_open(&cursor, &view.sections[SECTION_LIMITS])
+        m.earned += <int64_t>get_varint(&cursor)
+    if rules.counts[SECTION2_LIMITS] != 0:
+        memset(tallies, 0, rules.counts[SECTION2_LIMITS] * sizeof(uint64_t))
+    judge_by(&past.velocity, rules, &m, tallies, &judged)
+    if judged.full:
+        return APPLY_FULL
+    found.looked_at = True
+    found.day = m.day
+    found.events = m.events
+    found.member = view.header.member
+    found.taken = m.taken
+    found.reserved = m.reserved
+    found.earned = m.earned
+    for i in range(rules.counts[SECTION2_LIMITS]):
+        limit = &rules.limits[i]
+        found.counts[i] = limit.of & m.events != 0 and limit.keys & ~m.known == 0 and in_segments(&m, limit.segments)
+        found.above[i] = tallies[i] != 0
+        if found.above[i]:
+            found.answers |= <uint32_t>1 << limit.action
+    if found.answers >> LIMIT_REFUSE & 1:
+        return APPLY_OK
+    m.earned = min_i64(m.earned, judged.points_max)
+    found.cut = found.earned - m.earned
+    return count_in_all(&past.velocity, rules, &m)
