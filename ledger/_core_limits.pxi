@@ -809,7 +809,7 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
     found.events = m.events
     found.member = view.header.member
     found.taken = m.taken
-    found.reserved = m.reserved
+    found.reserved = m.reserved if m.events & OF_RESERVE else 0
     found.earned = m.earned
     for i in range(rules.counts[SECTION2_LIMITS]):
         limit = &rules.limits[i]

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from server import plot
+from server import console, plot
 from tests.rules.lived import SOURCE, Lived
-from tests.server.test_cli import daybook, one_message
+from tests.server.test_cli import ROOT, daybook, one_message
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,12 @@ def test_simulate_says_what_is_wrong_with_limits(data: Path) -> None:
     one_message(daybook("simulate", str(folder), "--limits", good), 2, "is no data directory")
     one_message(daybook("simulate", str(data), "--limits", good, "--to", "soon"), 2, "such as 2026-03-01")
     assert "--limits" in daybook("simulate", "--help").stdout
+
+
+def test_a_bar_has_words_for_all_that_it_shows() -> None:
+    """Short work shows none, so a missing word would be seen by the owner of a long journal only."""
+    used = {word for path in (ROOT / "server").glob("*.py") for word in re.findall(r'bar\.update\("(\w+)"', path.read_text())}
+    assert "limits" in used and used <= set(console.Bar.words)
 
 
 def test_explain_tells_support_why(data: Path) -> None:
