@@ -51,7 +51,7 @@ CASES, CASES_QUICK = 30, 4  # of each pattern
 EARN, BURN, RESERVE, CAPTURE, ENROLL, BALANCE, SET_SEGMENTS = 1, 2, 3, 4, 7, 8, 17
 LIMITS_SECTION = 32
 GROUP = 256  # entries
-MEMBERS_MAX = 200_000  # far more than there are: counters have room by it, and a full table refuses receipts (docs/fraud.md)
+MEMBERS_MAX = 600_000  # far more than there are: counters have room by it, and a full table refuses receipts (docs/fraud.md)
 STOPS = ("refuse", "challenge")
 BAR = 0.001  # of honest receipts that hard limits may stop
 
