@@ -95,6 +95,7 @@ MODULES = {  # module: libraries
     "ledger._snapshot": ["crypto"],
     "ledger._verifier": [],
     "ledger._simulator": ["crypto"],
+    "ledger._backtest": ["crypto"],
     "ledger._follower": ["crypto"],
     "ledger._index": [],
     "ledger._past": ["crypto"],

@@ -4,6 +4,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._evaluate cimport Result2, Scratch
 from ledger._hash cimport Hash128
+from ledger._image cimport Program2, VELOCITY_LIMITS_MAX
 from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, Lookup, METHOD_COUNT, Outcome, Slice, WALLETS_MAX
 from ledger._rules cimport Program
 from ledger._table cimport KeyTable
@@ -238,3 +239,28 @@ cdef uint32_t core_cases(const Core* core, Case* rows, uint32_t rows_max, uint32
     # Reviews and challenges that are open, in the order of their entries; from any thread, then core_cases_changed says whether they were
     # changed meanwhile: then they are worth nothing. Returns how many.
 cdef bint core_cases_changed(const Core* core, uint32_t changes) noexcept nogil
+
+cdef struct Past                # limits that were not in force when a journal was written, and counters of their own
+
+cdef struct PastEntry:          # what they would have said of one entry
+    bint looked_at              # whether limits look at such entries at all; if not, the rest is 0
+    bint was_stopped            # limits of then refused it: judged as the command that it was, its points unknown (0)
+    int32_t day                 # of the purchase, store time
+    uint32_t member             # 0: none
+    uint32_t events             # bits, as ImageVelocity.of
+    uint32_t answers            # bits by LimitAction, of all limits that it is above
+    int64_t earned              # before any cut
+    int64_t taken
+    int64_t reserved
+    int64_t cut                 # of what was earned, by `reduce`
+    uint8_t[VELOCITY_LIMITS_MAX] counts     # 1: the entry is one that the limit counts
+    uint8_t[VELOCITY_LIMITS_MAX] above      # 1: it is above the limit, also one in shadow
+
+cdef Past* core_past_open(const uint8_t* image, uint32_t size, uint32_t members_max) noexcept nogil
+    # Of an image's limits; the rest of it is not asked. NULL: it does not load, or there is no memory.
+cdef void core_past_close(Past* past) noexcept nogil
+cdef const Program2* core_past_rules(const Past* past) noexcept nogil
+cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t size, PastEntry* found) noexcept nogil
+    # Judges an entry of a journal as if those limits held, and counts it in their counters unless one refuses it; core is the state before
+    # the entry and goes on being the journal's own: core_apply the entry next. Challenges count as passed, rungs are not moved, and look-ups
+    # are in no journal. ApplyResult; APPLY_FULL: open it anew with larger members_max.

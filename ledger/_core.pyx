@@ -47,7 +47,7 @@ from ledger._quote cimport (
     Mac, QUOTE_DISCOUNTS, QUOTE_IMAGE_BYTES, QUOTE_MAC_BYTES, QUOTE_PAID, QUOTE_PARTS, QUOTE_POINTS, QUOTE_STANDING, QUOTE_TOKEN_VERSION,
     QuoteToken, QuoteView, mac_differs, mac_of, mac_open,
 )
-from ledger._rules cimport Program, program_day, program_day_start_us, program_wallet
+from ledger._rules cimport Program, program_day, program_day_start_us, program_wallet, zone_span
 from ledger._status cimport *
 from ledger._table cimport (
     Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
@@ -58,7 +58,7 @@ from ledger._table cimport (
     slot_set_first, slot_set_second, unreserve_memory,
 )
 from ledger._velocity cimport (
-    VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
+    DISTINCTS_LIMIT, VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
     VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
     velocity_find, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums,
     velocity_record_bytes, velocity_room, velocity_sweep, velocity_touch, velocity_used, velocity_window,

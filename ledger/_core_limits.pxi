@@ -292,21 +292,26 @@ cdef bint is_counted_refusal(uint16_t status) noexcept nogil:
     return not (status == STATUS_OK or status == STATUS_VELOCITY_EXCEEDED or STATUS_MEMBER_LIMITED <= status <= STATUS_BLOCKED)
 
 
-cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:
+cdef uint32_t events_asked(uint8_t kind, const Context* context, bint opens) noexcept nogil:
+    # Of a command that succeeds.
     cdef uint32_t events = 0
+    if kind == KIND_EARN or kind == KIND_COMMIT:
+        events = OF_EARN
+    if kind == KIND_BURN or kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE:
+        events |= OF_BURN
+    if kind == KIND_RESERVE:
+        events |= OF_RESERVE
+    if opens:
+        events |= OF_ENROLL
+    return events
+
+
+cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:
     if header.kind > KIND_ENROLL:
         return 0                # by hand: a limit is for who stands at a till
     if header.status != STATUS_OK:
         return OF_REFUSAL if is_counted_refusal(header.status) else 0
-    if header.kind == KIND_EARN or header.kind == KIND_COMMIT:
-        events = OF_EARN
-    if header.kind == KIND_BURN or header.kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE:
-        events |= OF_BURN
-    if header.kind == KIND_RESERVE:
-        events |= OF_RESERVE
-    if header.flags & FLAG_OPENED:
-        events |= OF_ENROLL
-    return events
+    return events_asked(header.kind, context, header.flags & FLAG_OPENED)
 
 
 cdef bint measure_points(const EntryView* view, Measured* m) noexcept nogil:
@@ -370,22 +375,30 @@ cdef uint64_t identifier_part(const EntryView* view, const Context* context) noe
 
 cdef bint measure_entry(Core* core, const EntryView* view, uint32_t keys, Measured* m) noexcept nogil:
     # keys: parts that anybody asks for. False: the entry is broken. Without an ORIGIN it counts nowhere: events is 0.
-    cdef const EntryHeader* header = view.header
     cdef Context context
+    if view.sections[SECTION_ORIGIN].data == NULL:
+        memset(m, 0, sizeof(Measured))
+        return True
+    context_read(view, &context)
+    return measure_with(core, view, &context, keys, 0, m)
+
+
+cdef bint measure_with(Core* core, const EntryView* view, const Context* context, uint32_t keys, int32_t offset_s, Measured* m) noexcept nogil:
+    # offset_s: of the store's zone, where the entry has no ORIGIN.
+    cdef const EntryHeader* header = view.header
     cdef Origin origin
     cdef uint64_t identifier
     memset(m, 0, sizeof(Measured))
-    if view.sections[SECTION_ORIGIN].data == NULL:
-        return True
-    context_read(view, &context)
-    m.events = events_of(header, &context)
+    m.events = events_of(header, context)
     if not origin_read(&view.sections[SECTION_ORIGIN], &origin):
         return False
-    know_time(core, m, header.time_us, business_of(view, &context), origin.offset_s)
+    if view.sections[SECTION_ORIGIN].data == NULL:
+        origin.offset_s = offset_s
+    know_time(core, m, header.time_us, business_of(view, context), origin.offset_s)
     know_origin(m, &origin)
     know_place(core, m, &context.store, &context.till, &origin)
     know_member(core, m, header.member)
-    identifier = identifier_part(view, &context)
+    identifier = identifier_part(view, context)
     if identifier != 0:
         know(m, PART_IDENTIFIER, identifier)
     m.money = context.values[CONTEXT_TOTAL]
@@ -396,7 +409,7 @@ cdef bint measure_entry(Core* core, const EntryView* view, uint32_t keys, Measur
 cdef bint limits_open(Core* core) noexcept nogil:
     cdef uint64_t members = core.accounts_max
     return (velocity_open(&core.velocity, members * VELOCITY_COUNTERS_PER_MEMBER + VELOCITY_SLOTS_LEAST, members // 2 + VELOCITY_SLOTS_LEAST,
-                          members // 16 + VELOCITY_SLOTS_LEAST // 16)
+                          min_i64(members + VELOCITY_SLOTS_LEAST // 16, DISTINCTS_LIMIT))
             and velocity_open(&core.looked, members // 2 + VELOCITY_SLOTS_LEAST, members // 2 + VELOCITY_SLOTS_LEAST, VELOCITY_SLOTS_LEAST // 16))
 
 
@@ -469,6 +482,14 @@ cdef int count_in(Velocity* tables, const ImageVelocity* counter, const Measured
     return velocity_add(tables, key, counter.id, window_of(counter, m), &m.now, amount_of(m, counter.measure, counter.of))
 
 
+cdef uint32_t keys_of(const Program2* rules) noexcept nogil:
+    # The parts of keys that its counters are kept by.
+    cdef uint32_t i, keys = 0
+    for i in range(rules.counts[SECTION2_VELOCITY]):
+        keys |= rules.velocity[i].keys
+    return keys
+
+
 cdef void ask_keys(Core* core, const Program2* rules) noexcept nogil:
     # By which keys the programme that comes into force counts.
     cdef uint32_t i, j
@@ -476,8 +497,8 @@ cdef void ask_keys(Core* core, const Program2* rules) noexcept nogil:
     core.key_set_count = 0
     if rules == NULL:
         return
+    core.keys_asked = keys_of(rules)
     for i in range(rules.counts[SECTION2_VELOCITY]):
-        core.keys_asked |= rules.velocity[i].keys
         j = 0
         while j < core.key_set_count and core.key_sets[j] != rules.velocity[i].keys:
             j += 1
@@ -513,24 +534,27 @@ cdef void touch_counters(Core* core, const Command* command, uint32_t member) no
             velocity_touch(&core.velocity, counter_key(&m, core.key_sets[i]))
 
 
+cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m) noexcept nogil:
+    # In each counter that takes the entry. ApplyResult.
+    cdef const ImageVelocity* counter
+    cdef uint32_t i
+    if m.events == 0:
+        return APPLY_OK
+    for i in range(rules.counts[SECTION2_VELOCITY]):
+        counter = &rules.velocity[i]
+        if takes(counter, m) and not counter.flags & VELOCITY_VOLATILE and count_in(tables, counter, m) < 0:
+            return APPLY_FULL
+    return APPLY_OK
+
+
 cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
     # Under the definitions in force at this entry.
-    cdef const Program2* rules = <const Program2*>core.program.rules
-    cdef const ImageVelocity* counter
-    cdef const Measured* m = &core.measured
-    cdef uint32_t i
     if core.key_set_count == 0:
         return APPLY_OK
     # What was judged just now is measured already: the same bytes, before the same state.
     if core.measured_entry != <const uint8_t*>view.header and not measure_entry(core, view, core.keys_asked, &core.measured):
         return APPLY_FRAMING
-    if m.events == 0:
-        return APPLY_OK
-    for i in range(rules.counts[SECTION2_VELOCITY]):
-        counter = &rules.velocity[i]
-        if takes(counter, m) and not counter.flags & VELOCITY_VOLATILE and count_in(&core.velocity, counter, m) < 0:
-            return APPLY_FULL
-    return APPLY_OK
+    return count_in_all(&core.velocity, <const Program2*>core.program.rules, &core.measured)
 
 
 # --- judging ------------------------------------------------------------------------------------------------------
@@ -603,23 +627,28 @@ cdef bint room_for(const Velocity* tables, const Program2* rules, uint8_t flags,
     return False
 
 
-cdef bint velocity_fits(Core* core, const Program2* rules, const Measured* m) noexcept nogil:
+cdef bint velocity_fits(Velocity* tables, const Program2* rules, const Measured* m) noexcept nogil:
     # Whether there is room for all that one entry counts in.
-    if room_for(&core.velocity, rules, 0, m):
+    if room_for(tables, rules, 0, m):
         return True
     # What is dead stays where nothing new comes in.
-    velocity_sweep(&core.velocity, &m.now, VELOCITY_SWEPT_WHEN_FULL)
-    return room_for(&core.velocity, rules, 0, m)
+    velocity_sweep(tables, &m.now, VELOCITY_SWEPT_WHEN_FULL)
+    return room_for(tables, rules, 0, m)
 
 
 cdef void judge(Core* core, const uint8_t* entry, uint32_t size, bint posts) noexcept nogil:
     # What the limits in force say of an entry that is written but not applied, into core.judged. posts: not of a quote, which is told alone.
     cdef const Program2* rules = <const Program2*>core.program.rules
-    cdef uint64_t* tallies = (<const Loaded*>core.program).limit_tallies
-    cdef const ImageLimit* limit
-    cdef Judged* judged = &core.judged
     cdef EntryView view
     cdef Measured* m = &core.measured
+    VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, core.keys_asked, m))
+    core.measured_entry = entry
+    judge_by(&core.velocity, rules, m, core.decision.challenge_passed, (<const Loaded*>core.program).limit_tallies if posts else NULL, &core.judged)
+
+
+cdef void judge_by(Velocity* tables, const Program2* rules, const Measured* m, bint challenge_passed, uint64_t* tallies, Judged* judged) noexcept nogil:
+    # tallies: one for each limit, raised where the entry is above it, also in shadow; NULL: none.
+    cdef const ImageLimit* limit
     cdef int64_t left
     cdef uint32_t i
     judged.fired_count = 0
@@ -628,14 +657,12 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size, bint posts) noe
     judged.cut = 0
     judged.rung = RUNG_OK
     judged.reviewed = False
-    VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, core.keys_asked, m))
-    core.measured_entry = entry
-    judged.full = not velocity_fits(core, rules, m)
+    judged.full = not velocity_fits(tables, rules, m)
     for i in range(rules.counts[SECTION2_LIMITS]):
         limit = &rules.limits[i]
-        if not is_above(&core.velocity, rules, limit, m, &left):
+        if not is_above(tables, rules, limit, m, &left):
             continue
-        if posts:
+        if tallies != NULL:
             tallies[i] += 1
         if limit.action == LIMIT_SHADOW:
             continue
@@ -646,7 +673,7 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size, bint posts) noe
             judged.rung = limit.rung
             judged.rung_until_s = <uint32_t>(m.now.now_s + limit.rung_s) if limit.rung_s != 0 else 0
             judged.rung_by = <uint16_t>i
-        if judged.refused_by < 0 and (limit.action == LIMIT_REFUSE or (limit.action == LIMIT_CHALLENGE and not core.decision.challenge_passed)):
+        if judged.refused_by < 0 and (limit.action == LIMIT_REFUSE or (limit.action == LIMIT_CHALLENGE and not challenge_passed)):
             judged.refused_by = <int32_t>i
         elif limit.action == LIMIT_REVIEW:
             judged.reviewed = True
@@ -779,3 +806,108 @@ cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, ui
         if counter.flags & VELOCITY_VOLATILE and takes(counter, &m):
             count_in(&core.looked, counter, &m)
     return allowed
+
+
+# --- limits that were not in force ------------------------------------------------------------------------------------
+
+cdef struct Past:               # what it promises stands in _core.pxd
+    Loaded* loaded
+    Velocity velocity
+
+
+cdef Past* core_past_open(const uint8_t* image, uint32_t size, uint32_t members_max) noexcept nogil:
+    cdef Past* past = <Past*>calloc(1, sizeof(Past))
+    if past == NULL:
+        return NULL
+    past.loaded = loaded_copy(image, size)
+    if past.loaded == NULL or past.loaded.program.rules == NULL or not velocity_open(
+            &past.velocity, <uint64_t>members_max * VELOCITY_COUNTERS_PER_MEMBER + VELOCITY_SLOTS_LEAST,
+            <uint64_t>members_max * VELOCITY_COUNTERS_PER_MEMBER + VELOCITY_SLOTS_LEAST, members_max // 4 + VELOCITY_SLOTS_LEAST // 4):
+        core_past_close(past)
+        return NULL
+    return past
+
+
+cdef void core_past_close(Past* past) noexcept nogil:
+    if past != NULL:
+        loaded_free(past.loaded)
+        velocity_close(&past.velocity)
+        free(past)
+
+
+cdef const Program2* core_past_rules(const Past* past) noexcept nogil:
+    return &past.loaded.rules
+
+
+cdef int32_t offset_then(const Core* core, const EntryView* view, const Context* context) noexcept nogil:
+    # Of the store's zone, for an entry without ORIGIN: by the programme that was in force, also by one of version 1.
+    cdef int64_t business_us = business_of(view, context)
+    if core.program.rules != NULL:
+        return zone_offset_s(<const Program2*>core.program.rules, &context.store, business_us)
+    return core.program.zone[zone_span(core.program, business_us)].offset_s
+
+
+cdef void measure_refused(const Core* core, const EntryView* view, const Context* context, Measured* m) noexcept nogil:
+    # What limits refused then is measured as the command that it was. What it would have earned is not known, and is 0.
+    cdef uint32_t member = view.header.member
+    m.events = events_asked(<uint8_t>view.header.kind, context, member == 0)
+    if m.events & OF_BURN:
+        m.taken = context.values[CONTEXT_POINTS]
+    if member == 0:
+        # It would have opened the next account.
+        member = <uint32_t>core.stats.members + 1
+        know(m, PART_MEMBER, member)
+        m.member_print = member
+        if m.known >> PART_IDENTIFIER & 1:
+            m.part[PART_IDENTIFIER] |= <uint64_t>member << 32
+
+
+cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t size, PastEntry* found) noexcept nogil:
+    cdef const Program2* rules = &past.loaded.rules
+    cdef uint64_t* tallies = past.loaded.limit_tallies
+    cdef const ImageLimit* limit
+    cdef Judged judged
+    cdef EntryView view
+    cdef Context context
+    cdef Cursor cursor
+    cdef Measured m
+    cdef uint32_t i
+    memset(found, 0, sizeof(PastEntry))
+    if not entry_view(entry, size, &view):
+        return APPLY_FRAMING
+    if core.program == NULL or not KIND_EARN <= view.header.kind <= KIND_ENROLL:
+        return APPLY_OK
+    programme_of(core, view.header.time_us)
+    context_read(&view, &context)
+    if not measure_with(core, &view, &context, keys_of(rules), offset_then(core, &view, &context), &m):
+        return APPLY_FRAMING
+    found.was_stopped = view.header.status == STATUS_VELOCITY_EXCEEDED
+    if found.was_stopped:
+        measure_refused(core, &view, &context, &m)
+    elif m.events & OF_EARN and view.sections[SECTION_LIMITS].data != NULL:
+        # A limit of then cut it: it is judged with all that it would have earned.
+        cursor_open(&cursor, &view.sections[SECTION_LIMITS])
+        m.earned += <int64_t>get_varint(&cursor)
+    if rules.counts[SECTION2_LIMITS] != 0:
+        memset(tallies, 0, rules.counts[SECTION2_LIMITS] * sizeof(uint64_t))
+    judge_by(&past.velocity, rules, &m, True, tallies, &judged)
+    if judged.full:
+        return APPLY_FULL
+    found.looked_at = True
+    found.day = m.day
+    found.events = m.events
+    found.member = view.header.member
+    found.taken = m.taken
+    found.reserved = m.reserved if m.events & OF_RESERVE else 0
+    found.earned = m.earned
+    for i in range(rules.counts[SECTION2_LIMITS]):
+        limit = &rules.limits[i]
+        found.counts[i] = limit.of & m.events != 0 and not lacks(&m, limit.keys, limit.measure) and in_segments(&m, limit.segments)
+        found.above[i] = tallies[i] != 0
+        if found.above[i]:
+            found.answers |= <uint32_t>1 << limit.action
+    if found.answers >> LIMIT_REFUSE & 1:
+        return APPLY_OK
+    m.earned = min_i64(m.earned, judged.points_max)
+    found.cut = found.earned - m.earned
+    return count_in_all(&past.velocity, rules, &m)

@@ -125,7 +125,7 @@ STATUSES = (
     Status(40, "MEMBERS_LIMIT", RESOURCE_EXHAUSTED, False, False, "members_max", "",
            "the ledger is full: {a} members; start it with a larger --members-max"),
     Status(41, "TABLE_FULL", RESOURCE_EXHAUSTED, False, False, "", "",
-           "a table of the ledger is full (lots or reservations); start it with a larger --members-max"),
+           "a table of the ledger is full (lots, reservations, counters of limits or open reviews); start it with a larger --members-max"),
     Status(42, "RULES_LIMIT", RESOURCE_EXHAUSTED, False, False, "limit", "",
            "no more programmes can be kept now: at most 8 wait for their moment, 64 are in memory for a quarter of an hour, 65536 in all; "
            "the limit met is {a}"),

@@ -223,7 +223,8 @@ def compile_program(
 app.command(epilog="Example: `daybook follow data`", rich_help_panel="Service")(cli_follow.follow)
 app.command(epilog="Example: `daybook index data --rebuild`", rich_help_panel="Journal")(cli_index.index)
 app.command(epilog="Example: `daybook export data --to parquet --out days`", rich_help_panel="Journal")(cli_export.export)
-app.command(epilog="Example: `daybook simulate data --program programs/grocery.yaml --from 2026-03-01 --plot cost.svg`",
+app.command(epilog="Examples: `daybook simulate data --program programs/grocery.yaml --from 2026-03-01 --plot cost.svg`, "
+                   "`daybook simulate data --limits programs/fraud.yaml`",
             rich_help_panel="Programmes")(cli_simulate.simulate)
 app.command(epilog="Example: `daybook explain data 4711`", rich_help_panel="Programmes")(cli_explain.explain)
 app.command(epilog="Example: `daybook adjust card:2600012345678 --points 500 --operator anna --reason 'ticket 4711'`",

@@ -1,4 +1,7 @@
-"""The command line of simulations: `daybook simulate`. Parses and prints; the work is in ledger/simulate.py."""
+"""The command line of simulations: `daybook simulate`, of rules and of limits. Parses and prints.
+
+The work is in ledger/simulate.py and ledger/backtest.py. Not for publishing what was tried. Called by server/cli.py.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ def _moment(text: str | None) -> int | None:
 def simulate(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A data directory (a service may run on it), a Parquet file of receipts, "
                                                                   "or a directory of them (daybook export).")],
-    program: Annotated[Path, typer.Option(help="The programme in YAML that decides.")],
+    program: Annotated[Path | None, typer.Option(help="The programme in YAML that decides.")] = None,
+    bounds: Annotated[Path | None, typer.Option("--limits", metavar="FILE", help="Instead of a programme: limits in YAML (a file such as "
+                                                "programs/fraud.yaml, or the limits of a whole programme), to see whom they would have "
+                                                "met.")] = None,
     against: Annotated[Path | None, typer.Option(help="Another programme to compare with. Default: what was really given.")] = None,
     begin: Annotated[str | None, typer.Option("--from", metavar="DAY", help="As if published then (2026-03-01, or 2026-03-01T06:00+01:00; "
                                               "UTC where nothing is said): what is before it stays as it was. Default: from the first "
@@ -37,15 +43,31 @@ def simulate(
     end: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Only what is before it.")] = None,
     target: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write rules, members and days there, as Parquet files.")
                       ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the cost day by day.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the cost day by day; of limits, how many entries they meet.")
+                   ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the tables.")] = False,
 ) -> None:
-    """What would another programme have cost? Decides every receipt anew and compares: by wallet, rule, funder and member.
+    """What would another programme have cost? Or: whom would limits have met?
+
+    --program decides every receipt anew and compares: by wallet, rule, funder and member.
 
     The core decides as it does in the service, with members whose tiers, caps and balances come out as they would have. Customers do what
     they did: a burn that the programme does not allow is made as large as it allows. Costs are points at their wallet's worth, and
-    discounts. Nothing is written to the source. docs/simulate.md says more.
+    discounts.
+
+    --limits judges every entry of a data directory by limits that were not in force: how many entries and members each would have met,
+    and what all of them together would have stopped.
+
+    Nothing is written to the source. docs/simulate.md says more.
     """
+    if (program is None) == (bounds is None):
+        raise fail("give --program FILE or --limits FILE" + (", not both" if program is not None else ""))
+    if bounds is not None:
+        if against is not None or target is not None:
+            raise fail("--against and --out are for --program: of limits there is --json")
+        _limits(source, bounds, begin, end, plot, as_json)
+        return
+    assert program is not None
     try:
         from ledger import simulate as work
     except ImportError as error:
@@ -94,6 +116,45 @@ def simulate(
         err.print(f"written: {escape(str(path))}")
 
 
+def _limits(source: Path, file: Path, begin: str | None, end: str | None, plot: Path | None, as_json: bool) -> None:
+    try:
+        from ledger import backtest as work
+    except ImportError as error:
+        raise fail(f"the back-test is not built here: {error}", "run `make build` in the project's directory") from None
+    from ledger.journal import JournalError
+    from ledger.rules import ProgramError
+
+    try:
+        span = {"from_us": _moment(begin), "until_us": _moment(end)}
+    except ValueError as error:
+        raise fail(f"--from and --to are days or moments such as 2026-03-01: {error}") from None
+    if not (source / "FORMAT").exists():
+        raise fail(f"{source} is no data directory (it has no FORMAT): limits are tested over a journal, as receipts in files do not say "
+                   "where they come from")
+    bar = Bar()
+    try:
+        made = work.back_test(source, file, progress=lambda done, total: bar.update("limits", done, total),
+                              **{name: value for name, value in span.items() if value is not None})
+        if plot is not None:
+            plot.write_text(_limits_picture(made))
+    except ProgramError as error:
+        raise fail(str(error), code=EXIT_FAILED) from None
+    except (JournalError, work.BackTestRefused) as error:
+        raise fail(f"the back-test ended: {error}", code=EXIT_FAILED) from None
+    except OSError as error:
+        raise fail(f"cannot be read or written: {error}", code=EXIT_FAILED) from None
+    finally:
+        bar.stop()
+    if as_json:
+        found = {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in vars_of(made).items()}
+        found["limits"] = [{**row, "above": row["above"]._asdict()} for row in found["limits"]]
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _print_limits(made)
+    if plot is not None:
+        err.print(f"written: {escape(str(plot))}")
+
+
 def vars_of(made: Any) -> dict[str, Any]:
     """Fields by name, also those of rows inside."""
     return {field.name: [dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in value] if isinstance(value, list)
@@ -105,6 +166,69 @@ def _picture(made: Any) -> str:
 
     return two_lines(f"{made.programme}: cost by day", made.currency, made.first_day, [row[1] for row in made.days],
                      [row[2] for row in made.days], (made.against, made.programme), 10**made.currency_digits)
+
+
+def _limits_picture(made: Any) -> str:
+    from server.plot import two_lines
+
+    return two_lines(f"{made.file}: entries by day", "entries", made.first_day, [row[1] for row in made.days],
+                     [row[2] for row in made.days], ("above a limit", "refused"))
+
+
+def share(part: int, whole: int) -> str:
+    """In percent, with two decimals."""
+    return f"{decimal((part * 10_000 + whole // 2) // whole, 2)} %" if whole else ""
+
+
+ANSWERS = (("refused", "refuse: what all of them together would have stopped"), ("challenged", "challenge: asked, taken as passed"),
+           ("review", "review: points wait"), ("reduced", "reduce"), ("marked", "mark"), ("shadow", "shadow: nobody is met"),
+           ("stopped_then", "of those looked at: limits had refused them when they came"))
+
+
+def _print_limits(made: Any) -> None:
+    def points(value: int) -> str:
+        return decimal(value, made.points_digits) if value else ""
+
+    table = Table(title=f"{escape(made.file)} over the journal of {escape(made.programme)}", title_justify="left")
+    for name in ("limit", "then", "counted", "above", "earned", "burned", "members", "of all", "seldom", "often"):
+        table.add_column(name, justify="left" if name in ("limit", "then") else "right")
+    for limit in made.limits:
+        if limit.testable:
+            table.add_row(escape(limit.name), limit.then, f"{limit.counted:,}", f"{limit.above.entries:,}", points(limit.above.earned),
+                          points(limit.above.burned), f"{limit.members:,}", share(limit.members, made.members), f"{limit.seldom:,}",
+                          f"{limit.often:,}", style=None if limit.above.entries else "dim")
+        else:
+            table.add_row(escape(limit.name), limit.then, *[""] * 8, style="dim")
+    out.print(table)
+    if untold := [limit.name for limit in made.limits if not limit.testable]:
+        out.print(f"not testable, as look-ups are not in the journal: {escape(', '.join(untold))}")
+    if idle := [limit.name for limit in made.limits if limit.testable and not limit.counted and not limit.above.entries]:
+        out.print(f"nothing to count, as no entry has what they ask for: {escape(', '.join(idle))}")
+    totals = Table(title="all limits together", title_justify="left")
+    for name in ("entries", "", "of all", "earned", "burned", "reserved"):
+        totals.add_column(name, justify="left" if name == "entries" else "right")
+    for name, text in (("looked_at", "looked at"), ("met", "above a limit, without those in shadow"), *ANSWERS):
+        sums = getattr(made, name)
+        totals.add_row(text, f"{sums.entries:,}", share(sums.entries, made.looked_at.entries), points(sums.earned), points(sums.burned),
+                       points(sums.reserved))
+    if made.cut:
+        totals.add_row("points that reduce takes away", "", "", points(made.cut))
+    out.print(totals)
+    people = Table(title="members", title_justify="left", show_header=False)
+    people.add_row("with entries", f"{made.members:,}")
+    for name, count in (("met by a limit", made.members_met), ("of them once or twice", made.members_seldom),
+                        ("of them more often", made.members_met - made.members_seldom), ("refused at least once", made.members_stopped)):
+        people.add_row(name, f"{count:,}  {share(count, made.members)}")
+    out.print(people)
+    if made.top:
+        top = Table(title="who is met most", title_justify="left")
+        for name in ("member", "entries", "above a limit", "refused", "most often by"):
+            top.add_column(name, justify="left" if name == "most often by" else "right")
+        for row in made.top:
+            top.add_row(str(row.member), f"{row.looked_at:,}", f"{row.met:,}", f"{row.stopped:,}", escape(row.limit))
+        out.print(top)
+    rate = made.entries * 1_000_000 // max(1, made.duration_us)
+    out.print(f"{made.entries:,} entries in {made.duration_us // 1000:,} ms ({rate:,}/s)")
 
 
 def _print(made: Any) -> None:

@@ -34,7 +34,7 @@ class Bar:
     words = {"tail": "making the tail (bytes)", "snapshot": "loading the snapshot (bytes)", "journal": "replaying the journal (entries)",
              "verify": "verifying (entries)", "backup": "copying (entries)", "restore": "restoring (entries)",
              "index": "indexing (entries)", "export": "exporting (entries)",
-             "simulate": "deciding anew (entries)", "explain": "looking back (entries)",
+             "simulate": "deciding anew (entries)", "limits": "judging (entries)", "explain": "looking back (entries)",
              "block": "changing the block lists (rows)"}
 
     def __init__(self) -> None:

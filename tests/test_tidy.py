@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "ledger._verifier": LEAVES | {"ledger._core", "ledger._feed"},
     "ledger._follower": LEAVES | {"ledger._core", "ledger._feed", "ledger._snapshot"},
     "ledger._simulator": LEAVES | {"ledger._core", "ledger._feed", "ledger.published"},
+    "ledger._backtest": LEAVES | {"ledger._core", "ledger._feed"},
     "ledger._index": LEAVES,
     "ledger._past": LEAVES,
     "ledger._columns": LEAVES,
@@ -69,6 +70,8 @@ ARROWS: dict[str, set[str]] = {
                       "ledger.rules.syntax"},
     "ledger.simulate": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger.rules",
                         "ledger.rules.quoted", "ledger.rules.syntax", "ledger.rules.tree"},
+    "ledger.backtest": {"ledger.journal", "ledger.limits", "ledger.published", "ledger._backtest", "ledger.rules.check",
+                        "ledger.rules.lower2", "ledger.rules.quoted", "ledger.rules.syntax", "ledger.rules.tree", "ledger.rules.velocity"},
     "ledger.explain": {"ledger.errors", "ledger.journal", "ledger.limits", "ledger._simulator", "ledger._index", "ledger.rules.quoted",
                        "ledger.rules.syntax", "ledger.rules.tree"},
     "ledger.rules": {"ledger.limits"} | RULES,
@@ -111,7 +114,7 @@ ARROWS: dict[str, set[str]] = {
     "server.cli_rules": {"ledger.rules.syntax", "server.cli_admin", "server.console", "server.control"},
     "server.cli_backup": {"ledger._follower", "ledger.backup", "ledger.journal", "ledger.limits", "ledger.restore", "ledger._verifier",
                           "server.console"},
-    "server.cli_simulate": {"ledger.journal", "ledger.rules", "ledger.simulate", "server.console", "server.plot"},
+    "server.cli_simulate": {"ledger.backtest", "ledger.journal", "ledger.rules", "ledger.simulate", "server.console", "server.plot"},
     "server.cli_explain": {"ledger.explain", "ledger.journal", "ledger.rules.tree", "server.console"},
     "server.plot": set(),
     "server.console": set(),
@@ -145,7 +148,7 @@ OTHERS = {
                                                           "syntax", "velocity")},
     "tzdata": {"ledger/rules/zones.py"},
     "zoneinfo": {"ledger/rules/zones.py"},
-    "numpy": {"ledger/export.py", "ledger/index.py", "ledger/simulate.py", "server/_local.pyi",
+    "numpy": {"ledger/backtest.py", "ledger/export.py", "ledger/index.py", "ledger/simulate.py", "server/_local.pyi",
               *(f"ledger/rules/{name}.py" for name in ("fits", "image2", "lower2", "lower_articles", "lower_conditions",
                                                          "lower_dimensions", "lower_velocity"))},
     "pyarrow": {"ledger/export.py", "ledger/simulate.py", "ledger/rules/catalogue.py"},
@@ -309,8 +312,8 @@ def test_the_ledger_counts_in_integers(name):
 
 # Time enters as data. These read it; nobody else does. A stopwatch only says how long something took.
 CLOCKS = {"ledger/_clock.pxd", "server/control.py"}
-STOPWATCHES = {"ledger/simulate.py", "ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py", "server/cli_backup.py",
-               "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py"}
+STOPWATCHES = {"ledger/backtest.py", "ledger/simulate.py", "ledger/backup.py", "ledger/follower.py", "ledger/verify.py", "server/cli.py",
+               "server/cli_backup.py", "server/cli_export.py", "server/cli_follow.py", "server/cli_index.py"}
 
 
 @pytest.mark.parametrize("name", sources("ledger/", "server/"))

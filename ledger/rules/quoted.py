@@ -1,7 +1,7 @@
 """The rules of a programme as its file has them: name and text, from the source that stands in the journal. For people who ask why.
 
-Not for what a programme means (`check.py`): files beside it are not needed, and nothing is judged. Used by ledger/explain.py and
-ledger/simulate.py.
+Not for what a programme means (`check.py`): files beside it are not needed, and nothing is judged. Used by ledger/explain.py,
+ledger/simulate.py and ledger/backtest.py.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ class QuotedRule(NamedTuple):
 def programme_name(source: bytes) -> str:
     """Errors: ProgramError."""
     return _text(parse(source, "<journal>"), "programme")
+
+
+def text_of(source: bytes, key: str) -> str:
+    """A text under a key, such as `currency`; empty where there is none. Errors: ProgramError."""
+    return _text(parse(source, "<journal>"), key)
 
 
 def names_of(source: bytes, key: str) -> list[str]:

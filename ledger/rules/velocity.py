@@ -1,7 +1,8 @@
 """Limits: YAML to the tree, and whatever is wrong with them. docs/rules.md section 13 is the definition.
 
-Not for counting (the core does) nor for the image (`lower_velocity.py`). Called by `check.py`. A limit that could never be above its
-bound, or whose answer nobody would get, is a mistake: it would look like protection.
+Not for counting (the core does) nor for the image (`lower_velocity.py`). Called by `check.py` and
+ledger/backtest.py. A limit that could never be above its bound, or whose answer nobody would get, is a mistake: it would look like
+protection.
 """
 
 from __future__ import annotations
@@ -120,6 +121,22 @@ def _from_file(r: Reading, node: Node, name: str, wallets: tuple[tree.Wallet, ..
     except ProgramError as error:
         for line in str(error).split("\n"):
             r.wrong(node, "limits", line)
+    return found
+
+
+def read_alone(source: bytes, file: str, folder: Path, programme: tree.Programme) -> tuple[tree.Limit, ...]:
+    """The limits of a file of limits, or of a whole programme, with the names of another programme. ProgramError."""
+    top = syntax.parse_strict(source, file, "limits:")
+    r = Reading(Problems(file), programme.currency_digits, programme.currency, {"segment": programme.segments})
+    keys = [key.value for key, _ in top.value]
+    if "programme" in keys and "limits" not in keys:
+        r.wrong(top, "limits", "the programme has none, so there is nothing to test")
+    elif "programme" not in keys:
+        _FILE.begin(r, top, "")
+    r.problems.raise_if_any()
+    node = dict(zip(keys, (value for _, value in top.value), strict=True))["limits"]
+    found = read_limits(r, node, LimitsKind().read(r, node, "limits"), programme.wallets, folder)
+    r.problems.raise_if_any()
     return found
 
 

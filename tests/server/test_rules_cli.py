@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from server import plot
+from server import console, plot
 from tests.rules.lived import SOURCE, Lived
-from tests.server.test_cli import daybook, one_message
+from tests.server.test_cli import ROOT, daybook, one_message
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,52 @@ def test_simulate_says_what_is_wrong(data: Path) -> None:
     one_message(daybook("simulate", str(folder / "empty"), "--program", new), 2, "no data directory")
     (folder / "no.parquet").write_text("no")
     one_message(daybook("simulate", str(folder / "no.parquet"), "--program", new), 1, "cannot be read")
+
+
+LIMITS = """\
+limits:
+  - {name: Busy, of: earns, per: member, window: day, at_most: 1, then: mark}
+  - {name: Too busy, of: earns, per: member, window: day, at_most: 2, then: refuse}
+  - {name: Cashiers, of: earns, per: [cashier, member], window: day, at_most: 2, then: mark}
+  - {name: Looks, of: balances, per: member, window: day, at_most: 9, then: refuse}
+"""
+
+
+def test_simulate_says_whom_limits_would_have_met(data: Path) -> None:
+    folder = data.parent
+    (folder / "limits.yaml").write_text(LIMITS)
+    done = daybook("simulate", str(data), "--limits", str(folder / "limits.yaml"), "--plot", str(folder / "met.svg"))
+    assert done.returncode == 0, done.stderr
+    for text in ("limits.yaml over the journal of Lived", "Too busy", "not testable, as look-ups are not in the journal: Looks",
+                 "no entry has what they ask for: Cashiers", "would have stopped", "once or twice", "who is met most", "/s)"):
+        assert text in done.stdout, text
+    assert "above a limit" in (folder / "met.svg").read_text()
+    found = json.loads(daybook("simulate", str(data), "--limits", str(folder / "limits.yaml"), "--json").stdout)
+    busy, too_busy, _, looks = found["limits"]
+    assert busy["above"]["entries"] > too_busy["above"]["entries"] == found["refused"]["entries"] > 0 == looks["counted"]
+    assert found["members"] == 4 and sum(day[2] for day in found["days"]) == found["refused"]["entries"]
+    assert found["top"][0]["stopped"] > 0 and found["refused"]["earned"] > 0
+
+
+def test_simulate_says_what_is_wrong_with_limits(data: Path) -> None:
+    folder = data.parent
+    (folder / "bad.yaml").write_text(LIMITS.replace("of: earns, per: member", "of: earn, per: member", 1))
+    one_message(daybook("simulate", str(data), "--limits", str(folder / "bad.yaml")), 1, r"bad.yaml:2:22: limits\[0\].of: must be one of")
+    one_message(daybook("simulate", str(data), "--limits", str(folder / "none.yaml")), 1, "none.yaml: cannot be read")
+    (folder / "good.yaml").write_text(LIMITS)
+    good = str(folder / "good.yaml")
+    one_message(daybook("simulate", str(data)), 2, "give --program FILE or --limits FILE")
+    one_message(daybook("simulate", str(data), "--limits", good, "--program", str(folder / "new.yaml")), 2, "not both")
+    one_message(daybook("simulate", str(data), "--limits", good, "--out", str(folder / "out")), 2, "--out are for --program")
+    one_message(daybook("simulate", str(folder), "--limits", good), 2, "is no data directory")
+    one_message(daybook("simulate", str(data), "--limits", good, "--to", "soon"), 2, "such as 2026-03-01")
+    assert "--limits" in daybook("simulate", "--help").stdout
+
+
+def test_a_bar_has_words_for_all_that_it_shows() -> None:
+    """Short work shows none, so a missing word would be seen by the owner of a long journal only."""
+    used = {word for path in (ROOT / "server").glob("*.py") for word in re.findall(r'bar\.update\("(\w+)"', path.read_text())}
+    assert "limits" in used and used <= set(console.Bar.words)
 
 
 def test_explain_tells_support_why(data: Path) -> None:

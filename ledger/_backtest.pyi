@@ -1,0 +1,26 @@
+from collections.abc import Sequence
+from typing import Any
+
+from ledger._feed import GroupFeed
+
+Sums = tuple[int, int, int, int]  # entries, and points earned, taken and reserved in them
+
+class BackTest(GroupFeed):
+    """Limits of an image over a journal in which they were not in force, from `from_us` on and before `until_us`.
+
+    Points are smallest units of all wallets. Days are those of the purchases. keep_hits: remember each entry that is above a limit.
+    Errors: MemoryError.
+    """
+
+    def __init__(self, directory: bytes, members_max: int, ids_max: int, reservations_max: int, image: bytes, from_us: int = ...,
+                 until_us: int = ..., keep_hits: bool = ...) -> None: ...
+    @property
+    def over(self) -> bool: ...
+    @property
+    def kept(self) -> list[tuple[int, tuple[int, ...]]] | None: ...
+    def totals(self) -> dict[str, Sums | int]: ...
+    def by_limit(self) -> list[tuple[int, Sums]]: ...
+    def by_member(self) -> bytes: ...
+    def by_day(self) -> tuple[int, bytes]: ...
+
+def programmes_in(batch: Sequence[tuple[int, Any]]) -> list[tuple[int, bytes]]: ...
