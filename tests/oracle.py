@@ -538,7 +538,8 @@ class Oracle:
         bought, where = self.purchase_time(method, request)
         if method not in (1, 6):
             timed = {where: bought} if method in (2, 3) else {}
-            return {**out, **pays, **(keyed if method in (2, 4) else {}), **timed, "origin": self.origin(method, request)}
+            return {**out, **pays, **(keyed if method in (2, 4) else {}), **timed, "origin": self.origin(method, request),
+                    "challenge_id": getattr(request, "challenge_id", 0)}
         receipt = request.receipt
         out |= keyed | {where: bought, "receipt.currency_code": receipt.currency_code, "receipt.total_minor": receipt.total_minor}
         for i, line in enumerate(receipt.lines):
@@ -546,7 +547,8 @@ class Oracle:
         said = {"receipt.tenders": [(tender.name, tender.amount_minor) for tender in receipt.tenders], "receipt.channel": receipt.channel,
                 "receipt.promo_codes": list(receipt.promo_codes), "receipt.quote_token": receipt.quote_token}
         said["payment"] = request.WhichOneof("payment") if method == 6 else None
-        return {**out, "receipt.lines": len(receipt.lines), **said, **pays, "origin": self.origin(method, request)}
+        return {**out, "receipt.lines": len(receipt.lines), **said, **pays, "origin": self.origin(method, request),
+                "challenge_id": getattr(request, "challenge_id", 0)}
 
     def origin(self, method: int, request: Any) -> dict[str, str]:
         """Where a request comes from, beside its receipt key."""
@@ -710,6 +712,8 @@ class Oracle:
                 raise Refused("RECEIPT_ALREADY_POSTED", a=first)
         if earns and request.receipt.quote_token:
             raise Refused("FIELD_INVALID", "receipt.quote_token")  # quotes are not the oracle's: none was ever given
+        if getattr(request, "challenge_id", 0):
+            raise Refused("CHALLENGE_NOT_FOUND", a=request.challenge_id)  # nor are challenges
 
         if number and method not in (5, ADJUST):
             member = self.members[number - 1]

@@ -438,7 +438,7 @@ def test_a_full_table_never_says_yes() -> None:
     while (answer := reserve(f"d{count}")) == DONE:
         count += 1
         assert count < 10_000
-    slots = 4 * pair.sizes["members_max"] + limits.VELOCITY_SLOTS_LEAST
+    slots = limits.VELOCITY_COUNTERS_PER_MEMBER * pair.sizes["members_max"] + limits.VELOCITY_SLOTS_LEAST
     assert answer == "TABLE_FULL" and count == slots // 25
     assert [reserve(f"new{i}") for i in range(5)] == ["TABLE_FULL"] * 5
     assert [reserve("d1") for _ in range(3)] == [DONE, DONE, "VELOCITY_EXCEEDED"], "what has its slots needs no room"

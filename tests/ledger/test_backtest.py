@@ -21,7 +21,6 @@ from tests.rules.lived import BURN, BY_HAND, DAY_US, ENROLL, RESERVE, SET_SEGMEN
 
 SEED = random.randrange(1 << 32)
 MINUTE_US = 60_000_000
-LIMITS_SECTION = "section_32"
 REFUSED = 60  # VELOCITY_EXCEEDED
 LIMITS = """\
 limits:
@@ -45,31 +44,10 @@ limits:
 """
 
 
-def section_numbers(data: bytes) -> list[int]:
-    """The limits that a LIMITS section names, from 0."""
-    numbers: list[int] = []
-    at = 0
-    values: list[int] = []
-    while at < len(data):
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                break
-        values.append(value)
-        if len(values) > 1:
-            at += 1  # the action
-            numbers.append(value - 1)
-    return numbers
-
-
 def fired(shop: Lived) -> dict[int, list[int]]:
     """By sequence, as the ledger wrote it."""
-    return {sequence: section_numbers(entry[LIMITS_SECTION]) for sequence, entry in enumerate(map(read_entry, shop.core.entries()), 1)
-            if LIMITS_SECTION in entry}
+    return {sequence: [row["limit"] - 1 for row in entry["limits"]["above"]]
+            for sequence, entry in enumerate(map(read_entry, shop.core.entries()), 1) if "limits" in entry}
 
 
 def run(shop: Lived, folder: Path, text: str, **kept: Any) -> tuple[backtest.Tested, dict[int, list[int]]]:
@@ -146,7 +124,7 @@ def test_the_limits_of_a_journal_meet_whom_the_ledger_met(tmp_path: Path) -> Non
     refused = [entry for entry in entries if entry["status"] == REFUSED]
     assert made.refused.entries == made.stopped_then.entries == len(refused) > 0
     assert made.refused.burned == sum(entry["context"]["points"] for entry in refused if entry["kind"] == "burn")
-    cut = [entry[LIMITS_SECTION][0] for entry in entries if LIMITS_SECTION in entry]  # a varint of one byte at the least
+    cut = [entry["limits"]["cut"] for entry in entries if "limits" in entry]
     assert made.cut > 0 and any(cut)
     assert made.limits[names.index("Quiet")].above.entries >= made.limits[names.index("Busy")].above.entries
     looks = made.limits[names.index("Looks")]
