@@ -1981,6 +1981,11 @@ cdef void execute_enroll(Core* core, const Command* command, Decision* d, uint8_
             outcome.wait_sequence = max_i64(core.accounts[member - 1].sequence, core.accounts[d.member - 1].sequence)
             return
     opening = d.member == 0
+    if not opening:
+        status = rung_allows(core, command, &core.accounts[d.member - 1], d, outcome)
+        if status != STATUS_OK:
+            refuse_remembered(core, command, d, status, entry, outcome)
+            return
     if not opening and core.accounts[d.member - 1].identifier_count + fresh > IDENTIFIERS_PER_MEMBER_MAX:
         outcome.a = core.accounts[d.member - 1].identifier_count + fresh
         outcome.b = IDENTIFIERS_PER_MEMBER_MAX

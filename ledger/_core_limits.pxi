@@ -133,7 +133,7 @@ cdef uint16_t rung_allows(const Core* core, const Command* command, const Accoun
         return STATUS_MEMBER_EXCLUDED
     if rung == RUNG_BLOCKED:
         return STATUS_MEMBER_BLOCKED
-    if earns_by(command.method) and command.payment == PAYMENT_NONE:
+    if command.method == METHOD_ENROLL or (earns_by(command.method) and command.payment == PAYMENT_NONE):
         outcome.a = 0
         return STATUS_OK
     return STATUS_MEMBER_LIMITED
@@ -608,6 +608,9 @@ cdef bint room_for(const Velocity* tables, const Program2* rules, uint8_t flags,
     cdef const ImageVelocity* counter
     cdef uint32_t[VELOCITY_TABLES] new
     cdef uint32_t i, table, scarce
+    i = rules.counts[SECTION2_VELOCITY]
+    if velocity_room(tables, i, i, i):
+        return True             # nearly always: for all that there are
     for scarce in range(2):
         memset(new, 0, sizeof(new))
         for i in range(rules.counts[SECTION2_VELOCITY]):

@@ -567,6 +567,8 @@ class Oracle:
             if found and number and found != number:
                 raise Refused("IDENTIFIER_TAKEN", f"identifiers[{i}]")
             number = number or found
+        if number and (rung := self.rung_of(self.members[number - 1], now_us)) >= 3:
+            raise Refused(limits_oracle.RUNG_REFUSALS[rung], a=self.members[number - 1].rung_until_s * SECOND)
         fresh = [self.identity(ref) for ref in request.identifiers if not self.find(ref)]
         if number and self.members[number - 1].identifiers + len(fresh) > limits.IDENTIFIERS_PER_MEMBER_MAX:
             raise Refused("IDENTIFIERS_LIMIT", a=self.members[number - 1].identifiers + len(fresh), b=limits.IDENTIFIERS_PER_MEMBER_MAX)

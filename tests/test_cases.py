@@ -134,6 +134,7 @@ def test_a_rung_says_what_a_member_may_do(shop: Shop, rung: int, earns: str, tak
     key = pb.ReceiptKey(store="1", till="1", business_day=20261118, number="c")
     receipt = pb.Receipt(key=key, currency_code="USD", total_minor=100)
     assert said(shop.earn(100)) == earns
+    assert said(shop.call(ENROLL, pb.EnrollMemberRequest(identifiers=[ann, pb.MemberRef(app="more")]))) == earns
     assert said(shop.call(QUOTE, pb.QuoteReceiptRequest(member=ann, receipt=receipt))) == earns
     assert said(shop.call(COMMIT, pb.CommitReceiptRequest(member=ann, receipt=receipt, burn=pb.Burn(points=1)))) == takes
     assert said(shop.call(RESERVE, pb.ReservePointsRequest(member=ann, points=1))) == takes
