@@ -9,22 +9,16 @@ are of every key that the loop's calls have, of all windows, also of look-ups; n
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from bench.limits import limits_text
-from bench.load import TargetError, make_chain
+from bench.load import make_chain
 from bench.quotes import GROCERY
-from bench.rows import machine, table
-from bench.run import MEMBERS, Bench
-from bench.service import ServiceFailed
+from bench.run import MEMBERS, Bench, run_rows
 
 MORE = 20
 
@@ -58,21 +52,7 @@ def main(
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the ledgers are made; its disk is measured.")] = Path("build/limits"),
 ) -> None:
     """Measure what the open loop sees of forty limits."""
-    console = Console(highlight=False)
-    folder = Path(os.path.abspath(folder))
-    if folder.exists():
-        raise typer.BadParameter(f"must be new; {folder} is there (a run that was cut short?): remove it", param_hint="--folder")
-    folder.mkdir(parents=True)
-    bench = Limited(folder, seconds, console, members)
-    console.print("; ".join(f"{key} {value}" for key, value in machine(folder).items()))
-    try:
-        bench.rows()
-    except (ServiceFailed, TargetError) as error:
-        console.print(f"[bold red]bench:[/] {escape(str(error))}")
-        raise typer.Exit(1) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    console.print(table(bench.table.rows))
+    run_rows(Limited, seconds, members, folder, Limited.rows)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,17 @@ Not for the rules alone (bench/rules.py). The service, its members and the gener
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from bench.load import TargetError, make_chain
-from bench.rows import latencies, machine, table
+from bench.load import make_chain
+from bench.rows import latencies
 from bench.rules import article, write_programme
-from bench.run import MEMBERS, Bench
-from bench.service import ROOT, ServiceFailed
+from bench.run import MEMBERS, Bench, run_rows
+from bench.service import ROOT
 
 RULES = 200
 ARTICLES = 20_000  # of the generator, as bench/_load.pyx numbers them
@@ -66,22 +62,7 @@ def main(
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the ledgers are made; its disk is measured.")] = Path("build/quotes"),
 ) -> None:
     """Measure quotes: how many 64 tills get, and what the open loop sees when its reads are quotes."""
-    console = Console(highlight=False)
-    folder = Path(os.path.abspath(folder))
-    if folder.exists():
-        raise typer.BadParameter(f"must be new; {folder} is there (a run that was cut short?): remove it", param_hint="--folder")
-    folder.mkdir(parents=True)
-    bench = Quotes(folder, seconds, console, members)
-    console.print("; ".join(f"{key} {value}" for key, value in machine(folder).items()))
-    try:
-        bench.row_4()
-        bench.row_5()
-    except (ServiceFailed, TargetError) as error:
-        console.print(f"[bold red]bench:[/] {escape(str(error))}")
-        raise typer.Exit(1) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    console.print(table(bench.table.rows))
+    run_rows(Quotes, seconds, members, folder, Quotes.row_4, Quotes.row_5)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import typer
@@ -307,6 +307,29 @@ class Bench:
         finally:
             client.stop()
             thread.join()
+
+
+Kind = TypeVar("Kind", bound=Bench)
+
+
+def run_rows(kind: type[Kind], seconds: float, members: int, folder: Path, *rows: Callable[[Kind], None]) -> None:
+    """Some rows of a bench in a new folder that is removed afterwards, and their table. Errors: typer.BadParameter, typer.Exit."""
+    console = Console(highlight=False)
+    folder = Path(os.path.abspath(folder))
+    if folder.exists():
+        raise typer.BadParameter(f"must be new; {folder} is there (a run that was cut short?): remove it", param_hint="--folder")
+    folder.mkdir(parents=True)
+    bench = kind(folder, seconds, console, members)
+    console.print("; ".join(f"{key} {value}" for key, value in machine(folder).items()))
+    try:
+        for row in rows:
+            row(bench)
+    except (ServiceFailed, TargetError) as error:
+        console.print(f"[bold red]bench:[/] {escape(str(error))}")
+        raise typer.Exit(1) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    console.print(table(bench.table.rows))
 
 
 def entry_sections(entry: bytes) -> Iterator[tuple[str, int]]:

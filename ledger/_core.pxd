@@ -62,6 +62,8 @@ cdef struct CoreStats:          # read by metrics from another thread: plain ali
     uint64_t notices[NOTICE_KINDS]  # in receipts that were written: what was not known
     uint64_t by_quote           # receipts written that brought the token of a quote
     uint64_t changed_since_quote    # of them, those that came to something else
+    uint64_t limit_counters[3]  # slots of limits in use: sums, sliding ones, different ones; the dead that are not yet taken out, too
+    uint64_t limit_counters_room[3]
     uint64_t blocks             # rows of the block lists
     uint64_t blocks_version     # changes of them so far
     uint64_t bytes_counters
@@ -146,6 +148,10 @@ cdef enum:                      # LoadResult: why a snapshot's state cannot be t
 
 ctypedef int (*SnapshotPut)(void* owner, uint32_t section, const uint8_t* data, uint32_t size) noexcept nogil
     # Takes a chunk; anything but 0 ends the saving and is returned.
+
+cdef enum:                      # CaseKind
+    CASE_REVIEW = 1
+    CASE_CHALLENGE = 2
 
 cdef struct Case:               # 40 bytes; what waits for somebody's word
     uint64_t sequence           # of its entry

@@ -58,7 +58,7 @@ from ledger._table cimport (
     slot_set_first, slot_set_second, unreserve_memory,
 )
 from ledger._velocity cimport (
-    DISTINCTS_LIMIT, VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
+    DISTINCTS_LIMIT, velocity_may_grow, velocity_sweep_all, VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
     VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
     velocity_find, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums,
     velocity_record_bytes, velocity_room, velocity_sweep, velocity_touch, velocity_used, velocity_window,
@@ -297,6 +297,7 @@ cdef struct Core:
 cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except NULL:
     cdef Core* core = <Core*>calloc(1, sizeof(Core))
     cdef uint64_t lots
+    cdef uint32_t i
     cdef bint ok
     if core == NULL:
         raise MemoryError("the ledger's tables cannot be reserved")
@@ -325,6 +326,8 @@ cdef Core* core_open(const CoreSizes* sizes, const uint8_t* identity_key) except
     core.limits.used = limits_used
     core.limits.campaign_used = limits_campaign_used
     core.stats.counters_room = core.counters.capacity << BLOCK_SHIFT
+    for i in range(<uint32_t>VELOCITY_TABLES):
+        core.stats.limit_counters_room[i] = core.velocity.tables[i].used_max
     core.stats.days_room = core.days.capacity << BLOCK_SHIFT
     ok = ok and core.scratch != NULL and core.result != NULL and quotes_open(core)
     ok = ok and keys_open(&core.keys[KEYS_REQUEST], sizes.ids_max)
@@ -1025,8 +1028,12 @@ cdef bint is_write(uint8_t method) noexcept nogil:
 
 
 cdef inline bint decides_case(uint8_t method) noexcept nogil:
-    # These name no member.
     return method == METHOD_DECIDE_REVIEW or method == METHOD_ANSWER_CHALLENGE
+
+
+cdef inline bint names_member(uint8_t method) noexcept nogil:
+    # Whether a write says `member`.
+    return method != METHOD_ENROLL and method != METHOD_UNLINK and method != METHOD_CHANGE_BLOCKS and not decides_case(method)
 
 
 cdef uint16_t differing_receipt_key(const Command* command, const Context* context, bint in_receipt) noexcept nogil:
@@ -1213,16 +1220,12 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
             if not names_account(core, &command.identifiers[i], d.identifiers[i], view, &context):
                 return FIELD_IDENTIFIERS
         return FIELD_ORIGIN if differs_in_origin(core, command, view) else 0
-    if method == METHOD_CHANGE_BLOCKS:
-        return differing_by_hand(core, command, d, view, &context)
-    if decides_case(method):
-        if context.values[CONTEXT_CASE] != command.case_id:
-            return FIELD_REVIEW_ID if method == METHOD_DECIDE_REVIEW else FIELD_CHALLENGE_ID
-        if context.values[CONTEXT_VERDICT] != command.verdict:
-            return FIELD_VERDICT if method == METHOD_DECIDE_REVIEW else FIELD_PASSED
-        return differing_by_hand(core, command, d, view, &context) if by_hand(method) else 0
-    if method != METHOD_UNLINK and not names_account(core, &command.member, d.member_hash, view, &context):
+    if names_member(method) and not names_account(core, &command.member, d.member_hash, view, &context):
         return FIELD_MEMBER
+    if decides_case(method):
+        field = differing_case(command, &context)
+        if field != 0 or not by_hand(method):
+            return field
     if by_hand(method):
         return differing_by_hand(core, command, d, view, &context)
     if method != METHOD_EARN and method != METHOD_COMMIT:
@@ -1583,7 +1586,7 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_BUSINESS_TIME, command.business_time_us - d.now_us)
     if method == METHOD_BURN or method == METHOD_RESERVE or method == METHOD_ADJUST or command.payment == PAYMENT_BURN:
         put_tag(writer, CONTEXT_WALLET, d.wallet)
-    if method != METHOD_EARN and method != METHOD_RELEASE and method != METHOD_ENROLL and not decides_case(method) and method != METHOD_CHANGE_BLOCKS and command.points != 0:
+    if method != METHOD_EARN and method != METHOD_RELEASE and method != METHOD_ENROLL and command.points != 0:
         put_tag(writer, CONTEXT_POINTS, command.points)
     if method == METHOD_RESERVE:
         put_tag(writer, CONTEXT_TTL, command.ttl_us if command.given & GIVEN_TTL else <int64_t>TTL_S_DEFAULT * MICROSECONDS)
@@ -2162,6 +2165,30 @@ cdef uint32_t write_command(Core* core, const Command* command, Decision* d, con
     return entry_finish(writer)
 
 
+cdef bint execute_of_members(Core* core, const Command* command, Decision* d, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    # Writes that neither earn nor take: who a member is, what they may, and what was decided about them. False: it is none of them.
+    cdef uint8_t method = command.method
+    if method == METHOD_ENROLL:
+        execute_enroll(core, command, d, entry, outcome)
+    elif method == METHOD_LINK:
+        execute_link(core, command, d, entry, outcome)
+    elif method == METHOD_UNLINK:
+        execute_unlink(core, command, d, entry, outcome)
+    elif sets_member(method):
+        execute_set(core, command, d, entry, outcome)
+    elif method == METHOD_SET_RUNG:
+        execute_rung(core, command, d, entry, outcome)
+    elif method == METHOD_DECIDE_REVIEW:
+        execute_verdict(core, command, d, entry, outcome)
+    elif method == METHOD_ANSWER_CHALLENGE:
+        execute_answer(core, command, d, entry, outcome)
+    elif method == METHOD_CHANGE_BLOCKS:
+        execute_blocks(core, command, d, entry, outcome)
+    else:
+        return False
+    return True
+
+
 cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:
     cdef Decision* d = &core.decision
     cdef EntryWriter writer
@@ -2179,7 +2206,7 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     core.measured_entry = NULL
     if not check_fields(core, command, d, outcome) or (command.origins != 0 and not check_origin(command, outcome)):
         return
-    if method != METHOD_ENROLL and method != METHOD_UNLINK and method != METHOD_CHANGE_BLOCKS and not decides_case(method):
+    if names_member(method):
         d.member = find_member(core, &command.member, d.member_hash)
         d.named = d.member != 0 and command.member.kind != MEMBER_BY_ID
     if was_asked(core, command, d, outcome):
@@ -2193,32 +2220,10 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
     if not check_world(core, command, d, outcome):
         return
     begin_decision(core, d, d.now_us)
-    if method == METHOD_CHANGE_BLOCKS:
-        execute_blocks(core, command, d, entry, outcome)
-        return
-    if method <= METHOD_ENROLL and method != METHOD_RELEASE and comes_blocked(core, command):
+    if method <= METHOD_ENROLL and method != METHOD_RELEASE and comes_blocked(core, command, d):
         refuse_remembered(core, command, d, STATUS_BLOCKED, entry, outcome)
         return
-    if method == METHOD_ENROLL:
-        execute_enroll(core, command, d, entry, outcome)
-        return
-    if method == METHOD_LINK:
-        execute_link(core, command, d, entry, outcome)
-        return
-    if method == METHOD_UNLINK:
-        execute_unlink(core, command, d, entry, outcome)
-        return
-    if sets_member(method):
-        execute_set(core, command, d, entry, outcome)
-        return
-    if method == METHOD_SET_RUNG:
-        execute_rung(core, command, d, entry, outcome)
-        return
-    if method == METHOD_DECIDE_REVIEW:
-        execute_verdict(core, command, d, entry, outcome)
-        return
-    if method == METHOD_ANSWER_CHALLENGE:
-        execute_answer(core, command, d, entry, outcome)
+    if execute_of_members(core, command, d, entry, outcome):
         return
 
     # Whose is it?
@@ -2967,6 +2972,9 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
 
 
 cdef inline void count_bytes(Core* core) noexcept nogil:
+    cdef uint32_t i
+    for i in range(<uint32_t>VELOCITY_TABLES):
+        core.stats.limit_counters[i] = core.velocity.tables[i].used
     count_keys(core)
     core.stats.bytes_lots = core.arena.live * sizeof(Lot)
     core.stats.bytes_reservations = <uint64_t>core.pool_used * sizeof(Reservation)

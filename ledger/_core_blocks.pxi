@@ -208,16 +208,16 @@ cdef int apply_blocks(Core* core, const Slice* section) noexcept nogil:
     return APPLY_FRAMING if cursor.broken else APPLY_OK
 
 
-cdef bint is_blocked(const Core* core, uint8_t kind, Slice text) noexcept nogil:
-    # Whether a text, or one of its beginnings of the lengths that the list has, is on it.
+cdef bint is_blocked(const Core* core, uint8_t kind, Slice text, const Hash128* identity) noexcept nogil:
+    # Whether a text, or one of its beginnings of the lengths that the list has, is on it. identity: of an identifier; else NULL.
     cdef const uint32_t* sizes = core.block_sizes[kind]
     cdef uint64_t hash
     cdef uint32_t size
     if text.size == 0 or text.size > BLOCK_TEXT_MAX:
         return False
     if sizes[0] != 0:
-        hash = block_hash(core, kind, text, 0)
-        if hash != 0 and reservations_find(&core.blocks, hash) >= 0:
+        hash = identity.lo | (identity.lo == 0) if identity != NULL else block_hash(core, kind, text, 0)
+        if reservations_find(&core.blocks, hash) >= 0:
             return True
     for size in range(1u, <uint32_t>BLOCK_PREFIX_MAX):
         if sizes[size] != 0 and size <= text.size and reservations_find(&core.blocks, block_hash(core, kind, text, size)) >= 0:
@@ -225,7 +225,7 @@ cdef bint is_blocked(const Core* core, uint8_t kind, Slice text) noexcept nogil:
     return False
 
 
-cdef bint comes_blocked(const Core* core, const Command* command) noexcept nogil:
+cdef bint comes_blocked(const Core* core, const Command* command, const Decision* d) noexcept nogil:
     # Whether a command comes by a blocked identifier, or from a blocked till or device.
     cdef uint8_t[STORE_BYTES_MAX + TILL_BYTES_MAX + 1] buffer
     cdef const Slice* store = &command.store if command.given & GIVEN_RECEIPT_KEY else &command.origin[ORIGIN_STORE]
@@ -234,13 +234,14 @@ cdef bint comes_blocked(const Core* core, const Command* command) noexcept nogil
     cdef uint32_t i
     if core.stats.blocks == 0:
         return False
-    if command.member.kind >= MEMBER_BY_CARD and is_blocked(core, command.member.kind, command.member.text):
+    if command.member.kind >= MEMBER_BY_CARD and is_blocked(core, command.member.kind, command.member.text, &d.member_hash):
         return True
     if command.method == METHOD_ENROLL:
         for i in range(command.identifier_count):
-            if command.identifiers[i].kind >= MEMBER_BY_CARD and is_blocked(core, command.identifiers[i].kind, command.identifiers[i].text):
+            if command.identifiers[i].kind >= MEMBER_BY_CARD and is_blocked(core, command.identifiers[i].kind, command.identifiers[i].text,
+                                                                            &d.identifiers[i]):
                 return True
-    if is_blocked(core, BLOCK_DEVICE, command.origin[ORIGIN_DEVICE]):
+    if is_blocked(core, BLOCK_DEVICE, command.origin[ORIGIN_DEVICE], NULL):
         return True
     if store.size == 0 or till.size == 0 or store.size > STORE_BYTES_MAX or till.size > TILL_BYTES_MAX:
         return False
@@ -249,4 +250,4 @@ cdef bint comes_blocked(const Core* core, const Command* command) noexcept nogil
     memcpy(buffer + store.size + 1, till.data, till.size)
     place.data = buffer
     place.size = store.size + 1 + till.size
-    return is_blocked(core, BLOCK_TILL, place)
+    return is_blocked(core, BLOCK_TILL, place, NULL)

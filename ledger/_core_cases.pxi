@@ -5,10 +5,6 @@
 # are pending until somebody decides; then they go to the lots that they were meant for, or back to where they were issued. A challenge is open
 # for a quarter of an hour, and good for one command when it was passed.
 
-cdef enum:                      # CaseKind
-    CASE_REVIEW = 1
-    CASE_CHALLENGE = 2
-
 cdef enum:
     CASE_OPEN = 0
     CASE_PASSED = 1
@@ -108,10 +104,20 @@ cdef bint check_case(const Command* command, Outcome* outcome) noexcept nogil:
     return check_by_hand(command, outcome)
 
 
+cdef uint16_t differing_case(const Command* command, const Context* context) noexcept nogil:
+    # In which field a repeat differs; 0: in none.
+    cdef bint reviews = command.method == METHOD_DECIDE_REVIEW
+    if context.values[CONTEXT_CASE] != command.case_id:
+        return FIELD_REVIEW_ID if reviews else FIELD_CHALLENGE_ID
+    if context.values[CONTEXT_VERDICT] != command.verdict:
+        return FIELD_VERDICT if reviews else FIELD_PASSED
+    return 0
+
+
 cdef bint take_challenge(const Core* core, const Command* command, Decision* d, Outcome* outcome) noexcept nogil:
     # Of a command that says which challenge was passed for it.
     cdef const Case* row
-    if command.case_id == 0 or command.method > METHOD_ENROLL:
+    if command.case_id == 0:
         return True
     row = case_find(core, command.case_id, CASE_CHALLENGE, d.now_us)
     if row == NULL or row.state != CASE_PASSED or row.member != d.member:
@@ -242,45 +248,53 @@ cdef uint16_t limit_with(const Slice* section, uint8_t action) noexcept nogil:
     return 0
 
 
+cdef int open_case(Core* core, const EntryView* view, uint8_t kind, uint16_t limit) noexcept nogil:
+    cdef Case row
+    memset(&row, 0, sizeof(Case))
+    row.sequence = core.stats.sequence + 1
+    row.time_us = view.header.time_us
+    row.member = view.header.member
+    row.program = view.header.program
+    row.kind = kind
+    row.limit = limit
+    if kind == CASE_REVIEW:
+        row.points = points_under_review(view)
+    return case_add(core, &row)
+
+
+cdef int decide_case(Core* core, const EntryView* view, const Context* context) noexcept nogil:
+    # DecideReview, AnswerChallenge. One that was passed stays until it is used.
+    cdef uint32_t place = case_place(core, <uint64_t>context.values[CONTEXT_CASE])
+    if place == core.case_count or core.cases[place].sequence != <uint64_t>context.values[CONTEXT_CASE]:
+        return APPLY_RESERVATION
+    if view.header.kind == KIND_DECIDE_REVIEW or context.values[CONTEXT_VERDICT] != 1:
+        case_remove(core, <uint64_t>context.values[CONTEXT_CASE])
+        return APPLY_OK
+    digest_sub(&core.digest, case_fact(&core.cases[place]))
+    core.cases[place].state = CASE_PASSED
+    digest_add(&core.digest, case_fact(&core.cases[place]))
+    return APPLY_OK
+
+
 cdef int apply_cases(Core* core, const EntryView* view) noexcept nogil:
     # What an entry opens and closes.
     cdef const EntryHeader* header = view.header
     cdef Context context
-    cdef Case row
-    cdef uint32_t place
-    memset(&row, 0, sizeof(Case))
-    row.sequence = core.stats.sequence + 1
-    row.time_us = header.time_us
-    row.member = header.member
-    row.program = header.program
-    if header.kind == KIND_DECIDE_REVIEW or header.kind == KIND_ANSWER_CHALLENGE:
-        context_read(view, &context)
-        place = case_place(core, <uint64_t>context.values[CONTEXT_CASE])
-        if place == core.case_count or core.cases[place].sequence != <uint64_t>context.values[CONTEXT_CASE]:
-            return APPLY_RESERVATION
-        if header.kind == KIND_ANSWER_CHALLENGE and context.values[CONTEXT_VERDICT] == 1:
-            digest_sub(&core.digest, case_fact(&core.cases[place]))
-            core.cases[place].state = CASE_PASSED
-            digest_add(&core.digest, case_fact(&core.cases[place]))
-            return APPLY_OK
-        case_remove(core, <uint64_t>context.values[CONTEXT_CASE])
-        return APPLY_OK
+    cdef uint16_t limit = limit_with(&view.sections[SECTION_LIMITS], LIMIT_CHALLENGE if header.status == STATUS_CHALLENGE_NEEDED else LIMIT_REVIEW)
     if header.status == STATUS_CHALLENGE_NEEDED:
-        row.kind = CASE_CHALLENGE
-        row.limit = limit_with(&view.sections[SECTION_LIMITS], LIMIT_CHALLENGE)
-        return case_add(core, &row)
+        return open_case(core, view, CASE_CHALLENGE, limit)
     if header.status != STATUS_OK:
         return APPLY_OK
-    row.points = points_under_review(view)
-    if row.points != 0 and view.sections[SECTION_LIMITS].data != NULL:
-        row.kind = CASE_REVIEW
-        row.limit = limit_with(&view.sections[SECTION_LIMITS], LIMIT_REVIEW)
-        if row.limit != 0 and case_add(core, &row) != APPLY_OK:
-            return APPLY_FULL
-    if header.kind == KIND_BURN or header.kind == KIND_RESERVE or header.kind == KIND_CAPTURE or header.kind == KIND_COMMIT:
+    if core.case_count != 0 and header.kind != KIND_EARN:
         context_read(view, &context)
+        if header.kind == KIND_DECIDE_REVIEW or header.kind == KIND_ANSWER_CHALLENGE:
+            return decide_case(core, view, &context)
         if context.given >> CONTEXT_CASE & 1:
             case_remove(core, <uint64_t>context.values[CONTEXT_CASE])
+    elif header.kind == KIND_DECIDE_REVIEW or header.kind == KIND_ANSWER_CHALLENGE:
+        return APPLY_RESERVATION
+    if limit != 0 and points_under_review(view) != 0:
+        return open_case(core, view, CASE_REVIEW, limit)
     return APPLY_OK
 
 

@@ -542,7 +542,11 @@ cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m
         return APPLY_OK
     for i in range(rules.counts[SECTION2_VELOCITY]):
         counter = &rules.velocity[i]
-        if takes(counter, m) and not counter.flags & VELOCITY_VOLATILE and count_in(tables, counter, m) < 0:
+        if not takes(counter, m) or counter.flags & VELOCITY_VOLATILE or count_in(tables, counter, m) >= 0:
+            continue
+        # The service had room, perhaps because it took out the dead that are still here.
+        velocity_sweep_all(tables, &m.now)
+        if count_in(tables, counter, m) < 0:
             return APPLY_FULL
     return APPLY_OK
 
@@ -608,6 +612,7 @@ cdef bint room_for(const Velocity* tables, const Program2* rules, uint8_t flags,
     cdef const ImageVelocity* counter
     cdef uint32_t[VELOCITY_TABLES] new
     cdef uint32_t i, table, scarce
+    cdef bint grows = False
     i = rules.counts[SECTION2_VELOCITY]
     if velocity_room(tables, i, i, i):
         return True             # nearly always: for all that there are
@@ -620,13 +625,14 @@ cdef bint room_for(const Velocity* tables, const Program2* rules, uint8_t flags,
             table = VELOCITY_CALENDARS
             if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
                 table = VELOCITY_DISTINCTS
+                grows = True
             elif counter.window == SPEED_SLIDING:
                 table = VELOCITY_SLIDINGS
             if not (scarce and velocity_find(&tables.tables[table], velocity_key(counter_key(m, counter.keys)), counter.id, window_of(counter, m),
                                              0 if table == VELOCITY_SLIDINGS else 1) != NULL):
                 new[table] += 1
         if velocity_room(tables, new[VELOCITY_CALENDARS], new[VELOCITY_SLIDINGS], new[VELOCITY_DISTINCTS]):
-            return True
+            return not grows or velocity_may_grow(tables)
     return False
 
 

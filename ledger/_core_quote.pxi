@@ -155,7 +155,7 @@ cdef void read_quote(Core* core, const Command* command, int64_t now_us, Outcome
     outcome.wait_sequence = later_of(outcome.wait_sequence, core.programmes.versions[d.program.version - 1].sequence)
     if (<const Program2*>d.program.rules).counts[SECTION2_CAMPAIGNS] != 0:
         outcome.wait_sequence = later_of(outcome.wait_sequence, core.campaign_sequence)
-    status = STATUS_BLOCKED if comes_blocked(core, command) else rung_allows(core, command, account, d, outcome)
+    status = STATUS_BLOCKED if comes_blocked(core, command, d) else rung_allows(core, command, account, d, outcome)
     if status == STATUS_OK:
         status = decide_receipt(core, command, d, account, &captured, &captured_points, outcome)
     if status == STATUS_OK and limits_hold(core):

@@ -35,7 +35,7 @@ from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, m
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
     APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST, NOTICE_KINDS, REFUSALS_OF_RULES, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
-    Case, core_cases, core_cases_changed, core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_set_served, core_stats, core_tick, core_versions,
+    CASE_REVIEW, Case, core_cases, core_cases_changed, core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_set_served, core_stats, core_tick, core_versions,
     core_write_digest, core_write_part, core_write_program,
 )
 from ledger._hash cimport Hash128
@@ -1712,7 +1712,7 @@ cdef class EngineHandle:
                 if not core_cases_changed(self.engine.core, changes):
                     break
             return [(rows[i].sequence, rows[i].time_us, rows[i].member, rows[i].points, rows[i].program, rows[i].limit)
-                    for i in range(count) if rows[i].kind == 1]
+                    for i in range(count) if rows[i].kind == CASE_REVIEW]
         finally:
             free(rows)
 
@@ -1929,7 +1929,9 @@ cdef class EngineHandle:
                 "receipt_keys": core.receipt_keys, "entries_expired_lots": core.entries_expired_lots,
                 "entries_expired_reservations": core.entries_expired_reservations,
                 "counters": core.counters, "counters_room": core.counters_room, "days": core.days, "days_room": core.days_room,
-                "blocks": core.blocks, "blocks_version": core.blocks_version, "campaigns": core.campaigns, "campaigns_max": CAMPAIGNS_KEPT_MAX, "evaluated": core.evaluated,
+                "blocks": core.blocks, "blocks_version": core.blocks_version,
+                "limit_counters": [core.limit_counters[i] for i in range(3)], "limit_counters_room": [core.limit_counters_room[i] for i in range(3)],
+                "campaigns": core.campaigns, "campaigns_max": CAMPAIGNS_KEPT_MAX, "evaluated": core.evaluated,
                 "rules_refused": [core.rules_refused[i] for i in range(<int>REFUSALS_OF_RULES)],
                 "notices": [core.notices[i] for i in range(<int>NOTICE_KINDS)],
                 "by_quote": core.by_quote, "changed_since_quote": core.changed_since_quote,

@@ -24,7 +24,7 @@ from ledger._arith cimport add_overflow, civil_from_day, day_from_civil, div_flo
 from ledger._entry cimport Cursor, EntryWriter, get_bytes, get_key, get_varint, put_bytes, put_key, put_varint
 from ledger._hash cimport Hash128, digest_add, digest_times, fact_hash, fold
 from ledger._layout cimport DAY_NEVER
-from ledger._lots cimport Arena, NO_PIECE, arena_close, arena_give, arena_open, arena_take, class_for, units_of
+from ledger._lots cimport Arena, LOT_CLASS_COUNT, NO_PIECE, arena_close, arena_give, arena_open, arena_take, class_for, units_of
 from ledger._table cimport cyclic_distance, range_of, reserve_memory, touch, unreserve_memory
 
 cdef extern from "_verify.h" nogil:
@@ -82,7 +82,8 @@ cdef enum:
     DISTINCT_WORDS = 1024       # of 32 bits: the sketch
     DISTINCT_UNITS_MAX = 128    # of the arena: 1023 words and the owner
     DISTINCT_OWNER_WORD = 7     # of a piece: Lot.owner
-    DISTINCTS_LIMIT = 20_000_000    # so that a place in the arena is 32 bits
+    DISTINCT_UNITS_PLANNED = 8  # of the arena, on average: 56 fingerprints; most cards and devices have one member
+    DISTINCTS_LIMIT = 200_000_000   # so that a place in the arena is 32 bits
     VELOCITY_DAYS = 128         # days to come that have sums; a month that has not begun dies within 93
     FACT_VELOCITY = 10
     FACT_SLIDING = 11
@@ -216,7 +217,7 @@ cdef inline bint velocity_open_table(VelocityTable* table, uint64_t used_max, ui
 
 
 cdef inline bint velocity_open(Velocity* v, uint64_t counters_max, uint64_t slidings_max, uint64_t distincts_max) noexcept nogil:
-    # Room for so many of each. Every distinct one may grow to its 4 KB: address space is had for all of them, memory as they do.
+    # Room for so many of each; of different ones DISTINCT_UNITS_PLANNED on average, and for the growth of one command.
     # False: there is no address space, or too many. velocity_close in any case.
     cdef uint32_t i
     memset(v, 0, sizeof(Velocity))
@@ -228,7 +229,7 @@ cdef inline bint velocity_open(Velocity* v, uint64_t counters_max, uint64_t slid
     return (velocity_open_table(&v.tables[VELOCITY_CALENDARS], counters_max, sizeof(CalendarSlot))
             and velocity_open_table(&v.tables[VELOCITY_SLIDINGS], slidings_max, sizeof(SlidingSlot))
             and velocity_open_table(&v.tables[VELOCITY_DISTINCTS], distincts_max, sizeof(DistinctSlot))
-            and arena_open(&v.arena, v.tables[VELOCITY_DISTINCTS].used_end * DISTINCT_UNITS_MAX))
+            and arena_open(&v.arena, v.tables[VELOCITY_DISTINCTS].used_end * DISTINCT_UNITS_PLANNED))
 
 
 cdef inline void velocity_close(Velocity* v) noexcept nogil:
@@ -239,11 +240,16 @@ cdef inline void velocity_close(Velocity* v) noexcept nogil:
         arena_close(&v.arena)
 
 
+cdef inline bint velocity_may_grow(const Velocity* v) noexcept nogil:
+    # Whether counters of different ones may become larger: each class of pieces may ask for a block.
+    return v.arena.capacity - v.arena.used + v.arena.empty >= LOT_CLASS_COUNT
+
+
 cdef inline bint velocity_room(const Velocity* v, uint32_t counters, uint32_t slidings, uint32_t distincts) noexcept nogil:
-    # Whether one command may add so many new slots.
+    # Whether one command may add so many new slots. What counts in a slot of different ones that is there asks velocity_may_grow.
     return ((counters == 0 or v.tables[VELOCITY_CALENDARS].used + counters <= v.tables[VELOCITY_CALENDARS].used_max)
             and (slidings == 0 or v.tables[VELOCITY_SLIDINGS].used + slidings <= v.tables[VELOCITY_SLIDINGS].used_max)
-            and (distincts == 0 or v.tables[VELOCITY_DISTINCTS].used + distincts <= v.tables[VELOCITY_DISTINCTS].used_max))
+            and (distincts == 0 or (v.tables[VELOCITY_DISTINCTS].used + distincts <= v.tables[VELOCITY_DISTINCTS].used_max and velocity_may_grow(v))))
 
 
 # --- slots --------------------------------------------------------------------------------------------------------
@@ -366,6 +372,14 @@ cdef inline void velocity_sweep(Velocity* v, const VelocityNow* now, uint64_t sl
     velocity_count(v)
 
 
+cdef inline void velocity_sweep_all(Velocity* v, const VelocityNow* now) noexcept nogil:
+    # Takes all the dead out: when nothing else is left to do. Each removal looks at its place once more.
+    cdef uint32_t i
+    for i in range(VELOCITY_TABLES):
+        velocity_sweep_table(v, i, now, 2 * v.tables[i].capacity)
+    velocity_count(v)
+
+
 cdef inline VelocityHead* velocity_insert(Velocity* v, uint32_t number, uint64_t key, uint32_t id, int32_t window,
                                           const VelocityNow* now) noexcept nogil:
     # A new slot, zeros behind its head. NULL: no memory left at all. now: NULL while loading, when nothing is dead.
@@ -444,19 +458,25 @@ cdef inline int64_t velocity_used(const Velocity* v, uint64_t key, uint32_t id, 
     return (<const CalendarSlot*>slot).value
 
 
+cdef inline bint velocity_takes(const Velocity* v, uint32_t number, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now,
+                                VelocityHead** slot, bint* live) noexcept nogil:
+    # Whether something of a calendar window counts at all, and in which slot, if there is one; live: it holds what counts.
+    if velocity_nowhere(id, window, now):
+        return False
+    slot[0] = velocity_find(&v.tables[number], key, id, window, 1)
+    live[0] = slot[0] != NULL and not velocity_dead(slot[0], now)
+    return not (live[0] and slot[0].window > window)
+
+
 cdef inline int velocity_add(Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now, int64_t amount) noexcept nogil:
     # 0; -1: no memory left at all; 1: the window is dead, too far ahead, or older than the one held: counted nowhere.
     # More than fits is INT64_MAX, less than none is 0; and what would only be 0 needs no slot.
-    cdef VelocityHead* slot
+    cdef VelocityHead* slot = NULL
     cdef CalendarSlot* row
     cdef int64_t value
-    cdef bint live
+    cdef bint live = False
     key = velocity_key(key)
-    if velocity_nowhere(id, window, now):
-        return 1
-    slot = velocity_find(&v.tables[VELOCITY_CALENDARS], key, id, window, 1)
-    live = slot != NULL and not velocity_dead(slot, now)
-    if live and slot.window > window:
+    if not velocity_takes(v, VELOCITY_CALENDARS, key, id, window, now, &slot, &live):
         return 1
     if amount <= 0 and not (live and slot.window == window):
         return 0
@@ -645,19 +665,15 @@ cdef inline bint distinct_grow(Velocity* v, DistinctSlot* slot, uint32_t count) 
 
 cdef inline int distinct_add(Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now, uint32_t fingerprint) noexcept nogil:
     # As velocity_add.
-    cdef VelocityHead* head
+    cdef VelocityHead* head = NULL
     cdef DistinctSlot* slot
     cdef uint32_t place, bit, i
     cdef uint32_t* words
     cdef uint32_t* word
     cdef Hash128 fact
-    cdef bint live
+    cdef bint live = False
     key = velocity_key(key)
-    if velocity_nowhere(id, window, now):
-        return 1
-    head = velocity_find(&v.tables[VELOCITY_DISTINCTS], key, id, window, 1)
-    live = head != NULL and not velocity_dead(head, now)
-    if live and head.window > window:
+    if not velocity_takes(v, VELOCITY_DISTINCTS, key, id, window, now, &head, &live):
         return 1
     if head == NULL:
         head = velocity_insert(v, VELOCITY_DISTINCTS, key, id, window, now)

@@ -19,14 +19,13 @@ import numpy as np
 
 from ledger import limits, published
 from ledger._backtest import BackTest, programmes_in
-from ledger.journal import ENTRY_HEADER, Damage, Journal, read_group
+from ledger.journal import Damage, Journal
+from ledger.room import TablesTooSmall, with_room
 from ledger.rules import check, lower2, quoted, tree
 from ledger.rules.syntax import ProgramError
 from ledger.rules.velocity import read_alone
 
 IDS_KEPT = 65_536
-MEMBERS_GUESS_MIN = 65_536
-GUESS_GROUPS = 64
 FIRST_US, LAST_US = -(2**63), 2**63 - 1
 SELDOM = 2  # a member whom a limit meets no more often than this may be a customer with an unusual day
 TOP = 10  # members that are named
@@ -104,10 +103,6 @@ class Tested:
     duration_us: int
 
 
-class _TablesTooSmall(Exception):
-    pass
-
-
 # --- the limits --------------------------------------------------------------------------------------------------------
 
 def compile_limits(file: Path, source: bytes, told: published.Told) -> tuple[tree.Programme, bytes]:
@@ -156,21 +151,11 @@ def back_test(data: Path, file: Path, *, from_us: int = FIRST_US, until_us: int 
     """
     with Journal(data) as journal:
         programme, image = compile_limits(file, *_published_last(journal))
-        members_max = _guess_members(journal)
-        while True:
-            try:
-                return _over_journal(journal, file, programme, image, from_us, until_us, members_max, progress)
-            except _TablesTooSmall:
-                if members_max >= limits.MEMBERS_MAX_LIMIT:
-                    raise BackTestRefused(f"the journal holds more than {limits.MEMBERS_MAX_LIMIT} members, or too much to count") from None
-                members_max = min(4 * members_max, limits.MEMBERS_MAX_LIMIT)
-
-
-def _guess_members(journal: Journal) -> int:
-    highest = 0
-    for record in journal.last_records(GUESS_GROUPS):
-        highest = max(highest, *(ENTRY_HEADER.unpack_from(entry)[5] for _, entry in read_group(record, str(journal.file))))
-    return min(max(MEMBERS_GUESS_MIN, 2 * highest), limits.MEMBERS_MAX_LIMIT)
+        try:
+            return with_room(journal, lambda members_max: _over_journal(journal, file, programme, image, from_us, until_us, members_max,
+                                                                        progress))
+        except TablesTooSmall:
+            raise BackTestRefused(f"the journal holds more than {limits.MEMBERS_MAX_LIMIT} members, or too much to count") from None
 
 
 def _over_journal(journal: Journal, file: Path, programme: tree.Programme, image: bytes, from_us: int, until_us: int, members_max: int,
@@ -183,7 +168,7 @@ def _over_journal(journal: Journal, file: Path, programme: tree.Programme, image
         if fault is not None:
             index, name, sequence, applied = fault
             if applied == "full":
-                raise _TablesTooSmall
+                raise TablesTooSmall
             raise Damage(f"{journal.file}, group {batch[index][0]}, entry {sequence}", f"it cannot be read or applied ({name}, {applied})")
         progress(run.last_sequence, max(total, run.last_sequence))
         if run.over:

@@ -16,15 +16,14 @@ import numpy as np
 
 from ledger import errors, limits
 from ledger._simulator import Simulator
-from ledger.journal import ENTRY_HEADER, Damage, Journal, read_group
+from ledger.journal import Damage, Journal
+from ledger.room import TablesTooSmall, with_room
 from ledger.rules import CompiledProgram, quoted, tree
 from ledger.rules.syntax import ProgramError
 
 IDS_KEPT = 65_536
 WALLETS = 16
 RECEIPTS, DISCOUNTS, POINTS = 0, 1, 2  # columns of a row of a member or day
-MEMBERS_GUESS_MIN = 65_536
-GUESS_GROUPS = 64
 FIRST_US, LAST_US = -(2**63), 2**63 - 1
 DISCOUNTS_BEFORE = "(discounts: the journal has them by line, not by rule)"
 EXTREMES = 10  # members that are named at either end
@@ -98,10 +97,6 @@ class Simulation:
 
 # --- over a journal ---------------------------------------------------------------------------------------------------
 
-class _TablesTooSmall(Exception):
-    pass
-
-
 def simulate(data: Path, programme: CompiledProgram, *, against: CompiledProgram | None = None, from_us: int = FIRST_US,
              until_us: int = LAST_US, progress: Progress = lambda done, total: None) -> Simulation:
     """As if the programme had been in force from `from_us` on, over the journal's entries before `until_us`.
@@ -110,21 +105,11 @@ def simulate(data: Path, programme: CompiledProgram, *, against: CompiledProgram
     Errors: SimulationRefused, JournalError, MemoryError.
     """
     with Journal(data) as journal:
-        members_max = _guess_members(journal)
-        while True:
-            try:
-                return _over_journal(journal, programme, against, from_us, until_us, members_max, progress)
-            except _TablesTooSmall:
-                if members_max >= limits.MEMBERS_MAX_LIMIT:
-                    raise SimulationRefused(f"the journal holds more than {limits.MEMBERS_MAX_LIMIT} members") from None
-                members_max = min(4 * members_max, limits.MEMBERS_MAX_LIMIT)
-
-
-def _guess_members(journal: Journal) -> int:
-    highest = 0
-    for record in journal.last_records(GUESS_GROUPS):
-        highest = max(highest, *(ENTRY_HEADER.unpack_from(entry)[5] for _, entry in read_group(record, str(journal.file))))
-    return min(max(MEMBERS_GUESS_MIN, 2 * highest), limits.MEMBERS_MAX_LIMIT)
+        try:
+            return with_room(journal, lambda members_max: _over_journal(journal, programme, against, from_us, until_us, members_max,
+                                                                        progress))
+        except TablesTooSmall:
+            raise SimulationRefused(f"the journal holds more than {limits.MEMBERS_MAX_LIMIT} members") from None
 
 
 def _over_journal(journal: Journal, programme: CompiledProgram, against: CompiledProgram | None, from_us: int, until_us: int,
@@ -139,7 +124,7 @@ def _over_journal(journal: Journal, programme: CompiledProgram, against: Compile
             if fault is not None:
                 index, name, sequence, applied = fault
                 if applied == "full":
-                    raise _TablesTooSmall
+                    raise TablesTooSmall
                 if applied == "program":
                     raise SimulationRefused(f"at entry {sequence} another programme comes into force, or this one cannot: if one was "
                                             "published before --from for a moment behind it, let --from begin behind that moment")

@@ -15,10 +15,9 @@ from typing import Any
 from ledger import limits
 from ledger._verifier import Verifier, guard
 from ledger.backup import BackUp, is_back_up
-from ledger.journal import NO_HASH, Damage, Drained, Group, Journal, JournalError, NotReadable, Tail, read_group
+from ledger.journal import NO_HASH, Damage, Drained, Group, Journal, JournalError, NotReadable, Tail
+from ledger.room import guess_members
 
-MEMBERS_GUESS_MIN = 65_536  # tables of the first pass have at least this room; four times as much each time it was too little
-GUESS_GROUPS = 64  # the last groups of the journal name some of its newest members: twice the highest is the first guess
 IDS_KEPT = 65_536  # request ids take no part in the digest, so few are remembered here: small tables are fast
 BATCH_TAIL_GROUPS = 1024  # how many groups of the tail are checked at a time
 SETTLE_TRIES = 10  # a group is seen whole at most one flush after the next one began; ten looks are plenty
@@ -93,17 +92,6 @@ def verify(data: Path, *, tail: Path | None = None, expect: tuple[int, bytes] | 
             members_max = min(small.members_max * 4, limits.MEMBERS_MAX_LIMIT)
 
 
-def _guess_members(journal: Journal | BackUp) -> int:
-    """Room for so many members that a second pass is rarely needed, and not so many that the tables leave the processor's caches."""
-    highest = 0
-    for record in journal.last_records(GUESS_GROUPS):
-        try:
-            highest = max(highest, *(int.from_bytes(entry[16:20], "little") for _, entry in read_group(record, "")))
-        except Damage:
-            continue  # the pass will say where and what
-    return min(max(MEMBERS_GUESS_MIN, 2 * highest), limits.MEMBERS_MAX_LIMIT)
-
-
 class _Pass:
     """One pass with tables of one size."""
 
@@ -139,7 +127,7 @@ def _pass(data: Path, tail: Path, expect: tuple[int, bytes] | None, progress: Ca
         if end_on_crash:
             guard(str(journal.file), "verify")
         journal.walk()
-        work = _Pass(journal.directory, members_max or _guess_members(journal), expect, key)
+        work = _Pass(journal.directory, members_max or guess_members(journal), expect, key)
         _feed_lmdb(work, journal, progress)
         from_tail = _feed_tail(work, journal, ring, progress)
         return _report(work, str(journal.file), data, from_tail, begun)
@@ -149,7 +137,7 @@ def _pass_back_up(back_up: BackUp, expect: tuple[int, bytes] | None, progress: C
                   key: bytes | None) -> Report:
     begun = time.perf_counter_ns()
     back_up.check_files()
-    work = _Pass(back_up.directory, members_max or _guess_members(back_up), expect, key)
+    work = _Pass(back_up.directory, members_max or guess_members(back_up), expect, key)
     for path, batch in back_up.batches():
         work.feed(batch, path)
         progress(work.sequence, back_up.sequence)

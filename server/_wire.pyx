@@ -636,6 +636,12 @@ cdef inline bint by_hand(uint8_t method) noexcept nogil:
             or method == METHOD_SET_RUNG or method == METHOD_DECIDE_REVIEW or method == METHOD_CHANGE_BLOCKS)
 
 
+cdef inline bint names_member(uint8_t method) noexcept nogil:
+    # Whether the third field of a write is the member.
+    return not (method == METHOD_ENROLL or method == METHOD_UNLINK or method == METHOD_SET_SEGMENTS or method == METHOD_DECIDE_REVIEW
+                or method == METHOD_ANSWER_CHALLENGE or method == METHOD_CHANGE_BLOCKS)
+
+
 cdef inline bint is_query(uint8_t method) noexcept nogil:
     return method == METHOD_GET_BALANCE or method == METHOD_GET_OPERATION or method == METHOD_QUOTE
 
@@ -647,7 +653,7 @@ cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nog
     elif tag == 18:
         read_stamp(reader, &reader.sent)
         command.given |= GIVEN_SENT_TIME
-    elif tag == 26 and command.method != METHOD_ENROLL and command.method != METHOD_DECIDE_REVIEW and command.method != METHOD_ANSWER_CHALLENGE and command.method != METHOD_CHANGE_BLOCKS and command.method != METHOD_UNLINK and command.method != METHOD_SET_SEGMENTS:
+    elif tag == 26 and names_member(command.method):
         read_member(reader, &command.member, False, -1)
     else:
         return False
@@ -955,32 +961,22 @@ cdef bint refuse_fault(Outcome* outcome, const Fault* fault) noexcept nogil:
     return refuse_text(outcome, fault.field, fault.index, fault.text)
 
 
+cdef bint check_list(uint32_t total, uint32_t count_max, const Fault* fault, uint16_t field, Outcome* outcome) noexcept nogil:
+    # Of names: not too many, and none of them wrong.
+    if total > count_max:
+        return refuse_number(outcome, field, VALUE_NUMBER, total)
+    return fault.field == 0 or refuse_fault(outcome, fault)
+
+
 cdef bint check_names(const Reader* reader, const Command* command, Outcome* outcome) noexcept nogil:
-    # Of SetSegments and SetAttributes.
+    # Of SetSegments, ChangeBlocks and SetAttributes.
     if command.method == METHOD_SET_SEGMENTS:
-        if reader.add_total > SEGMENTS_MAX:
-            return refuse_number(outcome, FIELD_CHANGES_ADD, VALUE_NUMBER, reader.add_total)
-        if reader.add.field != 0:
-            return refuse_fault(outcome, &reader.add)
-        if reader.remove_total > SEGMENTS_MAX:
-            return refuse_number(outcome, FIELD_CHANGES_REMOVE, VALUE_NUMBER, reader.remove_total)
-        if reader.remove.field != 0:
-            return refuse_fault(outcome, &reader.remove)
-    elif command.method == METHOD_CHANGE_BLOCKS:
-        if reader.add_total > SEGMENTS_MAX:
-            return refuse_number(outcome, FIELD_ADD, VALUE_NUMBER, reader.add_total)
-        if reader.add.field != 0:
-            return refuse_fault(outcome, &reader.add)
-        if reader.remove_total > SEGMENTS_MAX:
-            return refuse_number(outcome, FIELD_REMOVE, VALUE_NUMBER, reader.remove_total)
-        if reader.remove.field != 0:
-            return refuse_fault(outcome, &reader.remove)
-    elif command.method == METHOD_SET_ATTRIBUTES:
-        if reader.add_total > FAVOURITES_MAX:
-            return refuse_number(outcome, FIELD_FAVOURITES, VALUE_NUMBER, reader.add_total)
-        if reader.add.field != 0:
-            return refuse_fault(outcome, &reader.add)
-    return True
+        return (check_list(reader.add_total, SEGMENTS_MAX, &reader.add, FIELD_CHANGES_ADD, outcome)
+                and check_list(reader.remove_total, SEGMENTS_MAX, &reader.remove, FIELD_CHANGES_REMOVE, outcome))
+    if command.method == METHOD_CHANGE_BLOCKS:
+        return (check_list(reader.add_total, SEGMENTS_MAX, &reader.add, FIELD_ADD, outcome)
+                and check_list(reader.remove_total, SEGMENTS_MAX, &reader.remove, FIELD_REMOVE, outcome))
+    return command.method != METHOD_SET_ATTRIBUTES or check_list(reader.add_total, FAVOURITES_MAX, &reader.add, FIELD_FAVOURITES, outcome)
 
 
 cdef bint check_receipt_end(const Reader* reader, const Command* command, Outcome* outcome) noexcept nogil:

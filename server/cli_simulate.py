@@ -75,17 +75,14 @@ def simulate(
     from ledger.journal import JournalError
     from ledger.rules import ProgramError, compile_file
 
-    try:
-        limits = {"from_us": _moment(begin), "until_us": _moment(end)}
-    except ValueError as error:
-        raise fail(f"--from and --to are days or moments such as 2026-03-01: {error}") from None
+    span = _span(begin, end)
     bar = Bar()
     try:
         compiled = compile_file(program)
         other = compile_file(against) if against is not None else None
         if (source / "FORMAT").exists():
             made = work.simulate(source, compiled, against=other, progress=lambda done, total: bar.update("simulate", done, total),
-                                 **{name: value for name, value in limits.items() if value is not None})
+                                 **span)
         else:
             if begin or end:
                 raise fail("--from and --to are for data directories: give only the files of these days")
@@ -116,6 +113,15 @@ def simulate(
         err.print(f"written: {escape(str(path))}")
 
 
+def _span(begin: str | None, end: str | None) -> dict[str, int]:
+    """The moments that were given, as `from_us` and `until_us`. Errors: typer.Exit."""
+    try:
+        moments = {"from_us": _moment(begin), "until_us": _moment(end)}
+    except ValueError as error:
+        raise fail(f"--from and --to are days or moments such as 2026-03-01: {error}") from None
+    return {name: moment for name, moment in moments.items() if moment is not None}
+
+
 def _limits(source: Path, file: Path, begin: str | None, end: str | None, plot: Path | None, as_json: bool) -> None:
     try:
         from ledger import backtest as work
@@ -124,17 +130,14 @@ def _limits(source: Path, file: Path, begin: str | None, end: str | None, plot: 
     from ledger.journal import JournalError
     from ledger.rules import ProgramError
 
-    try:
-        span = {"from_us": _moment(begin), "until_us": _moment(end)}
-    except ValueError as error:
-        raise fail(f"--from and --to are days or moments such as 2026-03-01: {error}") from None
+    span = _span(begin, end)
     if not (source / "FORMAT").exists():
         raise fail(f"{source} is no data directory (it has no FORMAT): limits are tested over a journal, as receipts in files do not say "
                    "where they come from")
     bar = Bar()
     try:
         made = work.back_test(source, file, progress=lambda done, total: bar.update("limits", done, total),
-                              **{name: value for name, value in span.items() if value is not None})
+                              **span)
         if plot is not None:
             plot.write_text(_limits_picture(made))
     except ProgramError as error:

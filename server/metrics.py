@@ -223,6 +223,7 @@ class FollowerCollector(Collector):
 # By Result2.refused and Notice.kind of ledger/_evaluate.pxd.
 RULES_REFUSED = ("", "too_many_lines", "absurd_amount", "total_differs", "unknown_store", "burn_not_possible", "burn_step", "burn_too_high",
                  "burn_below_min", "points_overflow", "too_many_awards")
+COUNTER_TABLES = ("calendar", "sliding", "different")  # of limits, as CoreStats has them
 ANSWERS = ("", "shadow", "mark", "refuse", "challenge", "reduce", "review")  # by LimitAction
 NOTICES = ("", "store", "sku", "category", "promo_code", "tender", "channel")
 
@@ -246,6 +247,9 @@ def _rules(engine: Mapping[str, Any]) -> Iterator[Metric]:
                   [((name,), core["rules_refused"][number]) for number, name in enumerate(RULES_REFUSED) if name], "reason")
     yield _family(Row("", "ledger_limit_above", "counter", "Commands and look-ups that were above a limit, since its image was loaded."),
                   [((row["name"], ANSWERS[row["answer"]]), row["above"]) for row in told["limits"]], "limit", "answer")
+    for name, key, what in (("ledger_limit_counters", "limit_counters", "Counters of limits in use, by table."),
+                            ("ledger_limit_counters_room", "limit_counters_room", "Counters of limits that there is room for, by table.")):
+        yield _family(Row("", name, "gauge", what), [((table,), core[key][number]) for number, table in enumerate(COUNTER_TABLES)], "table")
     yield _family(Row("", "ledger_blocked_rows", "gauge", "Rows of the block lists."), [((), core["blocks"])])
     yield _family(Row("", "ledger_blocks_version", "gauge", "Changes of the block lists so far."), [((), core["blocks_version"])])
     yield _family(Row("", "ledger_receipt_notices", "counter", "What was not known in receipts that were written, by kind."),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ledger import backtest, published
+from ledger import backtest, published, room
 from ledger._backtest import BackTest
 from ledger.journal import read_entry
 from ledger.rules.syntax import ProgramError
@@ -216,8 +216,8 @@ def test_tables_that_are_too_small_are_made_larger(tmp_path: Path, monkeypatch: 
     shop = Lived()
     busy(shop, SEED, 2)
     whole, _ = run(shop, tmp_path, LIMITS)
-    monkeypatch.setattr(backtest, "MEMBERS_GUESS_MIN", 1)
-    monkeypatch.setattr(backtest, "GUESS_GROUPS", 0)
+    monkeypatch.setattr(room, "MEMBERS_GUESS_MIN", 1)
+    monkeypatch.setattr(room, "GUESS_GROUPS", 0)
     small, _ = run(shop, tmp_path, LIMITS)
     assert (small.limits, small.top, small.days) == (whole.limits, whole.top, whole.days)
 

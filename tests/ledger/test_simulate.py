@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ledger import simulate
+from ledger import room, simulate
 from ledger.export import export
 from ledger.journal import read_entry
 from ledger.rules import CompiledProgram, check, compile_file, lower2
@@ -206,8 +206,8 @@ def test_other_wallets_are_refused(tmp_path: Path) -> None:
 def test_tables_that_are_too_small_are_made_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = lived(SOURCE, days=5).write(tmp_path / "data")
     whole = simulate.simulate(data, compiled(tmp_path, NEW))
-    monkeypatch.setattr(simulate, "MEMBERS_GUESS_MIN", 1)
-    monkeypatch.setattr(simulate, "GUESS_GROUPS", 0)
+    monkeypatch.setattr(room, "MEMBERS_GUESS_MIN", 1)
+    monkeypatch.setattr(room, "GUESS_GROUPS", 0)
     small = simulate.simulate(data, compiled(tmp_path, NEW))
     assert small.cost == whole.cost and small.members == whole.members
 
