@@ -27,12 +27,12 @@ from ledger._evaluate cimport (
     REFUSED_TOO_MANY_LINES, REFUSED_TOTAL_DIFFERS, REFUSED_UNKNOWN_STORE, Result2, Scratch, evaluate, list_burn_limits, result_close,
     result_open, scratch_close, scratch_open, window_number,
 )
-from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, siphash
+from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, key_of_return, siphash
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
     CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_STORES, ENTITLEMENTS_MAX, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow,
-    LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_UNKNOWN_BALANCE, SPEED_SLIDING,
-    VELOCITY_COUNTERS_MAX, VELOCITY_VOLATILE,
+    LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_RETURN, OF_UNKNOWN_BALANCE, SPEED_SLIDING,
+    VELOCITY_COUNTERS_MAX, VELOCITY_GIVES_BACK, VELOCITY_VOLATILE,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
     WINDOW_ROLLING, WINDOW_YEAR, name_find, table_find_slice, zone_span_at,
 )
@@ -159,6 +159,7 @@ cdef struct Decision:           # scratch of the command being decided
     int64_t points_max          # of what is earned, by limits; INT64_MAX: all
     bint reviewed               # what is earned is pending until somebody approves it
     bint challenge_passed       # for this command
+    int64_t sale_minor          # total of the receipt that comes back
     QuoteToken token
 
 cdef struct DayCache:           # [from, until) is `day`
@@ -198,6 +199,7 @@ cdef enum:                      # KeyPart: bits of ImageVelocity.keys, by their 
 cdef struct Measured:           # of one entry, or of a look-up
     VelocityNow now             # the ledger's time
     int64_t time_s              # UTC, of the purchase; never after the ledger's
+    int32_t offset_s            # of the store's zone
     int32_t day                 # store time
     int32_t[5] windows          # that it lies in, by VelocityKind
     uint32_t events             # bits, as ImageVelocity.of
@@ -207,6 +209,7 @@ cdef struct Measured:           # of one entry, or of a look-up
     int64_t earned
     int64_t taken
     int64_t reserved
+    int64_t returned            # what was earned by a receipt that comes back
     int64_t money               # minor units
     int64_t quantity            # thousandths, of the line with most
     uint32_t member_print       # fingerprints of what may be counted by kind
@@ -274,6 +277,7 @@ cdef struct Core:
     int32_t looked_since_day
     DayWindows[WINDOWS_KNOWN] windows
     uint32_t keys_asked         # KEY_* that limits of the programme in force count by
+    uint32_t gives_back         # OF_* of its counters that give back
     uint32_t[VELOCITY_COUNTERS_MAX] key_sets    # every different one
     uint32_t key_set_count
     Measured measured           # of the entry at hand
@@ -909,6 +913,8 @@ cdef bint check_fields(Core* core, const Command* command, Decision* d, Outcome*
         return check_case(command, outcome)
     if method == METHOD_CHANGE_BLOCKS:
         return check_blocks(core, command, outcome)
+    if method == METHOD_RETURN:
+        return check_return(command, d, outcome)
     if command.hashed & HASHED_MEMBER:
         d.member_hash = command.member_hash
     elif not check_member(core, &command.member, -1, &d.member_hash, outcome):
@@ -961,7 +967,7 @@ cdef bint check_world(Core* core, const Command* command, Decision* d, Outcome* 
     if d.receipt_keyed:
         # A day far ahead would make every later receipt look older than memory reaches.
         day = day_from_yyyymmdd(command.business_day)
-        if day > d.today + 1 or day < day_of(core, &core.age_day, d.now_us - core.program.max_age_us) - 1:
+        if day > d.today + 1 or (command.method != METHOD_RETURN and day < day_of(core, &core.age_day, d.now_us - core.program.max_age_us) - 1):
             return refuse_number(outcome, FIELD_RECEIPT_BUSINESS_DAY if in_receipt else FIELD_KEY_BUSINESS_DAY, command.business_day)
     if in_receipt and (command.currency.size != 3 or memcmp(command.currency.data, core.program.currency, 3) != 0):
         return refuse_text(outcome, STATUS_FIELD_INVALID, FIELD_RECEIPT_CURRENCY_CODE, command.currency)
@@ -1012,6 +1018,8 @@ cdef uint8_t kind_of(uint8_t method) noexcept nogil:
         return KIND_ANSWER_CHALLENGE
     if method == METHOD_CHANGE_BLOCKS:
         return KIND_CHANGE_BLOCKS
+    if method == METHOD_RETURN:
+        return KIND_RETURN
     return method
 
 
@@ -1024,7 +1032,7 @@ cdef bint by_hand(uint8_t method) noexcept nogil:
 
 
 cdef bint is_write(uint8_t method) noexcept nogil:
-    return METHOD_EARN <= method <= METHOD_ENROLL or by_hand(method) or method == METHOD_ANSWER_CHALLENGE
+    return METHOD_EARN <= method <= METHOD_ENROLL or by_hand(method) or method == METHOD_ANSWER_CHALLENGE or method == METHOD_RETURN
 
 
 cdef inline bint decides_case(uint8_t method) noexcept nogil:
@@ -1033,7 +1041,7 @@ cdef inline bint decides_case(uint8_t method) noexcept nogil:
 
 cdef inline bint names_member(uint8_t method) noexcept nogil:
     # Whether a write says `member`.
-    return method != METHOD_ENROLL and method != METHOD_UNLINK and method != METHOD_CHANGE_BLOCKS and not decides_case(method)
+    return not (method == METHOD_ENROLL or method == METHOD_UNLINK or method == METHOD_CHANGE_BLOCKS or method == METHOD_RETURN or decides_case(method))
 
 
 cdef uint16_t differing_receipt_key(const Command* command, const Context* context, bint in_receipt) noexcept nogil:
@@ -1268,6 +1276,7 @@ include "_core_limits.pxi"
 include "_core_cases.pxi"
 include "_core_blocks.pxi"
 include "_core_decide.pxi"
+include "_core_returns.pxi"
 include "_core_quote.pxi"
 
 
@@ -1323,6 +1332,8 @@ cdef void ask_runs(const Core* core, const Command* command, const Decision* d, 
         outcome.lookup.ask |= ASK_RECEIPT
         outcome.lookup.receipt = d.receipt_hash
         outcome.lookup.business_day = command.business_day
+        if command.method == METHOD_RETURN:
+            outcome.lookup.ask |= ASK_RETURN
 
 
 cdef bint entry_of_request(const Core* core, uint64_t sequence, Hash128 request, bint by_run, EntryView* view, Outcome* outcome) noexcept nogil:
@@ -1594,8 +1605,8 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_RESERVATION, command.reservation_id)
     if d.receipt_keyed:
         put_tag(writer, CONTEXT_BUSINESS_DAY, command.business_day)
-    if earns_by(method):
-        put_tag(writer, CONTEXT_TOTAL, command.total_minor)
+    if earns_by(method) or method == METHOD_RETURN:
+        put_tag(writer, CONTEXT_TOTAL, d.sale_minor if method == METHOD_RETURN else command.total_minor)
     if command.payment != PAYMENT_NONE:
         put_tag(writer, CONTEXT_PAYMENT, command.payment)
     if method == METHOD_ENROLL:
@@ -1799,6 +1810,7 @@ cdef void open_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
     d.points_max = INT64_MAX
     d.reviewed = False
     d.challenge_passed = False
+    d.sale_minor = 0
 
 
 cdef void begin_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
@@ -1880,6 +1892,7 @@ cdef uint32_t write_end_of_reservation(Core* core, Decision* d, const Reservatio
     write_after(&writer, core, d, &core.accounts[reservation.member - 1])
     write_reservation(&writer, reservation.id, RESERVATION_EXPIRED, reservation.wallet, reservation.reserved_points, 0,
                       reservation.expire_time_us - d.now_us)
+    write_reserve_back(&writer, core, d, reservation)
     return entry_finish(&writer)
 
 
@@ -2166,7 +2179,7 @@ cdef uint32_t write_command(Core* core, const Command* command, Decision* d, con
 
 
 cdef bint execute_of_members(Core* core, const Command* command, Decision* d, uint8_t* entry, Outcome* outcome) noexcept nogil:
-    # Writes that neither earn nor take: who a member is, what they may, and what was decided about them. False: it is none of them.
+    # Writes that neither earn nor take: who a member is, what they may, what was decided about them, what is undone. False: it is none of them.
     cdef uint8_t method = command.method
     if method == METHOD_ENROLL:
         execute_enroll(core, command, d, entry, outcome)
@@ -2184,6 +2197,8 @@ cdef bint execute_of_members(Core* core, const Command* command, Decision* d, ui
         execute_answer(core, command, d, entry, outcome)
     elif method == METHOD_CHANGE_BLOCKS:
         execute_blocks(core, command, d, entry, outcome)
+    elif method == METHOD_RETURN:
+        execute_return(core, command, d, entry, outcome)
     else:
         return False
     return True
@@ -2294,6 +2309,8 @@ cdef void execute_write(Core* core, const Command* command, int64_t now_us, uint
         count_rules(core, d)
     if limits_hold(core):
         write_limits(&writer, core, d.member if account != NULL else <uint32_t>core.stats.members + 1)
+    if method == METHOD_RELEASE:
+        write_reserve_back(&writer, core, d, captured)
     size = entry_finish(&writer)
     finish_write(core, writer.start, size, outcome)
 
@@ -2344,6 +2361,8 @@ cdef bint core_foresee(const Core* core, const Command* command, Lookup* lookup)
         lookup.ask |= ASK_RECEIPT
         lookup.receipt = command.receipt_hash
         lookup.business_day = command.business_day
+        if command.method == METHOD_RETURN:
+            lookup.ask |= ASK_RETURN
     return lookup.ask != 0
 
 
@@ -2860,6 +2879,9 @@ cdef void remember_keys(Core* core, const EntryView* view) noexcept nogil:
     if context.store.size > STORE_BYTES_MAX or context.till.size > TILL_BYTES_MAX or context.number.size > RECEIPT_NUMBER_BYTES_MAX:
         return
     key = receipt_key_hash(<int32_t>context.values[CONTEXT_BUSINESS_DAY], context.store, context.till, context.number)
+    if header.kind == KIND_RETURN:
+        slot_set_first(keys_put(receipts, key_of_return(key), context.values[CONTEXT_BUSINESS_DAY], sequence), sequence)
+        return
     slot = keys_put(receipts, key, context.values[CONTEXT_BUSINESS_DAY], sequence)
     earns = header.kind == KIND_EARN or header.kind == KIND_COMMIT
     pays = header.kind == KIND_BURN or header.kind == KIND_CAPTURE or context.values[CONTEXT_PAYMENT] != PAYMENT_NONE
@@ -2949,9 +2971,9 @@ cdef int core_apply(Core* core, const uint8_t* entry, uint32_t size) noexcept no
         result = apply_blocks(core, &view.sections[SECTION_BLOCKS])
         if result == APPLY_OK:
             remember_keys(core, &view)
-    elif KIND_EARN <= header.kind <= KIND_ANSWER_CHALLENGE:
+    elif KIND_EARN <= header.kind <= KIND_RETURN:
         # Limits are judged, and counted, by what was before the entry.
-        if header.kind <= KIND_ENROLL:
+        if header.kind <= KIND_ENROLL or header.kind == KIND_RETURN or header.kind == KIND_EXPIRE_RESERVATION:
             result = apply_velocity(core, &view)
         if result == APPLY_OK and header.status == STATUS_OK:
             result = apply_member(core, &view)

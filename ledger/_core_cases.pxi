@@ -280,6 +280,7 @@ cdef int apply_cases(Core* core, const EntryView* view) noexcept nogil:
     # What an entry opens and closes.
     cdef const EntryHeader* header = view.header
     cdef Context context
+    cdef Sale sale
     cdef uint16_t limit = limit_with(&view.sections[SECTION_LIMITS], LIMIT_CHALLENGE if header.status == STATUS_CHALLENGE_NEEDED else LIMIT_REVIEW)
     if header.status == STATUS_CHALLENGE_NEEDED:
         return open_case(core, view, CASE_CHALLENGE, limit)
@@ -291,6 +292,8 @@ cdef int apply_cases(Core* core, const EntryView* view) noexcept nogil:
             return decide_case(core, view, &context)
         if context.given >> CONTEXT_CASE & 1:
             case_remove(core, <uint64_t>context.values[CONTEXT_CASE])
+        if header.kind == KIND_RETURN and returned_read(view, &sale):
+            case_remove(core, sale.earned_by)       # nothing is left to be decided
     elif header.kind == KIND_DECIDE_REVIEW or header.kind == KIND_ANSWER_CHALLENGE:
         return APPLY_RESERVATION
     if limit != 0 and points_under_review(view) != 0:

@@ -26,7 +26,7 @@ cdef void origin_of(const Core* core, const Command* command, Origin* origin) no
     # What the command says beside its receipt key.
     cdef uint32_t part
     origin.given = command.origins
-    if command.given & GIVEN_RECEIPT_KEY:
+    if command.given & GIVEN_RECEIPT_KEY and command.method != METHOD_RETURN:
         origin.given &= ~(<uint32_t>1 << ORIGIN_STORE | <uint32_t>1 << ORIGIN_TILL)
     for part in range(<uint32_t>ORIGIN_DEVICE, <uint32_t>ORIGIN_COUNT):
         if origin.given >> part & 1:
@@ -64,7 +64,9 @@ cdef bint origin_read(const Slice* section, Origin* origin) noexcept nogil:
 
 cdef void write_origin(EntryWriter* writer, const Core* core, const Command* command, const Decision* d) noexcept nogil:
     # Where there are limits, or the command says where it comes from.
-    cdef const Slice* store = &command.store if command.given & GIVEN_RECEIPT_KEY else &command.origin[ORIGIN_STORE]
+    # A receipt may come back in another store than it was sold in.
+    cdef bint elsewhere = command.method == METHOD_RETURN and command.origins >> ORIGIN_STORE & 1
+    cdef const Slice* store = &command.store if command.given & GIVEN_RECEIPT_KEY and not elsewhere else &command.origin[ORIGIN_STORE]
     cdef Origin origin
     cdef uint32_t part
     if command.origins == 0 and not limits_hold(core):
@@ -96,7 +98,7 @@ cdef bint differs_in_origin(const Core* core, const Command* command, const Entr
 
 cdef bint check_origin(const Command* command, Outcome* outcome) noexcept nogil:
     # Of a request that has one. A store or till beside a receipt key is that of the key.
-    cdef bint keyed = command.given & GIVEN_RECEIPT_KEY
+    cdef bint keyed = command.given & GIVEN_RECEIPT_KEY and command.method != METHOD_RETURN
     if not (check_text(command.origin[ORIGIN_DEVICE], 0, DEVICE_BYTES_MAX, FIELD_ORIGIN_DEVICE, outcome)
             and check_text(command.origin[ORIGIN_CASHIER], 0, CASHIER_BYTES_MAX, FIELD_ORIGIN_CASHIER, outcome)
             and check_text(command.origin[ORIGIN_PAYMENT_CARD], 0, PAYMENT_CARD_BYTES_MAX, FIELD_ORIGIN_PAYMENT_CARD, outcome)
@@ -270,6 +272,7 @@ cdef void know_time(Core* core, Measured* m, int64_t now_us, int64_t business_us
     m.now.now_s = div_floor(now_us, MICROSECONDS)
     m.now.today = m.now.windows[VELOCITY_DAY]
     m.time_s = div_floor(min_i64(business_us, now_us), MICROSECONDS)
+    m.offset_s = offset_s
     local_s = m.time_s + offset_s
     m.day = <int32_t>div_floor(local_s, 86_400)
     windows_of(core, m.day, m.windows)
@@ -301,13 +304,15 @@ cdef uint32_t events_asked(uint8_t kind, const Context* context, bint opens) noe
         events |= OF_BURN
     if kind == KIND_RESERVE:
         events |= OF_RESERVE
+    if kind == KIND_RETURN:
+        events = OF_RETURN
     if opens:
         events |= OF_ENROLL
     return events
 
 
 cdef uint32_t events_of(const EntryHeader* header, const Context* context) noexcept nogil:
-    if header.kind > KIND_ENROLL:
+    if header.kind > KIND_ENROLL and header.kind != KIND_RETURN:
         return 0                # by hand: a limit is for who stands at a till
     if header.status != STATUS_OK:
         return OF_REFUSAL if is_counted_refusal(header.status) else 0
@@ -387,6 +392,7 @@ cdef bint measure_with(Core* core, const EntryView* view, const Context* context
     # offset_s: of the store's zone, where the entry has no ORIGIN.
     cdef const EntryHeader* header = view.header
     cdef Origin origin
+    cdef Slice nothing
     cdef uint64_t identifier
     memset(m, 0, sizeof(Measured))
     m.events = events_of(header, context)
@@ -396,14 +402,25 @@ cdef bint measure_with(Core* core, const EntryView* view, const Context* context
         origin.offset_s = offset_s
     know_time(core, m, header.time_us, business_of(view, context), origin.offset_s)
     know_origin(m, &origin)
-    know_place(core, m, &context.store, &context.till, &origin)
+    if header.kind == KIND_RETURN and origin.given >> ORIGIN_STORE & 1:
+        memset(&nothing, 0, sizeof(Slice))
+        know_place(core, m, &nothing, &nothing, &origin)
+    else:
+        know_place(core, m, &context.store, &context.till, &origin)
     know_member(core, m, header.member)
     identifier = identifier_part(view, context)
     if identifier != 0:
         know(m, PART_IDENTIFIER, identifier)
     m.money = context.values[CONTEXT_TOTAL]
     m.reserved = context.values[CONTEXT_POINTS] if header.kind == KIND_RESERVE else 0
-    return measure_points(view, m) and measure_lines(view, keys, m)
+    if not (measure_points(view, m) and measure_lines(view, keys, m)):
+        return False
+    if header.kind == KIND_RETURN:
+        # Its postings have the other sign.
+        m.returned = -m.earned
+        m.earned = 0
+        m.taken = 0
+    return True
 
 
 cdef bint limits_open(Core* core) noexcept nogil:
@@ -446,6 +463,8 @@ cdef inline int64_t amount_of(const Measured* m, uint8_t measure, uint32_t of) n
         points = m.earned if of & OF_EARN else 0
         if of & OF_BURN:
             points += m.taken
+        if of & OF_RETURN:
+            points += m.returned
         return points + (m.reserved if of & OF_RESERVE else 0)
     if measure == COUNT_MONEY:
         return m.money
@@ -495,10 +514,13 @@ cdef void ask_keys(Core* core, const Program2* rules) noexcept nogil:
     cdef uint32_t i, j
     core.keys_asked = 0
     core.key_set_count = 0
+    core.gives_back = 0
     if rules == NULL:
         return
     core.keys_asked = keys_of(rules)
     for i in range(rules.counts[SECTION2_VELOCITY]):
+        if rules.velocity[i].flags & VELOCITY_GIVES_BACK:
+            core.gives_back |= rules.velocity[i].of
         j = 0
         while j < core.key_set_count and core.key_sets[j] != rules.velocity[i].keys:
             j += 1
@@ -553,12 +575,16 @@ cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m
 
 cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
     # Under the definitions in force at this entry.
+    cdef int result
     if core.key_set_count == 0:
         return APPLY_OK
     # What was judged just now is measured already: the same bytes, before the same state.
     if core.measured_entry != <const uint8_t*>view.header and not measure_entry(core, view, core.keys_asked, &core.measured):
         return APPLY_FRAMING
-    return count_in_all(&core.velocity, <const Program2*>core.program.rules, &core.measured)
+    result = count_in_all(&core.velocity, <const Program2*>core.program.rules, &core.measured)
+    if result == APPLY_OK and view.sections[SECTION_GIVEN_BACK].data != NULL:
+        result = count_back(core, &core.velocity, <const Program2*>core.program.rules, view)
+    return result
 
 
 # --- judging ------------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from ledger._atomic cimport load_u64, store_u64
 from ledger._core cimport APPLY_OK, Core, CoreSizes, core_close, core_keys, core_keys_room, core_open, core_remember, core_set_covered
 from ledger._core cimport KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST
-from ledger._hash cimport Hash128, fold
-from ledger._layout cimport ASK_ANY_TIME, ASK_RECEIPT, ASK_REQUEST, EntryHeader, Facts, GROUP_HEADER_BYTES, GroupHeader, Lookup
+from ledger._hash cimport Hash128, fold, key_of_return
+from ledger._layout cimport ASK_ANY_TIME, ASK_RECEIPT, ASK_REQUEST, ASK_RETURN, EntryHeader, Facts, GROUP_HEADER_BYTES, GroupHeader, Lookup
 from ledger._limits cimport JOURNAL_MAP_BYTES, RUNS_MAX, RUN_STEP_BLOCKS
 from ledger._lmdb cimport (
     MDB_APPEND, MDB_CREATE, MDB_FIRST, MDB_LAST, MDB_MAP_FULL, MDB_NEXT, MDB_NORDAHEAD, MDB_NOSYNC, MDB_NOTFOUND, MDB_NOTLS, MDB_PREV, MDB_RDONLY,
@@ -647,11 +647,13 @@ cdef bint ask_request(Ids* ids, const Lookup* lookup, Facts* facts) noexcept nog
 
 
 cdef bint ask_receipt(Ids* ids, const Lookup* lookup, Facts* facts) noexcept nogil:
-    # A run may know only one of a receipt's two entries.
+    # A run may know only one of a receipt's entries.
     cdef uint64_t at = ids.read_runs
+    cdef Hash128 returned = key_of_return(lookup.receipt)
+    cdef bint asks_return = lookup.ask & ASK_RETURN != 0
     cdef const RunRef* ref
     cdef const KeySlot* slot
-    while at > 0 and (facts.first == 0 or facts.second == 0):
+    while at > 0 and (facts.first == 0 or facts.second == 0 or (asks_return and facts.returned == 0)):
         at -= 1
         ref = &ids.refs[at]
         if ref.kind != KEYS_RECEIPT or lookup.business_day < ref.order_min or lookup.business_day > ref.order_max:
@@ -661,6 +663,11 @@ cdef bint ask_receipt(Ids* ids, const Lookup* lookup, Facts* facts) noexcept nog
         if slot != NULL:
             facts.first = facts.first if facts.first != 0 else slot_first(slot)
             facts.second = facts.second if facts.second != 0 else slot_second(slot)
+        if asks_return and facts.returned == 0:
+            if not run_find(ids, <uint32_t>at + 1, returned, &slot):
+                return False
+            if slot != NULL:
+                facts.returned = slot_first(slot)
     return True
 
 

@@ -256,7 +256,8 @@ cdef enum:                          # ImageVelocity, ImageLimit
     OF_BALANCE = 32
     OF_UNKNOWN_BALANCE = 64
     OF_LOOK_UPS = 96                # the two above: in memory only
-    OF_ALL = 127
+    OF_RETURN = 128
+    OF_ALL = 255
     KEY_MEMBER = 1                  # keys: per which key, bits
     KEY_IDENTIFIER = 2
     KEY_PAYMENT_CARD = 4
@@ -292,6 +293,7 @@ cdef enum:                          # ImageVelocity, ImageLimit
     RUNG_BLOCKED = 3
     RUNG_EXCLUDED = 4
     VELOCITY_VOLATILE = 1           # ImageVelocity.flags: counts look-ups, which no entry and no snapshot knows
+    VELOCITY_GIVES_BACK = 2         # what is returned or released leaves it
 
 cdef struct ImageHeader2:       # 256 bytes
     uint32_t magic              # IMAGE_MAGIC
@@ -1112,9 +1114,11 @@ cdef inline bint image_counts_hold(const Program2* p, uint32_t of, uint32_t keys
         return False
     if of & OF_ENROLL and (keys & (KEY_MEMBER | KEY_IDENTIFIER) or segments[0] or segments[1]):
         return False
-    if of != OF_EARN and (keys & KEY_BASKET or measure == COUNT_MONEY or measure == COUNT_QUANTITY):
+    if of != OF_EARN and (keys & KEY_BASKET or (measure == COUNT_MONEY and of != OF_RETURN) or measure == COUNT_QUANTITY):
         return False
-    if measure == COUNT_POINTS and of & ~(OF_EARN | OF_BURN | OF_RESERVE):
+    if of & OF_RETURN and keys & KEY_IDENTIFIER:
+        return False
+    if measure == COUNT_POINTS and of & ~(OF_EARN | OF_BURN | OF_RESERVE | OF_RETURN):
         return False
     if measure == COUNT_QUANTITY and window != SPEED_RECEIPT:
         return False
@@ -1140,7 +1144,11 @@ cdef inline bint image_counters_hold(const Program2* p) noexcept nogil:
                 return False
         elif counter.window_s != 0:
             return False
-        if counter.flags != (VELOCITY_VOLATILE if counter.of & OF_LOOK_UPS else 0):
+        if counter.flags & VELOCITY_GIVES_BACK:
+            if (counter.flags != VELOCITY_GIVES_BACK or counter.of & ~(OF_EARN | OF_BURN | OF_RESERVE) or counter.window == SPEED_SLIDING
+                    or counter.measure > COUNT_MONEY):
+                return False
+        elif counter.flags != (VELOCITY_VOLATILE if counter.of & OF_LOOK_UPS else 0):
             return False
         for j in range(i):
             if p.velocity[j].id == counter.id:

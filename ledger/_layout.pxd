@@ -40,7 +40,8 @@ cdef enum:                      # Method
     METHOD_ANSWER_CHALLENGE = 26
     METHOD_LIST_REVIEWS = 27    # never a Command's
     METHOD_CHANGE_BLOCKS = 28   # the control port only
-    METHOD_COUNT = 29
+    METHOD_RETURN = 30
+    METHOD_COUNT = 31
 
 # What an entry does. 1..18 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
@@ -62,6 +63,7 @@ cdef enum:                      # EntryKind
     KIND_DECIDE_REVIEW = 16
     KIND_ANSWER_CHALLENGE = 17
     KIND_CHANGE_BLOCKS = 18
+    KIND_RETURN = 19            # a receipt was given back
     KIND_PROGRAM = 20           # a programme comes into force: image and source
     KIND_DIGEST = 21            # the state digest after all earlier entries
     KIND_RESTORE = 22           # a back-up was restored: the first entry of a new epoch; changes nothing
@@ -105,7 +107,9 @@ cdef enum:                      # SectionType
     SECTION_LIMITS = 32         # limits that the command was above
     SECTION_RUNG = 33       # a move of the member on the ladder
     SECTION_BLOCKS = 34         # what comes into the block lists and goes out of them
-    SECTION_COUNT = 35          # known types are 1..34; others are kept and skipped
+    SECTION_RETURNED = 35       # the receipt that was given back, and what was missing
+    SECTION_GIVEN_BACK = 36     # what counters of limits give back
+    SECTION_COUNT = 37          # known types are 1..36; others are kept and skipped
 
 # Tags of the CONTEXT section. Below 128: zigzag varint; from 128: one length byte and that many bytes.
 cdef enum:                      # ContextTag
@@ -212,6 +216,7 @@ cdef enum:                      # AskBit of Lookup.ask
     ASK_REQUEST = 1             # the request id, in the runs whose sent_times reach to its own
     ASK_RECEIPT = 2             # the receipt key, in the runs whose business days reach to its own
     ASK_ANY_TIME = 4            # the request id in every run: its sent_time is not known
+    ASK_RETURN = 8              # beside ASK_RECEIPT: whether it was returned
 
 cdef struct Lookup:             # what the runs of dropped keys are asked for one command
     Hash128 request
@@ -224,6 +229,7 @@ cdef struct Facts:              # what they said
     uint64_t request            # sequence of the request id's entry; 0: in no run
     uint64_t first              # of the receipt key: its earn; 0: in no run
     uint64_t second             # of the receipt key: its burn or capture; 0: in no run
+    uint64_t returned           # of the receipt key: its return; 0: in no run
     uint64_t requests_until     # the runs that were asked hold the request ids of every entry up to this sequence
     uint64_t receipts_until     # and the receipt keys
     uint32_t unreadable         # 1: a run cannot be read, so nothing is known

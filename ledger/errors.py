@@ -121,6 +121,12 @@ STATUSES = (
            "there is no open challenge {a}, or it is not passed, is another member's, or its 15 minutes are over"),
     Status(66, "REVIEW_NOT_FOUND", NOT_FOUND, False, False, "review_id", "", "there is no open review {a}"),
     Status(67, "BLOCKED", FAILED_PRECONDITION, False, True, "", "", "this card, identifier, device or till is blocked"),
+    # returns: not remembered
+    Status(68, "RECEIPT_NOT_FOUND", NOT_FOUND, False, False, "", "",
+           "no receipt with this key was posted: if it is still on its way, send its return again behind it"),
+    Status(69, "RECEIPT_ALREADY_RETURNED", ALREADY_EXISTS, False, False, "sequence", "", "this receipt was already returned by entry {a}"),
+    Status(70, "RECEIPT_OF_TWO_MEMBERS", FAILED_PRECONDITION, False, False, "earner_id", "payer_id",
+           "member {a} earned by this receipt and member {b} paid with points: give it back by hand, with AdjustPoints for each"),
     # capacity and readiness: not remembered, nothing written
     Status(40, "MEMBERS_LIMIT", RESOURCE_EXHAUSTED, False, False, "members_max", "",
            "the ledger is full: {a} members; start it with a larger --members-max"),
@@ -229,7 +235,7 @@ FIELDS = (
     Field(58, "operator", _text("a name", 1, limits.OPERATOR_BYTES_MAX)),
     Field(59, "reason", _text("a reason", 1, limits.REASON_BYTES_MAX)),
     Field(60, "commands", f"must be 1..{limits.BATCH_COMMANDS_MAX} commands"),
-    Field(61, "commands", "must be one of earn, burn, reserve, capture, release, commit and enroll"),
+    Field(61, "commands", "must be one of earn, burn, reserve, capture, release, commit, enroll and return_receipt"),
     Field(62, "members", f"must be 1..{limits.BATCH_COMMANDS_MAX} members"),
     Field(65, "page_size", f"must be 0..{limits.PAGE_SIZE_MAX} (0: {limits.PAGE_SIZE_DEFAULT})"),
     Field(66, "from_sequence", "must be at least 1, or 0: from now on"),
@@ -245,6 +251,7 @@ FIELDS = (
           "without folders"),
     Field(76, "rules", "must be a source or a version"),
     Field(77, "to", "must be a version or a source"),
+    Field(93, "receipt_key", "must be set"),
     Field(91, "add", f"must be at most {limits.SEGMENTS_MAX} of card:, phone:, email:, app:, device:, till:STORE/TILL, "
           "a * at the end for what begins so (not phone, email); at least one"),
     Field(92, "remove", "must be as those of add"),

@@ -40,7 +40,7 @@ WALK_TRIES = 3  # a meta page half written is gone at the next look
 
 KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "commit", 7: "enroll", 8: "expire_lots",
          9: "expire_reservation", 10: "adjust", 11: "link", 12: "unlink", 13: "set_segments", 14: "set_attributes",
-         15: "set_rung", 16: "decide_review", 17: "answer_challenge", 18: "change_blocks",
+         15: "set_rung", 16: "decide_review", 17: "answer_challenge", 18: "change_blocks", 19: "return",
          20: "program", 21: "digest", 22: "restore", 23: "program_part"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
@@ -617,6 +617,16 @@ def _origin(cursor: _Cursor) -> dict[str, Any]:
     return {"offset_s": offset_s, "parts": {cursor.byte(): cursor.take(8) for _ in iter(cursor.more, False)}}
 
 
+def _given_back(cursor: _Cursor) -> list[dict[str, Any]]:
+    rows = []
+    while cursor.more():
+        row = {"of": cursor.varint(), "time_s": cursor.signed(), "offset_s": cursor.signed(), "earned_points": cursor.varint(),
+               "burned_points": cursor.varint(), "reserved_points": cursor.varint(), "total_minor": cursor.varint()}
+        parts = cursor.varint()
+        rows.append({**row, "parts": {part: cursor.take(8) for part in range(parts.bit_length()) if parts >> part & 1}})
+    return rows
+
+
 def _reservation(cursor: _Cursor) -> dict[str, Any]:
     value = {"id": cursor.varint(), "state": cursor.byte(), "wallet": cursor.varint(), "reserved_points": cursor.signed(),
              "captured_points": cursor.signed(), "expire_time_us": cursor.signed()}
@@ -695,6 +705,8 @@ SECTIONS: dict[int, tuple[str, Any]] = {
     32: ("limits", lambda c: {"cut": c.varint(), "above": _rows(c, limit="varint", answer="byte")}),
     34: ("blocks", lambda c: {"version": c.varint(), "rows": [(c.byte(), c.byte(), c.byte(), c.take(8)) for _ in iter(c.more, False)]}),
     33: ("rung", lambda c: {"before": c.byte(), "after": c.byte(), "until_s": c.varint(), "limit": c.varint()}),
+    35: ("returned", lambda c: {"earned_by": c.varint(), "paid_by": c.varint(), "missing": _rows(c, wallet="varint", points="varint")}),
+    36: ("given_back", _given_back),
     28: ("quote", lambda c: {"program": c.varint(), "business_time_us": c.signed(), "changed": c.byte()}),
 }
 

@@ -7,7 +7,7 @@ from libc.string cimport memcmp
 
 from ledger._layout cimport (
     METHOD_ANSWER_CHALLENGE, METHOD_BATCH_GET_BALANCES, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL,
-    METHOD_GET_BALANCE, METHOD_GET_OPERATION, METHOD_HEALTH_CHECK, METHOD_NONE, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE,
+    METHOD_GET_BALANCE, METHOD_GET_OPERATION, METHOD_HEALTH_CHECK, METHOD_NONE, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RETURN,
 )
 
 cdef enum:
@@ -64,6 +64,8 @@ cdef inline uint8_t grpc_method(const uint8_t* path, size_t size) noexcept nogil
             return METHOD_COMMIT
         if memcmp(name, b"ReservePoints", 13) == 0:
             return METHOD_RESERVE
+        if memcmp(name, b"ReturnReceipt", 13) == 0:
+            return METHOD_RETURN
     elif size == 18:
         if memcmp(name, b"CaptureReservation", 18) == 0:
             return METHOD_CAPTURE

@@ -19,9 +19,9 @@ from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
-    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_CHANGE_BLOCKS, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
+    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RETURN, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_CHANGE_BLOCKS, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
-    ORIGIN_CASHIER, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_PARTNER, ORIGIN_PAYMENT_CARD, ORIGIN_STORE, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE,
+    ORIGIN_CASHIER, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_PARTNER, ORIGIN_PAYMENT_CARD, ORIGIN_STORE, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RETURNED, SECTION_RULES_STATE,
     DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
 )
 from ledger._evaluate cimport (
@@ -636,10 +636,15 @@ cdef inline bint by_hand(uint8_t method) noexcept nogil:
             or method == METHOD_SET_RUNG or method == METHOD_DECIDE_REVIEW or method == METHOD_CHANGE_BLOCKS)
 
 
+cdef inline bint is_posted(uint32_t method) noexcept nogil:
+    # Whether it may be a command of a batch.
+    return METHOD_EARN <= method <= METHOD_ENROLL or method == METHOD_RETURN
+
+
 cdef inline bint names_member(uint8_t method) noexcept nogil:
     # Whether the third field of a write is the member.
     return not (method == METHOD_ENROLL or method == METHOD_UNLINK or method == METHOD_SET_SEGMENTS or method == METHOD_DECIDE_REVIEW
-                or method == METHOD_ANSWER_CHALLENGE or method == METHOD_CHANGE_BLOCKS)
+                or method == METHOD_ANSWER_CHALLENGE or method == METHOD_CHANGE_BLOCKS or method == METHOD_RETURN)
 
 
 cdef inline bint is_query(uint8_t method) noexcept nogil:
@@ -825,6 +830,10 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
     elif method == METHOD_ENROLL and tag == 26:
         read_identifier(reader, command)
     elif method == METHOD_ENROLL and tag == 34:
+        read_origin(reader, command)
+    elif method == METHOD_RETURN and tag == 26:
+        read_receipt_key(reader, command, False)
+    elif method == METHOD_RETURN and tag == 34:
         read_origin(reader, command)
     elif method == METHOD_ANSWER_CHALLENGE and tag == 24:
         command.case_id = <int64_t>read_varint(reader)
@@ -1120,7 +1129,7 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
         return True
     if method == METHOD_ANSWER_CHALLENGE:
         command.verdict = 2
-    elif not is_query(method) and (method < METHOD_EARN or method > METHOD_ENROLL) and not by_hand(method):
+    elif not is_query(method) and not is_posted(method) and not by_hand(method):
         outcome_forget(outcome)
         outcome.status = STATUS_METHOD_UNKNOWN
         return False
@@ -1139,7 +1148,7 @@ cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Comman
 
 cdef inline bint is_post(uint32_t tag) noexcept nogil:
     # A member of PostCommand's oneof. Their field numbers are the numbers of their methods.
-    return tag & 7 == 2 and METHOD_EARN <= tag >> 3 <= METHOD_ENROLL
+    return tag & 7 == 2 and is_posted(tag >> 3)
 
 
 cdef bint look_at_post(Reader* reader) noexcept nogil:
@@ -1556,6 +1565,19 @@ cdef void out_balance(Out* out, const Program* program, const Outcome* outcome) 
     out_time(out, 34, outcome.balance.read_time_us)
 
 
+cdef void out_returned(Out* out, const EntryView* view) noexcept nogil:
+    # What a ReturnReceiptResponse says beside its entry.
+    cdef Cursor cursor
+    cdef int64_t missing = 0
+    cursor_open(&cursor, &view.sections[SECTION_RETURNED])
+    out_int(out, 32, <int64_t>get_varint(&cursor))
+    out_int(out, 40, <int64_t>get_varint(&cursor))
+    while cursor_more(&cursor):
+        get_varint(&cursor)
+        missing += <int64_t>get_varint(&cursor)
+    out_int(out, 48, missing)
+
+
 cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil:
     cdef Out writer
     cdef EntryView view
@@ -1594,6 +1616,9 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
         return <uint32_t>(writer.at - out)
     out_after(&writer, 18, program, &view)
     out_int(&writer, 24, outcome.replayed != 0)
+    if method == METHOD_RETURN:
+        out_returned(&writer, &view)
+        return <uint32_t>(writer.at - out)
     out_reservation(&writer, 34, program, &view)
     if method == METHOD_EARN or method == METHOD_COMMIT:
         out_result(&writer, 34 if method == METHOD_EARN else 42, &view)

@@ -18,7 +18,7 @@ ADMIN_SERVICE = "loyalty.ledger.v1.AdminService"
 # Method of ledger/_layout.pxd by the name of its call; numbers are never reused.
 METHODS = {"EarnPoints": 1, "BurnPoints": 2, "ReservePoints": 3, "CaptureReservation": 4, "ReleaseReservation": 5,
            "CommitReceipt": 6, "EnrollMember": 7, "GetBalance": 8, "GetOperation": 9,
-           "AnswerChallenge": 26, "BatchPost": 14, "BatchGetBalances": 15, "QuoteReceipt": 16}
+           "ReturnReceipt": 30, "AnswerChallenge": 26, "BatchPost": 14, "BatchGetBalances": 15, "QuoteReceipt": 16}
 ADMIN_METHODS = {"AdjustPoints": 11, "LinkIdentifier": 12, "UnlinkIdentifier": 13, "SetSegments": 17, "SetAttributes": 18,
                  "PublishRules": 19, "GetRules": 20, "ListRules": 21, "DiffRules": 22, "SetRung": 24, "DecideReview": 25,
                  "ListReviews": 27, "ChangeBlocks": 28}  # on the control port only

@@ -172,6 +172,7 @@ class LimitFlag(IntEnum):
     """ImageVelocity.flags."""
 
     VOLATILE = 1
+    GIVES_BACK = 2
 
 
 class RuleSet(IntEnum):

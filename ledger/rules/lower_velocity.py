@@ -21,7 +21,8 @@ def lower_limits(programme: tree.Programme) -> tuple[np.ndarray, np.ndarray]:
     index = {counter: i for i, counter in enumerate(programme.counters, start=1)}
     counters, limits = np.zeros(len(index), VELOCITY), np.zeros(len(programme.limits), LIMIT)
     for counter, row in zip(index, counters, strict=True):
-        row["id"], row["window_s"], row["flags"] = counter_id(counter), counter.window_s, LimitFlag.VOLATILE * counter.volatile
+        row["id"], row["window_s"] = counter_id(counter), counter.window_s
+        row["flags"] = LimitFlag.VOLATILE * counter.volatile | LimitFlag.GIVES_BACK * counter.gives_back
         what_counts(programme, counter, row)
     _no_two_alike(programme)
     for limit, row in zip(programme.limits, limits, strict=True):

@@ -359,7 +359,7 @@ class Tiers:
 # --- limits ------------------------------------------------------------------------------------------------------------
 
 # Each in the order of its number in the image. of and keys: bit 0 is the first.
-OF = ("earns", "burns", "reservations", "enrolments", "refusals", "balances", "unknown_balances")
+OF = ("earns", "burns", "reservations", "enrolments", "refusals", "balances", "unknown_balances", "returns")
 LOOK_UPS = ("balances", "unknown_balances")
 KEYS = ("member", "identifier", "payment_card", "device", "till", "cashier", "store", "partner", "hour", "basket")
 MEASURES = ("count", "points", "money", "members", "stores", "quantity")  # from 1
@@ -378,6 +378,7 @@ class Counter:
     window: str  # receipt: nothing is kept, the command alone is looked at
     window_s: int = 0  # sliding: its length
     segments: frozenset[str] = frozenset()  # empty: all members
+    gives_back: bool = False  # what is returned or released leaves it
 
     @property
     def volatile(self) -> bool:
@@ -389,6 +390,7 @@ def counter_text(one: Counter) -> str:
     """What a counter says, the same for ever: a counter's number in the state is a hash of it."""
     window = f"{one.window} {one.window_s}" if one.window == "sliding" else one.window
     rows = [f"of {' '.join(one.of)}", f"measure {one.measure}", f"per {' '.join(one.per)}", f"window {window}"]
+    rows += ["gives back"] * one.gives_back
     return "".join(f"{row}\n" for row in [*rows, *(f"segment {name}" for name in sorted(one.segments))])
 
 

@@ -14,7 +14,7 @@ from ruamel.yaml.nodes import Node, ScalarNode
 
 from ledger import limits
 from ledger.rules import syntax, tree
-from ledger.rules.shape import Choice, Got, Key, Kind, ListOf, Name, Number, OneOrMore, Raw, Reading, Record, Span, Text, Whole
+from ledger.rules.shape import Choice, Flag, Got, Key, Kind, ListOf, Name, Number, OneOrMore, Raw, Reading, Record, Span, Text, Whole
 from ledger.rules.syntax import Problems, ProgramError, read_decimal, read_span, shown
 
 LIMITS_MAX = 256
@@ -28,16 +28,7 @@ CALENDAR = ("day", "week", "month", "ever")
 _UNITS = {"minutes": 1440, "hours": 24}
 _SECONDS = {"minutes": 60, "hours": 3600, "days": 86_400}
 _POSTED = ("earns", "burns", "reservations")
-
-
-class _Of(Choice):
-    """What is counted."""
-
-    def read(self, r, node, path):
-        if isinstance(node, ScalarNode) and node.value == "returns":
-            r.wrong(node, path, f"the service posts no returns yet, so there is nothing to count; must be {self.right}")
-            return None
-        return super().read(r, node, path)
+_ENTRIES = tuple(word for word in tree.OF if word not in tree.LOOK_UPS)
 
 
 class _Window(Kind):
@@ -59,11 +50,12 @@ class _Window(Kind):
 _LIMIT = Record(
     {
         "name": Key(Text(limits.RULE_NAME_BYTES_MAX), "its name, no two alike", must=True),
-        "of": Key(OneOrMore(_Of(*tree.OF), len(tree.OF)), "which entries (or look-ups) are counted", must=True),
+        "of": Key(OneOrMore(Choice(*tree.OF), len(tree.OF)), "which entries (or look-ups) are counted", must=True),
         "measure": Key(Choice(*tree.MEASURES), "what of them is counted", default="count"),
         "per": Key(OneOrMore(Choice(*tree.KEYS), KEYS_PER_LIMIT_MAX), "for each of these, or each combination of up to three", must=True),
         "window": Key(_Window(), "in which time", must=True),
         "segments": Key(OneOrMore(Name("segment"), limits.SEGMENTS_MAX), "only members in one of these segments; default: all", default=()),
+        "gives_back": Key(Flag(), "what is returned or released is taken out of the counter", default=False),
         "at_most": Key(Raw(), "the bound"),
         "at_most_means": Key(Number(3, 1, MEANS_MAX, "a number"), "so many times the mean money of the receipts so far"),
         "after": Key(Whole(2, RECEIPTS_MAX), "with at_most_means: from so many receipts on"),
@@ -197,10 +189,11 @@ class _Limit:
         window, window_s = got["window"]
         counts = tree.Counter(
             tuple(word for word in tree.OF if word in got["of"]), got["measure"], tuple(word for word in tree.KEYS if word in got["per"]),
-            window, window_s, frozenset(got["segments"]))
+            window, window_s, frozenset(got["segments"]), got["gives_back"])
         self.of_alone(counts)
         self.keys(counts)
         self.measures(counts)
+        self.gives_back(counts)
         self.answers(counts)
         at_most = self.bound(counts)
         if self.told:
@@ -217,8 +210,8 @@ class _Limit:
 
     def of_alone(self, counts: tree.Counter) -> None:
         """Look-ups are counted in memory, entries in the state: no counter is both."""
-        if not counts.volatile and set(counts.of) & set(tree.LOOK_UPS):  # in the tuple's order they are the last
-            self.wrong("of", f"balances and unknown_balances are look-ups, which no entry knows, must not stand beside {counts.of[0]}")
+        if set(counts.of) & set(tree.LOOK_UPS) and (others := [word for word in counts.of if word not in tree.LOOK_UPS]):
+            self.wrong("of", f"balances and unknown_balances are look-ups, which no entry knows, must not stand beside {others[0]}")
 
     def keys(self, counts: tree.Counter) -> None:
         of, per = counts.of, counts.per
@@ -230,6 +223,7 @@ class _Limit:
             ("enrolments", "member", "a member is opened once"),
             ("enrolments", "identifier", "an identifier opens one account"),
             ("unknown_balances", "member", "none was found"),
+            ("returns", "identifier", "a return names a receipt, no member"),
         ):
             if word in of and key in per:
                 self.wrong("per", f"{key} has no meaning of {word}: {why}")
@@ -245,8 +239,8 @@ class _Limit:
 
     def measures(self, counts: tree.Counter) -> None:
         of, per, measure, window = counts.of, counts.per, counts.measure, counts.window
-        allowed = {"count": tree.OF, "points": _POSTED, "money": ("earns",), "quantity": ("earns",), "members": tree.OF[:5],
-                   "stores": tree.OF[:5]}[measure]
+        allowed = {"count": tree.OF, "points": (*_POSTED, "returns"), "money": of if of == ("returns",) else ("earns",), "quantity": ("earns",),
+                   "members": _ENTRIES, "stores": _ENTRIES}[measure]
         if other := [word for word in of if word not in allowed]:
             only = "" if measure in ("members", "stores") else f", must be of {' or '.join(allowed)}"
             self.wrong("measure", f"{measure} has no meaning of {other[0]}{only}")
@@ -264,6 +258,17 @@ class _Limit:
                     self.wrong("per", f"{key} has no meaning with measure {measure}: {why}")
             if measure == "members" and of == ("enrolments",):
                 self.wrong("measure", "members has no meaning of enrolments: each opens another member, must be count")
+
+    def gives_back(self, counts: tree.Counter) -> None:
+        """Only what adds up, in windows that keep one sum, can be taken out again."""
+        if not counts.gives_back:
+            return
+        if other := [word for word in counts.of if word not in _POSTED]:
+            self.wrong("gives_back", f"has no meaning of {other[0]}, must be of {' or '.join(_POSTED)}")
+        elif counts.window not in CALENDAR:
+            self.wrong("gives_back", f"has a meaning only with one of the windows {', '.join(CALENDAR)}")
+        elif counts.measure not in ("count", "points", "money"):
+            self.wrong("gives_back", f"has no meaning with measure {counts.measure}: who was there has been there")
 
     def answers(self, counts: tree.Counter) -> None:
         got, of = self.got, counts.of

@@ -21,7 +21,7 @@ METHODS: dict[int, type[Message]] = {
     9: pb.GetOperationRequest, 11: admin.AdjustPointsRequest, 12: admin.LinkIdentifierRequest, 13: admin.UnlinkIdentifierRequest,
     16: pb.QuoteReceiptRequest, 17: admin.SetSegmentsRequest, 18: admin.SetAttributesRequest,
     24: admin.SetRungRequest, 25: admin.DecideReviewRequest, 26: pb.AnswerChallengeRequest,
-    28: admin.ChangeBlocksRequest,
+    28: admin.ChangeBlocksRequest, 30: pb.ReturnReceiptRequest,
 }
 ANSWERS: dict[int, type[Message]] = {
     number: getattr(admin if kind.DESCRIPTOR.file is admin.DESCRIPTOR else pb, kind.DESCRIPTOR.name.replace("Request", "Response"))
