@@ -48,7 +48,8 @@ SHIFT_HOUR, TILLS = 15, 4
 PAYS_EVERY = 7
 FUEL_FROM = 1000  # the data's quantities above it are thousandths of a gallon
 CASES, CASES_QUICK = 30, 4  # of each pattern
-EARN, BURN, RESERVE, CAPTURE, ENROLL, BALANCE, SET_SEGMENTS = 1, 2, 3, 4, 7, 8, 17
+EARN, BURN, RESERVE, CAPTURE, ENROLL, BALANCE, SET_SEGMENTS, RETURN = 1, 2, 3, 4, 7, 8, 17, 30
+RETURNED_SHARE = 0.01  # of honest receipts, the upper end of what groceries see
 LIMITS_SECTION = 32
 GROUP = 256  # entries
 MEMBERS_MAX = 600_000  # far more than there are: counters have room by it, and a full table refuses receipts (docs/fraud.md)
@@ -83,6 +84,9 @@ AIMS: dict[str, tuple[str, ...]] = {
     "Reservations in a day": ("emptied by holds",),
     "Points burnt in a day": ("emptied account",),
     "Burns by one device": ("account farm",),
+    "Returns of a member": ("brought back over and over",),
+    "Money brought back": ("large and brought back", "brought back over and over"),
+    "Returns at one cashier": ("returns by a cashier",),
     "Refused over and over": ("refused over and over",),
     "Refusals at one till": ("refused over and over",),
 }
@@ -106,6 +110,7 @@ class Event:
     pieces: int = 0  # of the first line; 0: as it is
     part: tuple[int, int] = (0, 1)  # which of so many parts of the lines
     share: int = 1  # of the points that there are, one part in so many; 0: far more than there are
+    sale: str = ""  # by which a receipt and its return know each other; a receipt that never comes back has none
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,13 @@ class World:
         return [card for card, rows in sorted(self.seen.items())
                 if card not in staff and sum(self.receipts[row][0] < middle for row in rows) >= 6]
 
+    @cached_property
+    def returned(self) -> dict[int, int]:
+        """Rows of honest receipts that come back, and when."""
+        dice = random.Random(self.seed + 3)
+        return {row: self.receipts[row][0] + dice.randint(1, 14) * DAY_US for rows in self.seen.values() for row in rows
+                if dice.random() < RETURNED_SHARE and self.total(row) > 0}
+
     def total(self, row: int) -> int:
         """In kopecks."""
         _, _, _, first, count = self.receipts[row]
@@ -204,7 +216,10 @@ class World:
                 events.append(Event(at_us - MINUTE_US, BALANCE, card if dice.random() > 0.02 else f"{card}x", **said))
                 share = 0 if dice.random() < 0.02 else 2  # some ask for more than they have
                 events.append(Event(at_us - MINUTE_US // 2, RESERVE if count[card] % (2 * PAYS_EVERY) else BURN, card, share=share, **said))
-            events.append(Event(at_us, EARN, card, row=row, **said))
+            events.append(Event(at_us, EARN, card, row=row, sale=f"row-{row}", **said))
+            if row in self.returned:
+                back_us, desk = self.returned[row], str(row % TILLS + 1)
+                events.append(Event(back_us, RETURN, card, store=store, till=desk, cashier=cashier_of(store, desk, back_us), sale=f"row-{row}"))
         return events
 
 
@@ -227,6 +242,7 @@ class Planting:
     dice: random.Random
     cases: list[Case] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    taken: set[int] = field(default_factory=set)  # rows of honest receipts that a case has returned
 
     def all(self, count: int) -> None:
         for pattern, plant in PATTERNS.items():
@@ -362,6 +378,37 @@ class Planting:
             self.add(at, what, card, store, device=f"thief-{self.cases[-1].number}", share=left)
             at += self.dice.randint(2, 20) * MINUTE_US
 
+    def bring_back(self, sale: str, bought: int, card: str, store: str, **said: Any) -> int:
+        """A receipt, and its return 1..5 days later. When it was."""
+        self.add(bought, EARN, card, store, row=self.basket(), sale=sale, **said)
+        back = bought + self.dice.randint(1, 5) * DAY_US
+        self.add(back, RETURN, card, store, sale=sale)
+        return back
+
+    def returner(self) -> None:
+        """2..12 receipts in two weeks, all brought back."""
+        store, card, at = self.store(), self.card(), self.moment()
+        for number in range(self.dice.randint(2, 12)):
+            self.bring_back(f"{self.cases[-1].number}-{number}", at, card, store)
+            at += self.dice.randint(1, 28) * HOUR_US
+
+    def large_back(self) -> None:
+        """An order of 5,000 to 60,000 for its points, which are spent before it is brought back."""
+        store, card, at = self.store(), self.card(), self.moment()
+        back = self.bring_back(f"{self.cases[-1].number}", at, card, store, total=self.dice.randint(500_000, 6_000_000))
+        self.add(back - HOUR_US, BURN, card, store)
+
+    def cashier_returns(self) -> None:
+        """A cashier gives back 3..20 receipts of the last weeks and keeps the money."""
+        world, store, at = self.world, self.store(), self.moment(15, 5)
+        recent = [row for card, rows in sorted(world.seen.items()) for row in rows
+                  if world.receipts[row][2] == store and at - 30 * DAY_US < world.receipts[row][0] < at - HOUR_US
+                  and row not in world.returned and row not in self.taken and world.total(row) > 0]
+        for row in self.dice.sample(recent, min(len(recent), self.dice.randint(3, 20))):
+            self.taken.add(row)
+            self.add(at, RETURN, card_of(world.receipts[row][1]), store, sale=f"row-{row}")
+            at += self.dice.randint(2, 12) * MINUTE_US
+
     def refused(self) -> None:
         """5..40 attempts to take more than there is."""
         store, card, at = self.store(), self.card(), self.moment()
@@ -389,6 +436,9 @@ PATTERNS: dict[str, Callable[[Planting], None]] = {
     "emptied account": lambda planting: planting.emptied(BURN),
     "emptied by holds": lambda planting: planting.emptied(RESERVE),
     "refused over and over": Planting.refused,
+    "brought back over and over": Planting.returner,
+    "large and brought back": Planting.large_back,
+    "returns by a cashier": Planting.cashier_returns,
 }
 
 
@@ -421,6 +471,7 @@ class Till:
         self.answered: dict[int, Event] = {}
         self.met: list[tuple[Event, tuple[int, ...]]] = []
         self.failed: Counter[str] = Counter()
+        self.keys: dict[str, pb.ReceiptKey] = {}
 
     def call(self, method: int, request: Any, at_us: int) -> tuple[int, bytes, int]:
         self.sent += 1
@@ -458,6 +509,8 @@ class Till:
             if answer[0] == 0:
                 self.know(event.who, pb.EarnPointsResponse.FromString(answer[1]).wallets)
             return answer
+        if event.what == RETURN:
+            return self.call(RETURN, pb.ReturnReceiptRequest(receipt_key=self.keys[event.sale], origin=origin), event.at_us)
         if event.what == ENROLL:
             return self.call(ENROLL, pb.EnrollMemberRequest(identifiers=[member], origin=origin), event.at_us)
         if event.what == BALANCE:
@@ -501,6 +554,8 @@ class Till:
         if event.pieces and made.lines:
             made.lines[0].quantity_milli = event.pieces * 1000
         made.total_minor = sum(line.amount_minor for line in made.lines)
+        if event.sale:
+            self.keys[event.sale] = made.key
         return made
 
 

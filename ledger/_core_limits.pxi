@@ -582,7 +582,7 @@ cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
     if core.measured_entry != <const uint8_t*>view.header and not measure_entry(core, view, core.keys_asked, &core.measured):
         return APPLY_FRAMING
     result = count_in_all(&core.velocity, <const Program2*>core.program.rules, &core.measured)
-    if result == APPLY_OK and view.sections[SECTION_GIVEN_BACK].data != NULL:
+    if result == APPLY_OK:
         result = count_back(core, &core.velocity, <const Program2*>core.program.rules, view)
     return result
 
@@ -907,12 +907,15 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
     cdef Cursor cursor
     cdef Measured m
     cdef uint32_t i
+    cdef int result
     memset(found, 0, sizeof(PastEntry))
     if not entry_view(entry, size, &view):
         return APPLY_FRAMING
-    if core.program == NULL or not KIND_EARN <= view.header.kind <= KIND_ENROLL:
+    if core.program == NULL:
         return APPLY_OK
     programme_of(core, view.header.time_us)
+    if not KIND_EARN <= view.header.kind <= KIND_ENROLL and view.header.kind != KIND_RETURN:
+        return count_back(core, &past.velocity, rules, &view)
     context_read(&view, &context)
     if not measure_with(core, &view, &context, keys_of(rules), offset_then(core, &view, &context), &m):
         return APPLY_FRAMING
@@ -945,4 +948,5 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
         return APPLY_OK
     m.earned = min_i64(m.earned, judged.points_max)
     found.cut = found.earned - m.earned
-    return count_in_all(&past.velocity, rules, &m)
+    result = count_in_all(&past.velocity, rules, &m)
+    return result if result != APPLY_OK else count_back(core, &past.velocity, rules, &view)

@@ -433,6 +433,8 @@ cdef int count_back(Core* core, Velocity* tables, const Program2* rules, const E
     cdef Cursor cursor
     cdef Measured m
     cdef uint32_t i
+    if view.sections[SECTION_GIVEN_BACK].data == NULL:
+        return APPLY_OK
     cursor_open(&cursor, &view.sections[SECTION_GIVEN_BACK])
     while cursor_more(&cursor):
         if not read_given_back(core, view, &cursor, &m):

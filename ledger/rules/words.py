@@ -207,7 +207,7 @@ def limit(programme: tree.Programme, one: tree.Limit) -> str:
     text = f"{one.name}: {bound}, per {keys}{'' if one.mean_after else ' ' + span_of(counts)}"
     if counts.segments:
         text += f", of members in {any_of(sorted(counts.segments))}"
-    text += f"; above it {ABOVE[one.then]}"
+    text += f"{', less what comes back' if counts.gives_back else ''}; above it {ABOVE[one.then]}"
     if one.rung is not None:
         text += f", and the member is {one.rung}" + (f" for {seconds(one.lasts_s)}" if one.lasts_s else "")
     return text
