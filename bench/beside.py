@@ -408,7 +408,7 @@ def next_expiry(from_s: float) -> tuple[int, int]:
 
 def points(metrics: dict[str, float], what: str) -> float:
     """Of all wallets, since the journal's begin."""
-    return sum(value for name, value in metrics.items() if name.startswith(f"ledger_{what}_points_total"))
+    return sum(value for name, value in metrics.items() if name.startswith((f"ledger_{what}_points_total{{", f"ledger_{what}_points{{")))
 
 
 def main(

@@ -198,8 +198,8 @@ def fresh_directory(data: Path, console: Console) -> None:
 
 def wallet_points(samples: dict[str, float], kind: str) -> int:
     """Points of one kind over all wallets from /metrics: issued, redeemed, expired, ever_reserved. Errors: DemoFailed."""
-    name = f"ledger_{kind}_points_total"
-    found = [value for key, value in samples.items() if key.startswith(name)]
+    name = f"ledger_{kind}_points"
+    found = [value for key, value in samples.items() if key.split("{")[0].removesuffix("_total") == name]
     if not found:
         raise DemoFailed(f"the service's /metrics has no {name}")
     return int(sum(found))

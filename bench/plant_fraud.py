@@ -219,7 +219,8 @@ class World:
             events.append(Event(at_us, EARN, card, row=row, sale=f"row-{row}", **said))
             if row in self.returned:
                 back_us, desk = self.returned[row], str(row % TILLS + 1)
-                events.append(Event(back_us, RETURN, card, store=store, till=desk, cashier=cashier_of(store, desk, back_us), sale=f"row-{row}"))
+                events.append(Event(back_us, RETURN, card, store=store, till=desk, cashier=cashier_of(store, desk, back_us),
+                                    sale=f"row-{row}"))
         return events
 
 

@@ -187,21 +187,27 @@ ANSWERS = (("refused", "refuse: what all of them together would have stopped"), 
            ("review", "review: points wait"), ("reduced", "reduce"), ("marked", "mark"), ("shadow", "shadow: nobody is met"),
            ("stopped_then", "of those looked at: limits had refused them when they came"))
 
+WIDE = 115  # columns of a terminal that the table of limits fills
+
 
 def _print_limits(made: Any) -> None:
     def points(value: int) -> str:
         return decimal(value, made.points_digits) if value else ""
 
-    table = Table(title=f"{escape(made.file)} over the journal of {escape(made.programme)}", title_justify="left")
-    for name in ("limit", "then", "counted", "above", "earned", "burned", "members", "of all", "seldom", "often"):
-        table.add_column(name, justify="left" if name in ("limit", "then") else "right")
+    table = Table(title=f"{escape(made.file)} over the journal of {escape(made.programme)}", title_justify="left", box=None, pad_edge=False,
+                  header_style="bold")
+    wide = out.width >= WIDE  # else the names would be cut to nothing; --json has all
+    for name in ("limit", "then", "counted", "above", *(("earned", "burned") if wide else ()), "members", *(("of all",) if wide else ()),
+                 "seldom", "often"):
+        table.add_column(name, justify="left" if name in ("limit", "then") else "right", no_wrap=name == "limit")
     for limit in made.limits:
         if limit.testable:
-            table.add_row(escape(limit.name), limit.then, f"{limit.counted:,}", f"{limit.above.entries:,}", points(limit.above.earned),
-                          points(limit.above.burned), f"{limit.members:,}", share(limit.members, made.members), f"{limit.seldom:,}",
-                          f"{limit.often:,}", style=None if limit.above.entries else "dim")
+            row = [escape(limit.name), limit.then, f"{limit.counted:,}", f"{limit.above.entries:,}"]
+            row += [points(limit.above.earned), points(limit.above.burned)] if wide else []
+            row += [f"{limit.members:,}", *([share(limit.members, made.members)] if wide else []), f"{limit.seldom:,}", f"{limit.often:,}"]
+            table.add_row(*row, style=None if limit.above.entries else "dim")
         else:
-            table.add_row(escape(limit.name), limit.then, *[""] * 8, style="dim")
+            table.add_row(escape(limit.name), limit.then, style="dim")
     out.print(table)
     if untold := [limit.name for limit in made.limits if not limit.testable]:
         out.print(f"not testable, as look-ups are not in the journal: {escape(', '.join(untold))}")

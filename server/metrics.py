@@ -143,8 +143,8 @@ HISTOGRAMS = (
     Row("ids.run_us", "ledger_ids_run_duration_seconds", "histogram", "Writing the runs that were due, pauses included.", US),
 )
 WALLETS = (
-    Row("issued_points", "ledger_issued_points", "counter", "Points ever given, from the journal."),
-    Row("redeemed_points", "ledger_redeemed_points", "counter", "Points ever taken by burns and captures."),
+    Row("issued_points", "ledger_issued_points", "gauge", "Points ever given, less what returns and denied reviews took again."),
+    Row("redeemed_points", "ledger_redeemed_points", "gauge", "Points ever taken by burns and captures, less what returns gave back."),
     Row("expired_points", "ledger_expired_points", "counter", "Points ever expired."),
     Row("adjusted_points", "ledger_adjusted_points", "gauge", "Points given by hand less points taken by hand."),
     Row("reserved_points", "ledger_reserved_points", "gauge", "Points held by active reservations now."),

@@ -239,8 +239,8 @@ class _Limit:
 
     def measures(self, counts: tree.Counter) -> None:
         of, per, measure, window = counts.of, counts.per, counts.measure, counts.window
-        allowed = {"count": tree.OF, "points": (*_POSTED, "returns"), "money": of if of == ("returns",) else ("earns",), "quantity": ("earns",),
-                   "members": _ENTRIES, "stores": _ENTRIES}[measure]
+        allowed = {"count": tree.OF, "points": (*_POSTED, "returns"), "money": of if of == ("returns",) else ("earns",),
+                   "quantity": ("earns",), "members": _ENTRIES, "stores": _ENTRIES}[measure]
         if other := [word for word in of if word not in allowed]:
             only = "" if measure in ("members", "stores") else f", must be of {' or '.join(allowed)}"
             self.wrong("measure", f"{measure} has no meaning of {other[0]}{only}")

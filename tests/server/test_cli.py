@@ -148,9 +148,9 @@ def test_a_signal_ends_in_order_and_leaves_nothing_in_the_tail(server: RunningSe
 
 def test_kill_and_start_again_keeps_what_was_answered(server: RunningServer) -> None:
     exec(readme_call().replace("127.0.0.1:7070", server.address()), {})
-    before = server.metrics()['ledger_issued_points_total{wallet="points"}']
+    before = server.metrics()['ledger_issued_points{wallet="points"}']
     server.restart(kill=True)
-    assert server.metrics()['ledger_issued_points_total{wallet="points"}'] == before == 60
+    assert server.metrics()['ledger_issued_points{wallet="points"}'] == before == 60
     assert "Traceback" not in server.log()
 
 

@@ -35,7 +35,7 @@ def test_counts_follow_the_calls(server: RunningServer) -> None:
     assert got['ledger_calls_total{method="GetBalance",outcome="MEMBER_NOT_FOUND",port="checkout"}'] == 1
     assert got['ledger_calls_total{method="BurnPoints",outcome="OK",port="checkout"}'] == 0, "known series begin at 0"
     assert got['ledger_call_duration_seconds_count{method="EarnPoints",port="checkout"}'] == 6
-    assert got['ledger_issued_points_total{wallet="points"}'] == got['ledger_outstanding_points{wallet="points"}'] == 250
+    assert got['ledger_issued_points{wallet="points"}'] == got['ledger_outstanding_points{wallet="points"}'] == 250
     assert (got["ledger_members"], got["ledger_identifiers"], got["ledger_request_ids"]) == (1, 1, 5)
     assert got["ledger_journal_sequence"] == got["ledger_journal_durable_sequence"] == 6
     assert got["ledger_group_entries_sum"] == got["ledger_group_entries_count"]
@@ -63,7 +63,7 @@ def test_rules_are_counted_by_name(server: RunningServer) -> None:
     got = server.metrics()
     rules = {name: value for name, value in got.items() if name.startswith("ledger_rule_")}
     assert rules['ledger_rule_receipts_total{rule="Base points"}'] == got["ledger_evaluated_receipts_total"] == 3
-    points = got['ledger_issued_points_total{wallet="points"}']
+    points = got['ledger_issued_points{wallet="points"}']
     assert rules['ledger_rule_points_total{rule="Base points",wallet="points"}'] == points == 150
     info = [name for name in got if name.startswith("ledger_program_info")]
     assert len(info) == 1 and re.search(r'hash="[0-9a-f]{16}",name="Base",version="1"', info[0]), info
