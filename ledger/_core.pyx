@@ -160,6 +160,7 @@ cdef struct Decision:           # scratch of the command being decided
     bint reviewed               # what is earned is pending until somebody approves it
     bint challenge_passed       # for this command
     int64_t sale_minor          # total of the receipt that comes back
+    const Context* sale         # of the receipt that is reviewed; NULL: of none
     QuoteToken token
 
 cdef struct DayCache:           # [from, until) is `day`
@@ -1605,6 +1606,8 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag(writer, CONTEXT_RESERVATION, command.reservation_id)
     if d.receipt_keyed:
         put_tag(writer, CONTEXT_BUSINESS_DAY, command.business_day)
+    elif d.sale != NULL:
+        put_tag(writer, CONTEXT_BUSINESS_DAY, d.sale.values[CONTEXT_BUSINESS_DAY])
     if earns_by(method) or method == METHOD_RETURN:
         put_tag(writer, CONTEXT_TOTAL, d.sale_minor if method == METHOD_RETURN else command.total_minor)
     if command.payment != PAYMENT_NONE:
@@ -1636,6 +1639,10 @@ cdef void write_context(EntryWriter* writer, const Command* command, const Decis
         put_tag_text(writer, CONTEXT_STORE, command.store)
         put_tag_text(writer, CONTEXT_TILL, command.till)
         put_tag_text(writer, CONTEXT_NUMBER, command.number)
+    elif d.sale != NULL:
+        put_tag_text(writer, CONTEXT_STORE, d.sale.store)
+        put_tag_text(writer, CONTEXT_TILL, d.sale.till)
+        put_tag_text(writer, CONTEXT_NUMBER, d.sale.number)
     if by_hand(method):
         put_tag_text(writer, CONTEXT_OPERATOR, command.operator_name)
         put_tag_text(writer, CONTEXT_REASON, command.reason)
@@ -1811,6 +1818,7 @@ cdef void open_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
     d.reviewed = False
     d.challenge_passed = False
     d.sale_minor = 0
+    d.sale = NULL
 
 
 cdef void begin_decision(Core* core, Decision* d, int64_t now_us) noexcept nogil:
@@ -2879,8 +2887,11 @@ cdef void remember_keys(Core* core, const EntryView* view) noexcept nogil:
     if context.store.size > STORE_BYTES_MAX or context.till.size > TILL_BYTES_MAX or context.number.size > RECEIPT_NUMBER_BYTES_MAX:
         return
     key = receipt_key_hash(<int32_t>context.values[CONTEXT_BUSINESS_DAY], context.store, context.till, context.number)
-    if header.kind == KIND_RETURN:
-        slot_set_first(keys_put(receipts, key_of_return(key), context.values[CONTEXT_BUSINESS_DAY], sequence), sequence)
+    if header.kind == KIND_RETURN or header.kind == KIND_DECIDE_REVIEW:
+        if header.kind == KIND_RETURN:
+            slot_set_first(keys_put(receipts, key_of_return(key), context.values[CONTEXT_BUSINESS_DAY], sequence), sequence)
+        elif context.values[CONTEXT_VERDICT] == 2:
+            slot_set_second(keys_put(receipts, key_of_return(key), context.values[CONTEXT_BUSINESS_DAY], sequence), sequence)
         return
     slot = keys_put(receipts, key, context.values[CONTEXT_BUSINESS_DAY], sequence)
     earns = header.kind == KIND_EARN or header.kind == KIND_COMMIT

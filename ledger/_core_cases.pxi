@@ -189,6 +189,7 @@ cdef void execute_verdict(Core* core, const Command* command, Decision* d, uint8
     cdef Account* account
     cdef EntryWriter writer
     cdef EntryView reviewed
+    cdef Context sale
     cdef const uint8_t* bytes
     cdef uint32_t size = 0
     cdef uint16_t status
@@ -204,6 +205,8 @@ cdef void execute_verdict(Core* core, const Command* command, Decision* d, uint8
     if status != STATUS_OK:
         outcome.status = status
         return
+    context_read(&reviewed, &sale)
+    d.sale = &sale              # a return of the receipt must know that its points are gone
     fill_header(core, entry_begin(&writer, entry), KIND_DECIDE_REVIEW, d)
     write_context(&writer, command, d)
     write_postings(&writer, d)

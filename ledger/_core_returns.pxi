@@ -13,6 +13,7 @@ cdef enum:
 cdef struct Sale:               # what is returned
     uint64_t earned_by          # its earn; 0: none
     uint64_t paid_by            # its burn or capture, the same entry for a commit; 0: none
+    uint64_t denied_by          # the review that took its points; 0: none
     int64_t missing[WALLETS_MAX]    # points that were earned and are spent
     Measured back[2]            # what it was counted as, where counters may give it back
     uint32_t back_count
@@ -23,9 +24,9 @@ cdef struct Sale:               # what is returned
 cdef bint find_sale(const Core* core, const Command* command, const Decision* d, Sale* sale, Outcome* outcome) noexcept nogil:
     # Which entries a receipt key stands for. False: there are none, or it was returned, or the runs must tell first.
     cdef const KeyTable* receipts = &core.keys[KEYS_RECEIPT]
-    cdef uint64_t returned, unused
+    cdef uint64_t returned
     keys_find(receipts, d.receipt_hash, &sale.earned_by, &sale.paid_by)
-    keys_find(receipts, key_of_return(d.receipt_hash), &returned, &unused)
+    keys_find(receipts, key_of_return(d.receipt_hash), &returned, &sale.denied_by)
     if command.business_day <= receipts.forgotten and returned == 0:
         if not runs_kept(receipts):
             refuse(outcome, STATUS_RECEIPT_TOO_OLD, receipts.forgotten, 0)
@@ -35,6 +36,7 @@ cdef bint find_sale(const Core* core, const Command* command, const Decision* d,
             return False
         sale.earned_by = sale.earned_by if sale.earned_by != 0 else command.found.first
         sale.paid_by = sale.paid_by if sale.paid_by != 0 else command.found.second
+        sale.denied_by = sale.denied_by if sale.denied_by != 0 else command.found.denied
         returned = command.found.returned
     if returned != 0:
         refuse(outcome, STATUS_RECEIPT_ALREADY_RETURNED, <int64_t>returned, 0)
@@ -200,6 +202,8 @@ cdef void take_earned(Core* core, Decision* d, const Account* account, const Ent
         d.touched |= <uint32_t>1 << change.wallet
         if change.expiry_day <= d.today and not change.funder & LOT_SLIDES:
             continue
+        if change.available_day >= REVIEW_DAYS and sale.denied_by != 0:
+            continue            # taken already
         lot_of_change(&change, &lot)
         own = lot_like(core, account, &lot)
         if own != NULL and own.expiry_day > d.today:

@@ -79,6 +79,6 @@ cdef extern from *:
 
 
 cdef inline Hash128 key_of_return(Hash128 receipt) noexcept nogil:
-    # Under which a receipt's return is known, beside the receipt itself.
+    # Under which it is known that a receipt came back, or that its points were taken, beside the receipt itself.
     receipt.lo ^= <uint64_t>0x6E72757465720001
     return receipt

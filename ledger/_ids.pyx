@@ -653,7 +653,7 @@ cdef bint ask_receipt(Ids* ids, const Lookup* lookup, Facts* facts) noexcept nog
     cdef bint asks_return = lookup.ask & ASK_RETURN != 0
     cdef const RunRef* ref
     cdef const KeySlot* slot
-    while at > 0 and (facts.first == 0 or facts.second == 0 or (asks_return and facts.returned == 0)):
+    while at > 0 and (facts.first == 0 or facts.second == 0 or (asks_return and (facts.returned == 0 or facts.denied == 0))):
         at -= 1
         ref = &ids.refs[at]
         if ref.kind != KEYS_RECEIPT or lookup.business_day < ref.order_min or lookup.business_day > ref.order_max:
@@ -663,11 +663,12 @@ cdef bint ask_receipt(Ids* ids, const Lookup* lookup, Facts* facts) noexcept nog
         if slot != NULL:
             facts.first = facts.first if facts.first != 0 else slot_first(slot)
             facts.second = facts.second if facts.second != 0 else slot_second(slot)
-        if asks_return and facts.returned == 0:
+        if asks_return:
             if not run_find(ids, <uint32_t>at + 1, returned, &slot):
                 return False
             if slot != NULL:
-                facts.returned = slot_first(slot)
+                facts.returned = facts.returned if facts.returned != 0 else slot_first(slot)
+                facts.denied = facts.denied if facts.denied != 0 else slot_second(slot)
     return True
 
 

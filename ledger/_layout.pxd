@@ -230,6 +230,7 @@ cdef struct Facts:              # what they said
     uint64_t first              # of the receipt key: its earn; 0: in no run
     uint64_t second             # of the receipt key: its burn or capture; 0: in no run
     uint64_t returned           # of the receipt key: its return; 0: in no run
+    uint64_t denied             # of the receipt key: the review that took its points; 0: in no run
     uint64_t requests_until     # the runs that were asked hold the request ids of every entry up to this sequence
     uint64_t receipts_until     # and the receipt keys
     uint32_t unreadable         # 1: a run cannot be read, so nothing is known

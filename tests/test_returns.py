@@ -308,6 +308,18 @@ def test_what_is_under_review_comes_back_and_needs_no_word_any_more(tmp_path: Pa
     shop.check(tmp_path)
 
 
+@pytest.mark.parametrize("verdict", [1, 2])
+def test_what_a_review_took_is_not_taken_twice(tmp_path: Path, verdict: int) -> None:
+    shop = Shop(REVIEWED)
+    shop.sell(200)
+    shop.sell(50)
+    assert shop.call(DECIDE, admin.DecideReviewRequest(review_id=2, verdict=verdict, operator="anna", reason="seen")).entry.sequence
+    answer = shop.bring_back(1)
+    assert answer.entry.earned_points == (-1200 if verdict == 1 else 0) and answer.missing_points == 0
+    assert shop.balance() == {"points": (50, 50), "bonus": (100, 100), "late": (150, 0)}
+    shop.check(tmp_path)
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 LIMITED = SOURCE + """limits:
