@@ -32,7 +32,7 @@ from ledger._table cimport (
 )
 from ledger._velocity cimport (
     CalendarSlot, DistinctSlot, SlidingSlot, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityBest, VelocityHead, VelocityNow,
-    distinct_add, distinct_with, linear_count, sliding_add, sliding_used, velocity_add, velocity_close, velocity_dead_day, velocity_digest,
+    distinct_add, distinct_with, linear_count, recent_add, recent_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_dead_day, velocity_digest,
     velocity_home, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums,
     velocity_record_bytes, velocity_room, velocity_slot, velocity_sweep, velocity_top, velocity_touch, velocity_used, velocity_window,
 )
@@ -586,6 +586,12 @@ cdef class VelocityTables:
 
     def sliding_used(self, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s):
         return sliding_used(&self.tables, key, id, time_s, window_s, &self.time)
+
+    def recent_with(self, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, uint32_t fingerprint):
+        return recent_with(&self.tables, key, id, time_s, window_s, &self.time, fingerprint)
+
+    def recent_add(self, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, uint32_t fingerprint):
+        return recent_add(&self.tables, key, id, time_s, window_s, &self.time, fingerprint)
 
     def sliding_add(self, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, int64_t amount):
         return sliding_add(&self.tables, key, id, time_s, window_s, &self.time, amount)

@@ -6,6 +6,7 @@
 # - Calendar: one slot for even windows and one for odd ones, so that the window at hand and the one before are both exact. A window is dead
 #   when the one behind its successor has begun. What is given back takes from the value, never below 0.
 # - Sliding: a ring of 13 buckets, each a twelfth of the window. Twelve whole ones and the one being filled hold every moment of the last window.
+#   Different ones in such a window are told exactly up to 13, in a slot of the same size.
 # - Distinct: a sorted set of fingerprints up to 1,024 of them, then 32,768 bits that are counted linearly. The first fingerprint stands in the
 #   slot, the others in a piece of an arena, whose eighth word names the slot; so a counter that has seen only one needs no piece, and 1,024
 #   fingerprints need as many words as the bits.
@@ -88,6 +89,7 @@ cdef enum:
     FACT_VELOCITY = 10
     FACT_SLIDING = 11
     FACT_DISTINCT = 12
+    FACT_RECENT = 14            # 13 is that of cases
 
 cdef struct VelocityNow:        # the ledger's time, in which windows die
     int64_t now_s               # UTC seconds since 1970
@@ -106,7 +108,7 @@ cdef struct CalendarSlot:       # 24 bytes
 cdef struct SlidingSlot:        # 72 bytes
     VelocityHead head
     uint32_t bucket_s
-    uint32_t values[SLIDING_BUCKETS]    # of bucket b at b % 13
+    uint32_t values[SLIDING_BUCKETS]    # of bucket b at b % 13; of different ones who was seen last (recent_add)
 
 cdef struct DistinctSlot:       # 32 bytes
     VelocityHead head
@@ -426,6 +428,20 @@ cdef inline Hash128 sliding_fact(const VelocityHead* slot, int32_t bucket) noexc
     return fact_hash(FACT_SLIDING, slot.key, slot.id | <uint64_t><uint32_t>bucket << 32, 0, 0, 0)
 
 
+cdef inline Hash128 recent_fact(const VelocityHead* slot, int32_t bucket, uint32_t fingerprint) noexcept nogil:
+    return fact_hash(FACT_RECENT, slot.key, slot.id | <uint64_t><uint32_t>bucket << 32, fingerprint >> 4, 0, 0)
+
+
+cdef inline uint32_t recent_oldest(const SlidingSlot* slot, uint32_t seen) noexcept nogil:
+    # Which of them, all in use, makes room for another one: who was seen longest ago, of several the smallest. SLIDING_BUCKETS: the other itself.
+    cdef uint32_t i, place = SLIDING_BUCKETS, oldest = seen
+    for i in range(<uint32_t>SLIDING_BUCKETS):
+        if slot.values[i] & 15 > oldest & 15 or (slot.values[i] & 15 == oldest & 15 and slot.values[i] < oldest):
+            oldest = slot.values[i]
+            place = i
+    return place
+
+
 cdef inline Hash128 distinct_fact(const VelocityHead* slot, uint32_t what, uint32_t is_bit) noexcept nogil:
     return fact_hash(FACT_DISTINCT, slot.key, slot.id | <uint64_t><uint32_t>slot.window << 32, what | <uint64_t>is_bit << 32, 0, 0)
 
@@ -568,6 +584,95 @@ cdef inline int sliding_add(Velocity* v, uint64_t key, uint32_t id, int64_t time
     place[0] = <uint32_t>after
     if after != before:
         velocity_sum(v.carried_sums, sliding_dead_day(bucket, bucket_s), sliding_fact(head, <int32_t>bucket), after - before)
+    return 0
+
+
+# --- different ones of the last minutes or hours --------------------------------------------------------------------
+# In a sliding slot: 28 bits of each fingerprint, and how many buckets before the newest it was last seen, plus 1 (0: nothing is there). The 13
+# that were seen last are kept, so up to 13 are told exactly: whoever was put out was seen no later than those who stayed.
+
+cdef inline void recent_advance(SlidingSlot* slot, int64_t newest) noexcept nogil:
+    # Makes it the newest bucket; what is too old by then goes.
+    cdef int64_t age
+    cdef uint32_t i
+    for i in range(<uint32_t>SLIDING_BUCKETS):
+        if slot.values[i] == 0:
+            continue
+        age = (slot.values[i] & 15) + newest - slot.head.window
+        slot.values[i] = (slot.values[i] & ~<uint32_t>15) | <uint32_t>age if age <= SLIDING_BUCKETS else 0
+    slot.head.window = <int32_t>newest
+
+
+cdef inline int64_t recent_with(const Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                                uint32_t fingerprint) noexcept nogil:
+    # How many different ones there are with this one at that time; above 13 it says 14.
+    cdef const SlidingSlot* slot = <const SlidingSlot*>velocity_find(&v.tables[VELOCITY_SLIDINGS], velocity_key(key), id, 0, 0)
+    cdef uint32_t bucket_s = sliding_bucket_s(window_s), i
+    cdef int64_t newest, others = 0
+    if slot == NULL or slot.bucket_s != bucket_s or velocity_dead(&slot.head, now):
+        return 1
+    newest = div_floor(time_s, bucket_s)
+    if newest < slot.head.window:
+        newest = slot.head.window
+    for i in range(<uint32_t>SLIDING_BUCKETS):
+        if slot.values[i] != 0 and slot.values[i] >> 4 != fingerprint >> 4 and newest - slot.head.window + (slot.values[i] & 15) <= SLIDING_BUCKETS:
+            others += 1
+    return others + 1
+
+
+cdef inline int64_t recent_count(const SlidingSlot* slot, int64_t newest) noexcept nogil:
+    # How many there are in the 13 buckets up to the newest.
+    cdef int64_t count = 0
+    cdef uint32_t i
+    for i in range(<uint32_t>SLIDING_BUCKETS):
+        count += slot.values[i] != 0 and newest - slot.head.window + (slot.values[i] & 15) <= SLIDING_BUCKETS
+    return count
+
+
+cdef inline int recent_add(Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                           uint32_t fingerprint) noexcept nogil:
+    # As sliding_add.
+    cdef uint32_t bucket_s = sliding_bucket_s(window_s), seen, place = SLIDING_BUCKETS, i
+    cdef int64_t bucket = div_floor(time_s, bucket_s)
+    cdef VelocityHead* head
+    cdef SlidingSlot* slot
+    cdef bint live
+    key = velocity_key(key)
+    VERIFY((id & VELOCITY_KIND_MASK) == VELOCITY_SLIDING)
+    if time_s < 0 or bucket > INT32_MAX - 2 * SLIDING_BUCKETS:
+        return 1
+    head = velocity_find(&v.tables[VELOCITY_SLIDINGS], key, id, 0, 0)
+    slot = <SlidingSlot*>head
+    live = slot != NULL and slot.bucket_s == bucket_s and not velocity_dead(head, now)
+    if bucket < (<int64_t>head.window if live else div_floor(now.now_s, bucket_s)) - (SLIDING_BUCKETS - 1):
+        return 1
+    if head == NULL:
+        head = velocity_insert(v, VELOCITY_SLIDINGS, key, id, <int32_t>bucket, now)
+        if head == NULL:
+            return -1
+        slot = <SlidingSlot*>head
+    if not live:
+        head.window = <int32_t>bucket
+        slot.bucket_s = bucket_s
+        memset(slot.values, 0, sizeof(slot.values))
+    elif bucket > head.window:
+        recent_advance(slot, bucket)
+    seen = (fingerprint & ~<uint32_t>15) | <uint32_t>(head.window - bucket + 1)
+    for i in range(<uint32_t>SLIDING_BUCKETS):
+        if slot.values[i] >> 4 == fingerprint >> 4 and slot.values[i] != 0:
+            if slot.values[i] & 15 <= seen & 15:
+                return 0            # seen as late as this, or later
+            place = i
+            break
+        if slot.values[i] == 0 and place == SLIDING_BUCKETS:
+            place = i
+    else:
+        if place == SLIDING_BUCKETS:
+            place = recent_oldest(slot, seen)
+    if place == SLIDING_BUCKETS:
+        return 0                    # all that are here were seen later
+    slot.values[place] = seen
+    velocity_sum(v.carried_sums, sliding_dead_day(bucket, bucket_s), recent_fact(head, <int32_t>bucket, fingerprint), 1)
     return 0
 
 

@@ -62,6 +62,7 @@ class VelocityModel:
         self.now_s = self.today = 0
         self.values: dict[Place, tuple[int, int]] = {}  # window, value
         self.rings: dict[tuple[int, int], tuple[int, int, dict[int, int]]] = {}  # newest bucket, its seconds, values by bucket
+        self.recents: dict[tuple[int, int], tuple[int, int, dict[int, int]]] = {}  # newest bucket, its seconds, who was last seen in which
         self.sets: dict[Place, tuple[int, set[int], set[int]]] = {}  # window, fingerprints, their bits
         self.sums: dict[int, int] = defaultdict(int)  # what dies on a day
 
@@ -127,6 +128,35 @@ class VelocityModel:
             self.rings[key or 1, id] = newest, seconds, {at: value for at, value in values.items() if at > newest - BUCKETS}
             gone_s = (bucket + 1 + BUCKETS) * seconds
             self.give(gone_s // 86_400 + 2, values[bucket] - before, 11, key or 1, id | bucket << 32)
+        return 0
+
+    def recent_of(self, key: int, id: int) -> tuple[int, int, dict[int, int]] | None:
+        row = self.recents.get((key or 1, id))
+        return None if row is None or self.now_s // row[1] > row[0] + BUCKETS - 1 else row
+
+    def recent_with(self, key: int, id: int, time_s: int, window_s: int, fingerprint: int) -> int:
+        """How many different ones with this one; above 13 it is 14."""
+        row = self.recent_of(key, id)
+        if row is None:
+            return 1
+        newest = max(row[0], time_s // row[1])
+        return len({who for who, bucket in row[2].items() if bucket > newest - BUCKETS} | {fingerprint >> 4})
+
+    def recent_add(self, key: int, id: int, time_s: int, window_s: int, fingerprint: int) -> int:
+        seconds, who = window_s // 12, fingerprint >> 4
+        bucket = time_s // seconds
+        row = self.recent_of(key, id)
+        if bucket <= (row[0] if row else self.now_s // seconds) - BUCKETS:
+            return 1
+        newest = max(row[0], bucket) if row else bucket
+        seen = {one: at for one, at in (row[2] if row else {}).items() if at > newest - BUCKETS}
+        before = seen.get(who)
+        if before is None or before < bucket:
+            seen[who] = bucket
+            seen = dict(sorted(seen.items(), key=lambda one: (one[1], one[0]))[-BUCKETS:])  # the latest; of those seen together the largest
+            if who in seen:
+                self.give((bucket + 1 + BUCKETS) * seconds // 86_400 + 2, 1, 14, key or 1, id | bucket << 32, who)
+        self.recents[key or 1, id] = newest, seconds, seen
         return 0
 
     def set_of(self, key: int, id: int, window: int) -> tuple[int, set[int], set[int]] | None:

@@ -18,6 +18,7 @@ START_S = 20_543 * DAY_S - 2  # two seconds before a Monday, 2026-03-31 ahead
 CALENDARS, SLIDINGS, DISTINCTS = 0, 1, 2
 IDS = [8 * 7 + kind for kind in model.KINDS]
 SLIDING_IDS = {8 * 3 + 5: 60, 8 * 4 + 5: 3600, 8 * 5 + 5: DAY_S}
+RECENT_IDS = {8 * 9 + 5: 60, 8 * 10 + 5: 3600}
 ZONES_S = (-8 * 3600, 0, 14 * 3600)
 LAST = 2**64 - 1
 
@@ -75,6 +76,13 @@ class Both:
             self.same("sliding_add", key, id, time_s, window_s, amount)
             self.same("sliding_used", key, id, time_s, window_s)
             self.same("sliding_used", key, id, self.now_s, window_s)
+        elif what == "recent":
+            id, window_s = list(RECENT_IDS.items())[which % 2]
+            time_s, who = self.now_s - back * window_s // 24, amount % 20 << 4
+            wanted = self.same("recent_with", key, id, time_s, window_s, who)
+            if self.same("recent_add", key, id, time_s, window_s, who) == 0:
+                assert self.same("recent_with", key, id, time_s, window_s, who) in (wanted, wanted - 1)
+            self.same("recent_with", key, id, self.now_s, window_s, 0)
         else:
             id = IDS[which % 4]
             window = max(0, model.window_of(id & 7, self.today) + 2 - back % 6) if id & 7 != model.EVER else 0
@@ -94,7 +102,7 @@ class Both:
 
 
 AMOUNTS = st.one_of(st.integers(-10, 400_000), st.sampled_from([2**63 - 1, -(2**63), 2**32 - 1, 2**32, 0, 1]))
-STEPS = st.tuples(st.sampled_from(["time", "add", "add", "sliding", "sliding", "distinct"]), st.integers(0, 59), st.integers(0, 4),
+STEPS = st.tuples(st.sampled_from(["time", "add", "add", "sliding", "sliding", "recent", "recent", "distinct"]), st.integers(0, 59), st.integers(0, 4),
                   st.integers(0, 40), AMOUNTS)
 
 
@@ -129,7 +137,7 @@ def test_long_histories_are_the_same_too(zone_s):
     chance, both = random.Random(seed), Both(zone_s)
     for number in range(3000):
         amount = chance.choice([chance.randrange(-10, 20), chance.randrange(400_000), 2**63 - 1, -(2**63), 2**32 - 1])
-        both.do((chance.choice(["time", "add", "add", "sliding", "sliding", "distinct"]), chance.randrange(60), chance.randrange(5),
+        both.do((chance.choice(["time", "add", "add", "sliding", "sliding", "recent", "recent", "recent", "distinct"]), chance.randrange(60), chance.randrange(5),
                  chance.randrange(41), amount))
         if number % 100 == 0:
             for table in both.tables:
@@ -218,6 +226,35 @@ def test_a_sliding_window_is_never_late_and_at_most_a_twelfth_early(window_s, da
         used = table.sliding_used(1, 13, now_s, window_s)
         assert used >= sum(amount for at, amount in events if at > now_s - window_s), "late"
         assert used <= sum(amount for at, amount in events if at > now_s - window_s - bucket_s), "too early"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([60, 3600, DAY_S]), st.data())
+def test_different_ones_of_a_sliding_window_are_exact_up_to_thirteen_and_never_late(window_s, data):
+    """Against every event with its second, in whatever order they come."""
+    table, bucket_s = _probe.VelocityTables(1, 1, 1), window_s // 12
+    now_s, events = START_S // bucket_s * bucket_s, []
+    gaps = st.one_of(st.integers(0, 3), st.sampled_from([bucket_s, bucket_s + 1, window_s, window_s + bucket_s]), st.integers(0, window_s // 4))
+    for gap, back, who in data.draw(st.lists(st.tuples(gaps, st.one_of(st.just(0), st.integers(0, window_s)), st.integers(0, 30)),
+                                             min_size=1, max_size=60)):
+        now_s += gap
+        table.now(now_s, now_s // DAY_S)
+        assert table.recent_add(1, 13, now_s - back, window_s, who << 4) == 0
+        events.append((now_s - back, who))
+        found = table.recent_with(1, 13, now_s, window_s, 99 << 4) - 1  # 99 is new to it
+        assert found >= min(13, len({who for at, who in events if at > now_s - window_s})), "late"
+        assert found <= len({who for at, who in events if at > now_s - window_s - bucket_s}), "too early"
+
+
+def test_who_makes_room_when_more_than_thirteen_come_at_once():
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance, both = random.Random(seed), Both(0)
+    for _ in range(2000):
+        both.now(both.now_s + chance.choice((0, 0, 0, 1, 5)))
+        both.same("recent_add", 5, 77, both.now_s - chance.choice((0, 0, 4, 30)), 60, chance.randrange(40) << 4)
+        both.same("recent_with", 5, 77, both.now_s, 60, chance.randrange(40) << 4)
+        both.same("digest", both.today)
 
 
 def test_a_window_that_is_no_multiple_of_twelve_is_not_late_either():
