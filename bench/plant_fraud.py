@@ -66,6 +66,7 @@ AIMS: dict[str, tuple[str, ...]] = {
     "Split receipts": ("split receipt",),
     "Same basket again": ("same basket",),
     "Shops in a day": ("many shops",),
+    "Shops within minutes": ("many shops",),
     "Receipts in a day": ("card at a till", "many shops"),
     "Members of one bank card": ("reseller",),
     "Members of one device": ("account farm",),

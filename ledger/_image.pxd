@@ -73,6 +73,7 @@ cdef enum:
     VELOCITY_LIMITS_MAX = 256
     VELOCITY_KEYS_MAX = 3           # parts of one key
     VELOCITY_DIFFERENT_MAX = 100000 # members or stores that a bound may name: beyond it they are not counted well
+    VELOCITY_RECENT_MAX = 12        # that a bound may name in a sliding window: one more is told apart
     VELOCITY_MEANS_MAX = 1000000    # thousandths of a mean
     NO_RECORD = 0xFFFFFFFF
 
@@ -1123,7 +1124,7 @@ cdef inline bint image_counts_hold(const Program2* p, uint32_t of, uint32_t keys
     if measure == COUNT_QUANTITY and window != SPEED_RECEIPT:
         return False
     if measure == COUNT_MEMBERS or measure == COUNT_STORES:
-        if window == SPEED_RECEIPT or window == SPEED_SLIDING:
+        if window == SPEED_RECEIPT:
             return False
         if keys & (KEY_MEMBER | KEY_IDENTIFIER if measure == COUNT_MEMBERS else KEY_STORE | KEY_TILL):
             return False
@@ -1174,7 +1175,7 @@ cdef inline bint image_bound_holds(const ImageLimit* limit) noexcept nogil:
     if limit.measure == COUNT_QUANTITY:
         most = QUANTITY_MILLI_MAX
     elif limit.measure == COUNT_MEMBERS or limit.measure == COUNT_STORES:
-        most = VELOCITY_DIFFERENT_MAX
+        most = VELOCITY_DIFFERENT_MAX if limit.window != SPEED_SLIDING else VELOCITY_RECENT_MAX
     elif limit.window == SPEED_SLIDING:
         most = 0xFFFFFFFF           # a sub-bucket saturates there
     return 0 <= limit.at_most <= most

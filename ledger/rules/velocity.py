@@ -21,6 +21,7 @@ LIMITS_MAX = 256
 COUNTERS_MAX = 64
 KEYS_PER_LIMIT_MAX = 3
 SLIDING_MAX = 2**32 - 1  # a sub-bucket of a sliding window is 32 bits and saturates
+RECENT_MAX = 12  # different ones that a sliding window tells apart, but for the one that is too many
 DIFFERENT_MAX = 100_000  # different members and stores are counted in 32,768 bits, which says nothing beyond
 MEANS_MAX = 1_000_000  # a thousand times the mean
 RECEIPTS_MAX = 1_000_000
@@ -249,9 +250,8 @@ class _Limit:
         if counts.volatile and window == "receipt":
             self.wrong("window", "must not be receipt of look-ups: must be a time")
         if measure in ("members", "stores"):
-            if window not in CALENDAR:
-                self.wrong("window", f"must be one of {', '.join(CALENDAR)} with measure {measure}: different ones are counted from the "
-                                     "beginning of a window")
+            if window == "receipt":
+                self.wrong("window", f"must be a time with measure {measure}: a receipt has only one")
             for key, why in {"members": {"member": "a member is one", "identifier": "an identifier names one member"},
                              "stores": {"store": "a store is one", "till": "a till is in one store"}}[measure].items():
                 if key in per:
@@ -337,7 +337,7 @@ class _Limit:
             case "quantity":
                 return 3, limits.QUANTITY_MILLI_MAX, "a quantity", ""
             case "members" | "stores":
-                return 0, DIFFERENT_MAX, "a whole number", ""
+                return 0, RECENT_MAX if sliding else DIFFERENT_MAX, "a whole number", " (a sliding window tells no more apart)" if sliding else ""
         return 0, most, "a whole number", why
 
 
