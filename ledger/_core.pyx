@@ -27,14 +27,14 @@ from ledger._evaluate cimport (
     REFUSED_TOO_MANY_LINES, REFUSED_TOTAL_DIFFERS, REFUSED_UNKNOWN_STORE, Result2, Scratch, evaluate, list_burn_limits, result_close,
     result_open, scratch_close, scratch_open, window_number,
 )
-from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, key_of_return, siphash
+from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, key_of_return, short_words, siphash
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
     CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_STORES, ENTITLEMENTS_MAX, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow,
-    LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_RETURN, OF_UNKNOWN_BALANCE, SPEED_SLIDING,
+    LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_RETURN, OF_UNKNOWN_BALANCE, SPEED_EVER, SPEED_SLIDING,
     VELOCITY_COUNTERS_MAX, VELOCITY_GIVES_BACK, VELOCITY_VOLATILE,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
-    WINDOW_ROLLING, WINDOW_YEAR, name_find, table_find_slice, zone_span_at,
+    WINDOW_ROLLING, WINDOW_YEAR, first_bit, name_find, table_find_slice, zone_span_at,
 )
 from ledger._layout cimport *
 from ledger._limits cimport *
@@ -59,9 +59,9 @@ from ledger._table cimport (
 )
 from ledger._velocity cimport (
     DISTINCTS_LIMIT, velocity_may_grow, velocity_sweep_all, VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
-    VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
-    velocity_find, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums,
-    velocity_record_bytes, velocity_room, velocity_sweep, velocity_touch, velocity_used, velocity_window,
+    VelocityHead, VelocityNow, VelocityPlace, distinct_add_at, distinct_with_at, recent_add_at, recent_with_at, sliding_add_at, sliding_used_at, velocity_add, velocity_add_at, velocity_close, velocity_digest,
+    velocity_find, velocity_home, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_place, velocity_put, velocity_put_sums,
+    velocity_record_bytes, velocity_room, velocity_sweep, velocity_touch, velocity_touch_from, velocity_used_at, velocity_window,
 )
 
 cdef extern from "_verify.h" nogil:
@@ -81,6 +81,7 @@ cdef enum:
     ENTITLEMENT_BYTES = 32
     TIER_COUNTERS_MAX = 8       # counters of tiers: two for each of the four windows that are not rolling
     WINDOWS_KNOWN = 16          # days; a power of two
+    PLACES_KNOWN = 1024         # stores and tills; a power of two: 32 KiB
     LIMITS_FIRED_MAX = 256      # as many as a programme has
     BIRTHDAY_REST_DAYS = 365    # a birthday that was changed counts again so many days later
 
@@ -219,6 +220,28 @@ cdef struct Measured:           # of one entry, or of a look-up
 cdef struct DayWindows:         # of one day
     int32_t[5] windows          # by VelocityKind
 
+cdef struct KnownPlace:         # a store or till, and its hash
+    uint64_t[2] text            # by short_words
+    uint64_t hash
+    uint32_t part               # ORIGIN_STORE or ORIGIN_TILL; 0: empty
+    uint32_t size
+
+cdef struct KeySet:             # parts of a key that counters are kept by
+    uint32_t keys               # bit: KeyPart
+    uint8_t[VELOCITY_TABLES] slots      # that such a key may have in each table
+
+cdef struct Counting:           # what counting asks of a programme for each command, so that its image need not be read through
+    uint32_t keys               # bit: KeyPart that any counter is kept by
+    uint32_t gives_back         # OF_* of counters that give back
+    uint32_t set_count
+    KeySet[VELOCITY_COUNTERS_MAX] sets  # every different one
+    uint8_t[VELOCITY_COUNTERS_MAX] set_of       # of each counter: index
+    uint8_t[VELOCITY_COUNTERS_MAX] table_of     # VelocityTableNumber
+
+cdef struct Counted:            # where one entry counts
+    uint64_t takes              # bit: a counter that takes it
+    VelocityPlace[VELOCITY_COUNTERS_MAX] places     # of those
+
 include "_core_members.pxi"
 include "_core_rules.pxi"
 
@@ -277,12 +300,11 @@ cdef struct Core:
     int64_t looked_since_s      # of the first one; 0: there was none
     int32_t looked_since_day
     DayWindows[WINDOWS_KNOWN] windows
-    uint32_t keys_asked         # KEY_* that limits of the programme in force count by
-    uint32_t gives_back         # OF_* of its counters that give back
-    uint32_t[VELOCITY_COUNTERS_MAX] key_sets    # every different one
-    uint32_t key_set_count
+    KnownPlace[PLACES_KNOWN] places
+    Counting counting           # of the programme in force
     Measured measured           # of the entry at hand
-    const uint8_t* measured_entry   # whose it is; NULL: nobody's
+    Counted counted             # of the same entry; with slots that were found when it was judged
+    const uint8_t* measured_entry   # whose both are; NULL: nobody's
     Case* cases                 # CASES_MAX: what is open, by sequence
     uint32_t case_count
     uint32_t case_changes       # odd: they are being changed
@@ -2394,8 +2416,9 @@ cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept 
             if account.lots != NO_PIECE:
                 touch(&core.arena.lots[account.lots])
             touch(&core.profiles[member - 1])
-        if core.key_set_count != 0:
-            touch_counters(core, commands[i], member)
+    if core.counting.set_count != 0:
+        for i in range(count):
+            touch_counters(core, commands[i], prepared_member(core, commands[i]))
 
 
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:

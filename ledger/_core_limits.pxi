@@ -210,10 +210,9 @@ cdef inline void know(Measured* m, uint32_t part, uint64_t value) noexcept nogil
 cdef inline uint64_t counter_key(const Measured* m, uint32_t keys) noexcept nogil:
     # Of the parts that a counter is kept for.
     cdef uint64_t key = keys
-    cdef uint32_t part
-    for part in range(<uint32_t>PART_COUNT):
-        if keys >> part & 1:
-            key = fold(key ^ m.part[part] ^ <uint64_t>0xA0761D6478BD642F, <uint64_t>0xE7037ED1A0B428DB)
+    while keys != 0:
+        key = fold(key ^ m.part[first_bit(keys)] ^ <uint64_t>0xA0761D6478BD642F, <uint64_t>0xE7037ED1A0B428DB)
+        keys &= keys - 1
     return key
 
 
@@ -222,11 +221,26 @@ cdef uint64_t basket_of(const Slice* lines) noexcept nogil:
     return hashed.lo
 
 
-cdef void know_place(const Core* core, Measured* m, const Slice* store, const Slice* till, const Origin* origin) noexcept nogil:
+cdef uint64_t place_hash(Core* core, uint32_t part, const Slice* text) noexcept nogil:
+    # origin_hash of a receipt key's store or till, at most 16 bytes. Calls come from the same ones again and again.
+    cdef KnownPlace* known
+    cdef uint64_t[2] words
+    short_words(text.data, text.size, words)
+    known = &core.places[fold(words[0] ^ <uint64_t>0xA0761D6478BD642F, words[1] ^ <uint64_t>0xE7037ED1A0B428DB) & (PLACES_KNOWN - 1)]
+    if known.part != part or known.size != text.size or known.text[0] != words[0] or known.text[1] != words[1]:
+        known.part = part
+        known.size = text.size
+        known.text[0] = words[0]
+        known.text[1] = words[1]
+        known.hash = origin_hash(core, part, text[0])
+    return known.hash
+
+
+cdef void know_place(Core* core, Measured* m, const Slice* store, const Slice* till, const Origin* origin) noexcept nogil:
     # store, till: of the receipt key; data NULL: there is none.
     cdef uint64_t place
     if store.data != NULL:
-        place = origin_hash(core, ORIGIN_STORE, store[0])
+        place = place_hash(core, ORIGIN_STORE, store)
     elif origin.given >> ORIGIN_STORE & 1:
         place = origin.hash[ORIGIN_STORE]
     else:
@@ -234,7 +248,7 @@ cdef void know_place(const Core* core, Measured* m, const Slice* store, const Sl
     know(m, PART_STORE, place)
     m.store_print = <uint32_t>place
     if till.data != NULL:
-        know(m, PART_TILL, fold(place ^ <uint64_t>0x9E3779B97F4A7C15, origin_hash(core, ORIGIN_TILL, till[0]) | 1))
+        know(m, PART_TILL, fold(place ^ <uint64_t>0x9E3779B97F4A7C15, place_hash(core, ORIGIN_TILL, till) | 1))
     elif origin.given >> ORIGIN_TILL & 1:
         know(m, PART_TILL, fold(place ^ <uint64_t>0x9E3779B97F4A7C15, origin.hash[ORIGIN_TILL] | 1))
 
@@ -400,6 +414,8 @@ cdef bint measure_with(Core* core, const EntryView* view, const Context* context
         return False
     if view.sections[SECTION_ORIGIN].data == NULL:
         origin.offset_s = offset_s
+    if context.store.size > STORE_BYTES_MAX or context.till.size > TILL_BYTES_MAX:
+        return False
     know_time(core, m, header.time_us, business_of(view, context), origin.offset_s)
     know_origin(m, &origin)
     if header.kind == KIND_RETURN and origin.given >> ORIGIN_STORE & 1:
@@ -477,60 +493,105 @@ cdef inline int32_t window_of(const ImageVelocity* counter, const Measured* m) n
     return m.windows[counter.window]
 
 
-cdef int64_t counted(const Velocity* tables, const ImageVelocity* counter, const Measured* m, uint64_t key, int64_t amount) noexcept nogil:
+cdef inline uint32_t print_of(const ImageVelocity* counter, const Measured* m) noexcept nogil:
+    # Of the member or store, where different ones are counted. A sliding window keeps the upper 28 bits of it.
+    if counter.measure == COUNT_STORES:
+        return m.store_print
+    return m.member_print << 4 if counter.window == SPEED_SLIDING else m.member_print
+
+
+cdef int64_t counted(const Velocity* tables, const ImageVelocity* counter, const Measured* m, VelocityPlace* place, int64_t amount) noexcept nogil:
     # What a counter would come to with this amount.
     cdef int64_t used, sum
     if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
-        return distinct_with(tables, key, counter.id, window_of(counter, m), &m.now,
-                             m.member_print if counter.measure == COUNT_MEMBERS else m.store_print)
+        if counter.window == SPEED_SLIDING:
+            return recent_with_at(tables, place, counter.id, m.time_s, counter.window_s, &m.now, print_of(counter, m))
+        return distinct_with_at(tables, place, counter.id, window_of(counter, m), &m.now, print_of(counter, m))
     if counter.window == SPEED_SLIDING:
-        used = sliding_used(tables, key, counter.id, m.time_s, counter.window_s, &m.now)
+        used = sliding_used_at(tables, place, counter.id, m.time_s, counter.window_s, &m.now)
     else:
-        used = velocity_used(tables, key, counter.id, window_of(counter, m), &m.now)
+        used = velocity_used_at(tables, place, counter.id, window_of(counter, m), &m.now)
     return INT64_MAX if add_overflow(used, amount, &sum) else sum
 
 
-cdef int count_in(Velocity* tables, const ImageVelocity* counter, const Measured* m) noexcept nogil:
+cdef int count_in(Velocity* tables, const ImageVelocity* counter, const Measured* m, VelocityPlace* place) noexcept nogil:
     # -1: there is no memory left.
-    cdef uint64_t key = counter_key(m, counter.keys)
     if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
-        return distinct_add(tables, key, counter.id, window_of(counter, m), &m.now,
-                            m.member_print if counter.measure == COUNT_MEMBERS else m.store_print)
+        if counter.window == SPEED_SLIDING:
+            return recent_add_at(tables, place, counter.id, m.time_s, counter.window_s, &m.now, print_of(counter, m))
+        return distinct_add_at(tables, place, counter.id, window_of(counter, m), &m.now, print_of(counter, m))
     if counter.window == SPEED_SLIDING:
-        return sliding_add(tables, key, counter.id, m.time_s, counter.window_s, &m.now, amount_of(m, counter.measure, counter.of))
-    return velocity_add(tables, key, counter.id, window_of(counter, m), &m.now, amount_of(m, counter.measure, counter.of))
+        return sliding_add_at(tables, place, counter.id, m.time_s, counter.window_s, &m.now, amount_of(m, counter.measure, counter.of))
+    return velocity_add_at(tables, place, counter.id, window_of(counter, m), &m.now, amount_of(m, counter.measure, counter.of))
 
 
-cdef uint32_t keys_of(const Program2* rules) noexcept nogil:
-    # The parts of keys that its counters are kept by.
-    cdef uint32_t i, keys = 0
-    for i in range(rules.counts[SECTION2_VELOCITY]):
-        keys |= rules.velocity[i].keys
-    return keys
+cdef uint32_t table_of(const ImageVelocity* counter) noexcept nogil:
+    if counter.window == SPEED_SLIDING:
+        return VELOCITY_SLIDINGS
+    return VELOCITY_DISTINCTS if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES else VELOCITY_CALENDARS
 
 
-cdef void ask_keys(Core* core, const Program2* rules) noexcept nogil:
-    # By which keys the programme that comes into force counts.
-    cdef uint32_t i, j
-    core.keys_asked = 0
-    core.key_set_count = 0
-    core.gives_back = 0
+cdef void counting_of(const Program2* rules, Counting* counting) noexcept nogil:
+    # rules: NULL: counts nothing.
+    cdef const ImageVelocity* counter
+    cdef KeySet* set
+    cdef uint32_t i, j, table
+    memset(counting, 0, sizeof(Counting))
     if rules == NULL:
         return
-    core.keys_asked = keys_of(rules)
     for i in range(rules.counts[SECTION2_VELOCITY]):
-        if rules.velocity[i].flags & VELOCITY_GIVES_BACK:
-            core.gives_back |= rules.velocity[i].of
+        counter = &rules.velocity[i]
+        counting.keys |= counter.keys
+        if counter.flags & VELOCITY_GIVES_BACK:
+            counting.gives_back |= counter.of
         j = 0
-        while j < core.key_set_count and core.key_sets[j] != rules.velocity[i].keys:
+        while j < counting.set_count and counting.sets[j].keys != counter.keys:
             j += 1
-        if j == core.key_set_count:
-            core.key_sets[j] = rules.velocity[i].keys
-            core.key_set_count += 1
+        set = &counting.sets[j]
+        if j == counting.set_count:
+            set.keys = counter.keys
+            counting.set_count += 1
+        if counter.flags & VELOCITY_VOLATILE:
+            continue
+        table = table_of(counter)
+        counting.set_of[i] = <uint8_t>j
+        counting.table_of[i] = <uint8_t>table
+        # Two of calendar windows: the window at hand and the one before.
+        set.slots[table] += 1 if table == VELOCITY_SLIDINGS or counter.window == SPEED_EVER else 2
+
+
+cdef VelocityPlace place_of(const Velocity* tables, const ImageVelocity* counter, const Measured* m) noexcept nogil:
+    return velocity_place(tables, table_of(counter), counter_key(m, counter.keys))
+
+
+cdef void counts_where(const Velocity* tables, const Program2* rules, const Counting* counting, const Measured* m, Counted* where) noexcept nogil:
+    # In which counters an entry counts, and where they are looked for. One key for all counters of a set. What was touched when the command
+    # came is no longer in the fastest cache, so all reads are started once more before the first is waited for.
+    cdef uint64_t[VELOCITY_COUNTERS_MAX] keys
+    cdef uint64_t[VELOCITY_COUNTERS_MAX][VELOCITY_TABLES] homes
+    cdef uint32_t i, table
+    where.takes = 0
+    if m.events == 0:
+        return
+    for i in range(counting.set_count):
+        if counting.sets[i].keys & ~m.known != 0:
+            continue
+        keys[i] = velocity_key(counter_key(m, counting.sets[i].keys))
+        for table in range(<uint32_t>VELOCITY_TABLES):
+            if counting.sets[i].slots[table] != 0:
+                homes[i][table] = velocity_home(&tables.tables[table], keys[i])
+                velocity_touch_from(&tables.tables[table], homes[i][table], counting.sets[i].slots[table], True)
+    for i in range(rules.counts[SECTION2_VELOCITY]):
+        if takes(&rules.velocity[i], m):
+            where.takes |= <uint64_t>1 << i
+            where.places[i].key = keys[counting.set_of[i]]
+            where.places[i].home = homes[counting.set_of[i]][counting.table_of[i]]
+            where.places[i].slot = NULL
 
 
 cdef void touch_counters(Core* core, const Command* command, uint32_t member) noexcept nogil:
     # Starts the reads of what a command will be counted in. Hours and baskets are not worth it.
+    cdef const KeySet* set
     cdef Origin origin
     cdef Measured m
     cdef Slice nothing
@@ -543,7 +604,7 @@ cdef void touch_counters(Core* core, const Command* command, uint32_t member) no
     if command.origins != 0:
         origin_of(core, command, &origin)
         know_origin(&m, &origin)
-    if command.given & GIVEN_RECEIPT_KEY:
+    if command.hashed & HASHED_RECEIPT:
         know_place(core, &m, &command.store, &command.till, &origin)
     else:
         know_place(core, &m, &nothing, &nothing, &origin)
@@ -551,37 +612,46 @@ cdef void touch_counters(Core* core, const Command* command, uint32_t member) no
         know(&m, PART_MEMBER, member)
         if command.hashed & HASHED_MEMBER:
             know(&m, PART_IDENTIFIER, <uint64_t>member << 32 | <uint32_t>command.member_hash.lo)
-    for i in range(core.key_set_count):
-        if core.key_sets[i] & ~m.known == 0:
-            velocity_touch(&core.velocity, counter_key(&m, core.key_sets[i]))
+    for i in range(core.counting.set_count):
+        set = &core.counting.sets[i]
+        if set.keys & ~m.known == 0:
+            velocity_touch(&core.velocity, counter_key(&m, set.keys), set.slots)
 
 
-cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m) noexcept nogil:
-    # In each counter that takes the entry. ApplyResult.
-    cdef const ImageVelocity* counter
+cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m, Counted* where) noexcept nogil:
+    # In each counter that takes the entry, which none does that counts look-ups. ApplyResult.
+    cdef uint64_t left = where.takes
     cdef uint32_t i
-    if m.events == 0:
-        return APPLY_OK
-    for i in range(rules.counts[SECTION2_VELOCITY]):
-        counter = &rules.velocity[i]
-        if not takes(counter, m) or counter.flags & VELOCITY_VOLATILE or count_in(tables, counter, m) >= 0:
+    while left != 0:
+        i = first_bit(left)
+        left &= left - 1
+        if count_in(tables, &rules.velocity[i], m, &where.places[i]) >= 0:
             continue
         # The service had room, perhaps because it took out the dead that are still here.
         velocity_sweep_all(tables, &m.now)
-        if count_in(tables, counter, m) < 0:
+        if count_in(tables, &rules.velocity[i], m, &where.places[i]) < 0:
             return APPLY_FULL
     return APPLY_OK
+
+
+cdef bint measure(Core* core, const EntryView* view) noexcept nogil:
+    # What limits take of an entry, and where it counts, into core.measured and core.counted. False: the entry is broken.
+    core.measured_entry = NULL
+    if not measure_entry(core, view, core.counting.keys, &core.measured):
+        return False
+    counts_where(&core.velocity, <const Program2*>core.program.rules, &core.counting, &core.measured, &core.counted)
+    return True
 
 
 cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
     # Under the definitions in force at this entry.
     cdef int result
-    if core.key_set_count == 0:
+    if core.counting.set_count == 0:
         return APPLY_OK
     # What was judged just now is measured already: the same bytes, before the same state.
-    if core.measured_entry != <const uint8_t*>view.header and not measure_entry(core, view, core.keys_asked, &core.measured):
+    if core.measured_entry != <const uint8_t*>view.header and not measure(core, view):
         return APPLY_FRAMING
-    result = count_in_all(&core.velocity, <const Program2*>core.program.rules, &core.measured)
+    result = count_in_all(&core.velocity, <const Program2*>core.program.rules, &core.measured, &core.counted)
     if result == APPLY_OK:
         result = count_back(core, &core.velocity, <const Program2*>core.program.rules, view)
     return result
@@ -601,34 +671,40 @@ cdef int32_t zone_offset_s(const Program2* rules, const Slice* store, int64_t bu
     return zone_span_at(rules, zone, business_us).offset_s
 
 
-cdef int64_t bound_of(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m) noexcept nogil:
+cdef int64_t bound_of(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m, Counted* where) noexcept nogil:
     # What a limit allows.
     cdef int64_t sum, count, bound = INT64_MAX
     cdef const ImageVelocity* counter
     if limit.mean_count == 0:
         return limit.at_most
     counter = &rules.velocity[limit.mean_count - 1]
-    count = counted(tables, counter, m, counter_key(m, counter.keys), 0)
+    count = counted(tables, counter, m, &where.places[limit.mean_count - 1], 0)
     counter = &rules.velocity[limit.mean_sum - 1]
-    sum = counted(tables, counter, m, counter_key(m, counter.keys), 0)
+    sum = counted(tables, counter, m, &where.places[limit.mean_sum - 1], 0)
     if count < limit.mean_after or count == 0 or mul_div_floor(sum, limit.at_most, 1000 * count, &bound):
         return INT64_MAX
     return bound
 
 
-cdef bint is_above(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m, int64_t* left) noexcept nogil:
-    # Whether an entry or look-up would be above a limit. left: what it may still be.
-    cdef const ImageVelocity* counter
+cdef inline bint concerns(const ImageLimit* limit, const Measured* m, const Counted* where) noexcept nogil:
+    # Whether a limit is for an entry. Its counter says the same as the limit itself (the image's loader sees to it).
+    if limit.counter != 0:
+        return where.takes >> (limit.counter - 1) & 1
+    return limit.of & m.events != 0 and not lacks(m, limit.keys, limit.measure) and in_segments(m, limit.segments)
+
+
+cdef bint is_above(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m, Counted* where,
+                   int64_t* left) noexcept nogil:
+    # Whether an entry would be above a limit. left: what it may still be.
     cdef int64_t amount, used, bound
     left[0] = INT64_MAX
-    if limit.of & m.events == 0 or lacks(m, limit.keys, limit.measure) or not in_segments(m, limit.segments):
+    if not concerns(limit, m, where):
         return False
     amount = amount_of(m, limit.measure, limit.of)
-    bound = bound_of(tables, rules, limit, m)
+    bound = bound_of(tables, rules, limit, m, where)
     used = amount
     if limit.counter != 0:
-        counter = &rules.velocity[limit.counter - 1]
-        used = counted(tables, counter, m, counter_key(m, counter.keys), amount)
+        used = counted(tables, &rules.velocity[limit.counter - 1], m, &where.places[limit.counter - 1], amount)
     left[0] = max_i64(0, bound - (used - amount))
     return used > bound
 
@@ -648,12 +724,8 @@ cdef bint room_for(const Velocity* tables, const Program2* rules, uint8_t flags,
             counter = &rules.velocity[i]
             if (counter.flags & VELOCITY_VOLATILE) != flags or not takes(counter, m):
                 continue
-            table = VELOCITY_CALENDARS
-            if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
-                table = VELOCITY_DISTINCTS
-                grows = True
-            elif counter.window == SPEED_SLIDING:
-                table = VELOCITY_SLIDINGS
+            table = table_of(counter)
+            grows = grows or table == VELOCITY_DISTINCTS
             if not (scarce and velocity_find(&tables.tables[table], velocity_key(counter_key(m, counter.keys)), counter.id, window_of(counter, m),
                                              0 if table == VELOCITY_SLIDINGS else 1) != NULL):
                 new[table] += 1
@@ -675,14 +747,15 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size, bint posts) noe
     # What the limits in force say of an entry that is written but not applied, into core.judged. posts: not of a quote, which is told alone.
     cdef const Program2* rules = <const Program2*>core.program.rules
     cdef EntryView view
-    cdef Measured* m = &core.measured
-    VERIFY(entry_view(entry, size, &view) and measure_entry(core, &view, core.keys_asked, m))
+    VERIFY(entry_view(entry, size, &view) and measure(core, &view))
     core.measured_entry = entry
-    judge_by(&core.velocity, rules, m, core.decision.challenge_passed, (<const Loaded*>core.program).limit_tallies if posts else NULL, &core.judged)
+    judge_by(&core.velocity, rules, &core.measured, &core.counted, core.decision.challenge_passed,
+             (<const Loaded*>core.program).limit_tallies if posts else NULL, &core.judged)
 
 
-cdef void judge_by(Velocity* tables, const Program2* rules, const Measured* m, bint challenge_passed, uint64_t* tallies, Judged* judged) noexcept nogil:
-    # tallies: one for each limit, raised where the entry is above it, also in shadow; NULL: none.
+cdef void judge_by(Velocity* tables, const Program2* rules, const Measured* m, Counted* where, bint challenge_passed, uint64_t* tallies,
+                   Judged* judged) noexcept nogil:
+    # where: keeps the slots that it finds. tallies: one for each limit, raised where the entry is above it, also in shadow; NULL: none.
     cdef const ImageLimit* limit
     cdef int64_t left
     cdef uint32_t i
@@ -695,7 +768,7 @@ cdef void judge_by(Velocity* tables, const Program2* rules, const Measured* m, b
     judged.full = not velocity_fits(tables, rules, m)
     for i in range(rules.counts[SECTION2_LIMITS]):
         limit = &rules.limits[i]
-        if not is_above(tables, rules, limit, m, &left):
+        if not is_above(tables, rules, limit, m, where, &left):
             continue
         if tallies != NULL:
             tallies[i] += 1
@@ -796,8 +869,8 @@ cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, ui
     cdef Slice nothing
     cdef Origin origin
     cdef Measured m
+    cdef VelocityPlace place
     cdef int64_t left, used
-    cdef uint64_t key
     cdef uint32_t i
     cdef bint allowed = True
     if not limits_hold(core):
@@ -821,7 +894,8 @@ cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, ui
         if limit.of & m.events == 0 or limit.counter == 0 or limit.keys & ~m.known != 0 or not in_segments(&m, limit.segments):
             continue
         counter = &rules.velocity[limit.counter - 1]
-        used = counted(&core.looked, counter, &m, counter_key(&m, counter.keys), 1)
+        place = place_of(&core.looked, counter, &m)
+        used = counted(&core.looked, counter, &m, &place, 1)
         if counter.window == SPEED_SLIDING:
             if m.now.now_s - core.looked_since_s < counter.window_s:
                 used += limit.at_most // 2
@@ -839,7 +913,8 @@ cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, ui
     for i in range(rules.counts[SECTION2_VELOCITY]):
         counter = &rules.velocity[i]
         if counter.flags & VELOCITY_VOLATILE and takes(counter, &m):
-            count_in(&core.looked, counter, &m)
+            place = place_of(&core.looked, counter, &m)
+            count_in(&core.looked, counter, &m, &place)
     return allowed
 
 
@@ -848,6 +923,8 @@ cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, ui
 cdef struct Past:               # what it promises stands in _core.pxd
     Loaded* loaded
     Velocity velocity
+    Counting counting
+    Counted counted             # of the entry at hand
 
 
 cdef Past* core_past_open(const uint8_t* image, uint32_t size, uint32_t members_max) noexcept nogil:
@@ -860,6 +937,7 @@ cdef Past* core_past_open(const uint8_t* image, uint32_t size, uint32_t members_
             <uint64_t>members_max * VELOCITY_COUNTERS_PER_MEMBER + VELOCITY_SLOTS_LEAST, members_max // 4 + VELOCITY_SLOTS_LEAST // 4):
         core_past_close(past)
         return NULL
+    counting_of(&past.loaded.rules, &past.counting)
     return past
 
 
@@ -917,7 +995,7 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
     if not KIND_EARN <= view.header.kind <= KIND_ENROLL and view.header.kind != KIND_RETURN:
         return count_back(core, &past.velocity, rules, &view)
     context_read(&view, &context)
-    if not measure_with(core, &view, &context, keys_of(rules), offset_then(core, &view, &context), &m):
+    if not measure_with(core, &view, &context, past.counting.keys, offset_then(core, &view, &context), &m):
         return APPLY_FRAMING
     found.was_stopped = view.header.status == STATUS_VELOCITY_EXCEEDED
     if found.was_stopped:
@@ -928,7 +1006,8 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
         m.earned += <int64_t>get_varint(&cursor)
     if rules.counts[SECTION2_LIMITS] != 0:
         memset(tallies, 0, rules.counts[SECTION2_LIMITS] * sizeof(uint64_t))
-    judge_by(&past.velocity, rules, &m, True, tallies, &judged)
+    counts_where(&past.velocity, rules, &past.counting, &m, &past.counted)
+    judge_by(&past.velocity, rules, &m, &past.counted, True, tallies, &judged)
     if judged.full:
         return APPLY_FULL
     found.looked_at = True
@@ -948,5 +1027,5 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
         return APPLY_OK
     m.earned = min_i64(m.earned, judged.points_max)
     found.cut = found.earned - m.earned
-    result = count_in_all(&past.velocity, rules, &m)
+    result = count_in_all(&past.velocity, rules, &m, &past.counted)
     return result if result != APPLY_OK else count_back(core, &past.velocity, rules, &view)

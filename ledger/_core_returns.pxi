@@ -325,7 +325,7 @@ cdef bint read_given_back(Core* core, const EntryView* view, Cursor* cursor, Mea
 
 cdef bint measure_back(Core* core, const EntryView* view, uint32_t events, Measured* m) noexcept nogil:
     # What an entry that is undone was counted as, of these events. False: it counted nowhere.
-    if not measure_entry(core, view, core.keys_asked, m):
+    if not measure_entry(core, view, core.counting.keys, m):
         return False
     m.events &= events
     return m.events != 0
@@ -337,7 +337,7 @@ cdef void write_reserve_back(EntryWriter* writer, Core* core, const Decision* d,
     cdef Measured m
     cdef uint32_t size = 0
     cdef const uint8_t* entry
-    if not core.gives_back & OF_RESERVE or core.find == NULL:
+    if not core.counting.gives_back & OF_RESERVE or core.find == NULL:
         return
     entry = core.find(core.find_owner, reservation.id, &size)
     if entry != NULL and entry_view(entry, size, &view) and measure_back(core, &view, OF_RESERVE, &m):

@@ -93,7 +93,7 @@ cdef void put_in_force(Core* core, Loaded* loaded, uint32_t version, int64_t fro
     add_wallets(&loaded.program, p.wallets, p.wallet_count)
     loaded.program.version = version
     p.in_force = loaded
-    ask_keys(core, <const Program2*>loaded.program.rules)
+    counting_of(<const Program2*>loaded.program.rules, &core.counting)
     core.program = &loaded.program
     core.now_day.until_us = 0
     core.now_day.from_us = 1

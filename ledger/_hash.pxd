@@ -52,6 +52,14 @@ cdef extern from *:
         out.hi = ledger_fold(y ^ SIP_ROTL(z, 41) ^ out.lo, x ^ UINT64_C(0xc2b2ae3d27d4eb4f));
         return out;
     }
+    /* A text of at most 16 bytes as two words. Neither copied byte by byte nor read beyond its end. */
+    static inline void ledger_short_words(const uint8_t *text, uint32_t size, uint64_t words[2]) {
+        uint32_t low, high, i;
+        words[0] = words[1] = 0;
+        if (size >= 8) { memcpy(&words[0], text, 8); memcpy(&words[1], text + size - 8, 8); }
+        else if (size >= 4) { memcpy(&low, text, 4); memcpy(&high, text + size - 4, 4); words[0] = low; words[1] = high; }
+        else for (i = 0; i < size; i++) words[0] = words[0] << 8 | text[i];
+    }
     static inline void ledger_digest_add(Hash128 *sum, Hash128 fact) {
         unsigned __int128 s = ((unsigned __int128)sum->hi << 64 | sum->lo) + ((unsigned __int128)fact.hi << 64 | fact.lo);
         sum->lo = (uint64_t)s; sum->hi = (uint64_t)(s >> 64);
@@ -72,6 +80,7 @@ cdef extern from *:
         uint64_t hi
     Hash128 siphash "ledger_siphash"(const uint8_t* key, const uint8_t* data, uint32_t size) noexcept nogil
     Hash128 fact_hash "ledger_fact"(uint64_t w0, uint64_t w1, uint64_t w2, uint64_t w3, uint64_t w4, uint64_t w5) noexcept nogil
+    void short_words "ledger_short_words"(const uint8_t* text, uint32_t size, uint64_t* words) noexcept nogil
     uint64_t fold "ledger_fold"(uint64_t a, uint64_t b) noexcept nogil
     void digest_add "ledger_digest_add"(Hash128* sum, Hash128 fact) noexcept nogil
     void digest_sub "ledger_digest_sub"(Hash128* sum, Hash128 fact) noexcept nogil

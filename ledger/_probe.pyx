@@ -31,10 +31,12 @@ from ledger._table cimport (
     range_of,
 )
 from ledger._velocity cimport (
-    CalendarSlot, DistinctSlot, SlidingSlot, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityBest, VelocityHead, VelocityNow,
-    distinct_add, distinct_with, linear_count, recent_add, recent_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_dead_day, velocity_digest,
-    velocity_home, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums,
-    velocity_record_bytes, velocity_room, velocity_slot, velocity_sweep, velocity_top, velocity_touch, velocity_used, velocity_window,
+    CalendarSlot, DistinctSlot, SlidingSlot, VELOCITY_CALENDARS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityBest,
+    VelocityHead, VelocityNow, VelocityPlace,
+    distinct_add, distinct_with, linear_count, recent_add, recent_with, sliding_add, sliding_used, velocity_add, velocity_add_at, velocity_close, velocity_dead_day,
+    velocity_digest, velocity_home, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_place,
+    velocity_put, velocity_put_sums, velocity_record_bytes, velocity_room, velocity_slot, velocity_sweep, velocity_top, velocity_touch,
+    velocity_used, velocity_used_at, velocity_window,
 )
 
 if sizeof(CalendarSlot) != 24 or sizeof(SlidingSlot) != 72 or sizeof(DistinctSlot) != 32:
@@ -572,8 +574,9 @@ cdef class VelocityTables:
     def room(self, uint32_t counters, uint32_t slidings, uint32_t distincts):
         return bool(velocity_room(&self.tables, counters, slidings, distincts))
 
-    def touch(self, uint64_t key):
-        velocity_touch(&self.tables, key)
+    def touch(self, uint64_t key, uint8_t slots):
+        cdef uint8_t[3] each = [slots, slots, slots]
+        velocity_touch(&self.tables, key, each)
 
     def sweep(self, uint64_t slots):
         velocity_sweep(&self.tables, &self.time, slots)
@@ -583,6 +586,14 @@ cdef class VelocityTables:
 
     def add(self, uint64_t key, uint32_t id, int32_t window, int64_t amount):
         return velocity_add(&self.tables, key, id, window, &self.time, amount)
+
+    def add_where_found(self, uint64_t key, uint32_t id, int32_t window, int64_t amount, list others):
+        """As add, at the place where the counter was found before 1 was added under each of the other keys. What it had, and add's answer."""
+        cdef VelocityPlace place = velocity_place(&self.tables, VELOCITY_CALENDARS, key)
+        cdef int64_t found = velocity_used_at(&self.tables, &place, id, window, &self.time)
+        for other in others:
+            velocity_add(&self.tables, other, id, window, &self.time, 1)
+        return found, velocity_add_at(&self.tables, &place, id, window, &self.time, amount)
 
     def sliding_used(self, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s):
         return sliding_used(&self.tables, key, id, time_s, window_s, &self.time)
@@ -732,6 +743,7 @@ cdef class VelocityTables:
         3 of different ones. touching: the reads of all keys are started before. Microseconds of all together."""
         cdef uint64_t command
         cdef uint64_t key[20]
+        cdef uint8_t[3] slots = [3, 1, 1]       # of a key: what 20 counters over 6 come to
         cdef uint32_t i, id, kind
         cdef int64_t start, total = 0
         with nogil:
@@ -740,7 +752,7 @@ cdef class VelocityTables:
                 for i in range(6):      # each its own kind of key: a member, a card, a device, a till, a cashier, a store
                     key[i] = bench_mix(range_of(bench_mix(command * 8 + i), keys) * 8 + i)
                     if touching:
-                        velocity_touch(&self.tables, key[i])
+                        velocity_touch(&self.tables, key[i], slots)
                 for i in range(6, 20):
                     key[i] = key[i - 6]
                 for i in range(20):

@@ -51,6 +51,9 @@ cdef extern from *:
     /* Starts a read without waiting for it: nothing depends on the word. A prefetch instruction will not do, because the processor
        drops it where the page's translation is not at hand, which in large tables is nearly always. */
     static inline void ledger_touch(const void *address) { uint64_t word; __asm__ volatile("movq (%1), %0" : "=r"(word) : "r"(address)); }
+    /* Where one command wants many lines, well before it needs them: into the second-level cache, since the first has places for few reads
+       on their way. 72 random lines of 512 MiB of large pages: 8 ns each to start, 14 by ledger_touch. One that is dropped is only slower. */
+    #define ledger_touch_many(address) __builtin_prefetch(address, 0, 2)
     #define LEDGER_ORDER_NONE INT64_MIN
     """
     uint64_t range_of "ledger_range"(uint64_t hash, uint64_t capacity) noexcept nogil
@@ -59,6 +62,7 @@ cdef extern from *:
     void populate_memory "ledger_populate"(void* memory, uint64_t size) noexcept nogil
     const int64_t ORDER_NONE "LEDGER_ORDER_NONE"
     void touch "ledger_touch"(const void* address) noexcept nogil
+    void touch_many "ledger_touch_many"(const void* address) noexcept nogil
 
 
 # --- (a) identifiers ---------------------------------------------------------------------------------------------

@@ -13,20 +13,23 @@
 # A dead slot is as if it were not there, for everybody, so nobody can see when it is taken out. Each new slot has the next sixteen of its table
 # looked at, so nothing pauses when windows roll. Where velocity_room says no, nothing new comes in and nothing is looked at: whoever is refused
 # calls velocity_sweep, or a table full of the dead would stay so.
+# Whoever asks a counter and then adds to it makes its VelocityPlace once (functions that end in _at), and the slot is looked for once. Taking
+# out moves slots, so what stands at a place remembered is looked at before it is believed.
 #
 # The digest's sums hold a fact for each window (bucket, fingerprint) times what was added, by the day on which it dies. The calendar's sums
 # follow from its slots; those of the other two do not (what has left a ring is still in its sum), so a snapshot carries them.
 #
 # The ledger's time (VelocityNow) must never go back. Memory is reserved at open and touched when used. One writer.
 
-from libc.stdint cimport INT32_MAX, INT64_MAX, UINT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, INT64_MAX, UINT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from ledger._arith cimport add_overflow, civil_from_day, day_from_civil, div_floor
 from ledger._entry cimport Cursor, EntryWriter, get_bytes, get_key, get_varint, put_bytes, put_key, put_varint
 from ledger._hash cimport Hash128, digest_add, digest_times, fact_hash, fold
+from ledger._image cimport prefetch
 from ledger._layout cimport DAY_NEVER
 from ledger._lots cimport Arena, LOT_CLASS_COUNT, NO_PIECE, arena_close, arena_give, arena_open, arena_take, class_for, units_of
-from ledger._table cimport cyclic_distance, range_of, reserve_memory, touch, unreserve_memory
+from ledger._table cimport cyclic_distance, range_of, reserve_memory, touch_many, unreserve_memory
 
 cdef extern from "_verify.h" nogil:
     void VERIFY(bint condition)
@@ -85,6 +88,7 @@ cdef enum:
     DISTINCT_OWNER_WORD = 7     # of a piece: Lot.owner
     DISTINCT_UNITS_PLANNED = 8  # of the arena, on average: 56 fingerprints; most cards and devices have one member
     DISTINCTS_LIMIT = 200_000_000   # so that a place in the arena is 32 bits
+    CACHE_LINE_BYTES = 64
     VELOCITY_DAYS = 128         # days to come that have sums; a month that has not begun dies within 93
     FACT_VELOCITY = 10
     FACT_SLIDING = 11
@@ -144,6 +148,11 @@ cdef struct Velocity:
     VelocitySum carried_sums[VELOCITY_DAYS + 1]     # sliding and distinct: not to be had from the slots
     VelocityStats stats
 
+cdef struct VelocityPlace:      # where a counter of a key is looked for
+    uint64_t key                # as velocity_key has it
+    uint64_t home               # the key's, in the counter's table
+    VelocityHead* slot          # where it was found before; NULL: it was not
+
 cdef struct VelocityBest:       # a row of velocity_top
     uint64_t key
     int64_t amount
@@ -194,7 +203,8 @@ cdef inline uint32_t sliding_bucket_s(uint32_t window_s) noexcept nogil:
 cdef inline bint velocity_dead(const VelocityHead* slot, const VelocityNow* now) noexcept nogil:
     cdef uint32_t kind = slot.id & VELOCITY_KIND_MASK
     if kind == VELOCITY_SLIDING:
-        return div_floor(now.now_s, (<const SlidingSlot*>slot).bucket_s) > <int64_t>slot.window + SLIDING_BUCKETS - 1
+        # Whether the bucket of now is at least 13 later, without a division.
+        return now.now_s >= (<int64_t>slot.window + SLIDING_BUCKETS) * (<const SlidingSlot*>slot).bucket_s
     return kind != VELOCITY_EVER and now.windows[kind] >= slot.window + 2
 
 
@@ -270,24 +280,32 @@ cdef inline VelocityHead* velocity_slot(const VelocityTable* table, uint64_t at)
     return <VelocityHead*>(table.slots + at * table.size)
 
 
-cdef inline void velocity_touch(const Velocity* v, uint64_t key) noexcept nogil:
-    # Starts the reads of all that this key has, without waiting for them.
+cdef inline void velocity_touch_from(const VelocityTable* table, uint64_t home, uint32_t slots, bint soon) noexcept nogil:
+    # Starts the reads of so many slots, without waiting for them. soon: they are needed next, and were started long ago.
+    cdef uintptr_t line = <uintptr_t>velocity_slot(table, home) & ~<uintptr_t>(CACHE_LINE_BYTES - 1)
+    cdef uintptr_t end = <uintptr_t>velocity_slot(table, home + slots if slots <= table.capacity - home else table.capacity)
+    while line < end:
+        if soon:
+            prefetch(<const void*>line)
+        else:
+            touch_many(<const void*>line)
+        line += CACHE_LINE_BYTES
+
+
+cdef inline void velocity_touch(const Velocity* v, uint64_t key, const uint8_t* slots) noexcept nogil:
+    # The reads of all that this key has, so many slots of each table.
     cdef const VelocityTable* table
-    cdef uint64_t at
     cdef uint32_t i
     key = velocity_key(key)
     for i in range(VELOCITY_TABLES):
         table = &v.tables[i]
-        if table.used != 0:
-            at = velocity_home(table, key)
-            touch(velocity_slot(table, at))
-            at += 4                     # the key's other counters may lie over the end of the line
-            touch(velocity_slot(table, at if at < table.capacity else 0))
+        if slots[i] != 0 and table.used != 0:
+            velocity_touch_from(table, velocity_home(table, key), slots[i], False)
 
 
-cdef inline VelocityHead* velocity_find(const VelocityTable* table, uint64_t key, uint32_t id, int32_t window, uint32_t mask) noexcept nogil:
-    # The counter's slot for windows that are like this one in the bits of the mask, whether dead or not; NULL.
-    cdef uint64_t at = velocity_home(table, key)
+cdef inline VelocityHead* velocity_find_from(const VelocityTable* table, uint64_t home, uint64_t key, uint32_t id, int32_t window,
+                                             uint32_t mask) noexcept nogil:
+    cdef uint64_t at = home
     cdef VelocityHead* slot = velocity_slot(table, at)
     while slot.key != 0:
         if slot.key == key and slot.id == id and not (<uint32_t>(slot.window ^ window) & mask):
@@ -297,6 +315,28 @@ cdef inline VelocityHead* velocity_find(const VelocityTable* table, uint64_t key
             at = 0
         slot = velocity_slot(table, at)
     return NULL
+
+
+cdef inline VelocityHead* velocity_find(const VelocityTable* table, uint64_t key, uint32_t id, int32_t window, uint32_t mask) noexcept nogil:
+    # The counter's slot for windows that are like this one in the bits of the mask, whether dead or not; NULL.
+    return velocity_find_from(table, velocity_home(table, key), key, id, window, mask)
+
+
+cdef inline VelocityHead* velocity_find_at(const VelocityTable* table, VelocityPlace* place, uint32_t id, int32_t window,
+                                           uint32_t mask) noexcept nogil:
+    # As velocity_find. Taking slots out moves others, so what stands where it was found before is looked at; who is there is there only once.
+    cdef VelocityHead* slot = place.slot
+    if slot == NULL or slot.key != place.key or slot.id != id or <uint32_t>(slot.window ^ window) & mask:
+        place.slot = velocity_find_from(table, place.home, place.key, id, window, mask)
+    return place.slot
+
+
+cdef inline VelocityPlace velocity_place(const Velocity* v, uint32_t number, uint64_t key) noexcept nogil:
+    cdef VelocityPlace place
+    place.key = velocity_key(key)
+    place.home = velocity_home(&v.tables[number], place.key)
+    place.slot = NULL
+    return place
 
 
 cdef inline uint32_t* distinct_words(const Velocity* v, const DistinctSlot* slot) noexcept nogil:
@@ -467,37 +507,43 @@ cdef inline Hash128 velocity_digest(Velocity* v, int32_t today) noexcept nogil:
 
 # --- calendar windows and lifetime --------------------------------------------------------------------------------
 
-cdef inline int64_t velocity_used(const Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now) noexcept nogil:
-    cdef const VelocityHead* slot = velocity_find(&v.tables[VELOCITY_CALENDARS], velocity_key(key), id, window, 1)
+cdef inline int64_t velocity_used_at(const Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now) noexcept nogil:
+    cdef const VelocityHead* slot = velocity_find_at(&v.tables[VELOCITY_CALENDARS], place, id, window, 1)
     if slot == NULL or slot.window != window or velocity_dead(slot, now):
         return 0
     return (<const CalendarSlot*>slot).value
 
 
-cdef inline bint velocity_takes(const Velocity* v, uint32_t number, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now,
-                                VelocityHead** slot, bint* live) noexcept nogil:
-    # Whether something of a calendar window counts at all, and in which slot, if there is one; live: it holds what counts.
+cdef inline int64_t velocity_used(const Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now) noexcept nogil:
+    cdef VelocityPlace place = velocity_place(v, VELOCITY_CALENDARS, key)
+    return velocity_used_at(v, &place, id, window, now)
+
+
+cdef inline bint velocity_takes(const Velocity* v, uint32_t number, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now,
+                                bint* live) noexcept nogil:
+    # Whether something of a calendar window counts at all; then place.slot is its slot, if there is one, and live: it holds what counts.
     if velocity_nowhere(id, window, now):
         return False
-    slot[0] = velocity_find(&v.tables[number], key, id, window, 1)
-    live[0] = slot[0] != NULL and not velocity_dead(slot[0], now)
-    return not (live[0] and slot[0].window > window)
+    velocity_find_at(&v.tables[number], place, id, window, 1)
+    live[0] = place.slot != NULL and not velocity_dead(place.slot, now)
+    return not (live[0] and place.slot.window > window)
 
 
-cdef inline int velocity_add(Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now, int64_t amount) noexcept nogil:
+cdef inline int velocity_add_at(Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now,
+                                int64_t amount) noexcept nogil:
     # 0; -1: no memory left at all; 1: the window is dead, too far ahead, or older than the one held: counted nowhere.
     # More than fits is INT64_MAX, less than none is 0; and what would only be 0 needs no slot.
-    cdef VelocityHead* slot = NULL
+    cdef VelocityHead* slot
     cdef CalendarSlot* row
     cdef int64_t value
     cdef bint live = False
-    key = velocity_key(key)
-    if not velocity_takes(v, VELOCITY_CALENDARS, key, id, window, now, &slot, &live):
+    if not velocity_takes(v, VELOCITY_CALENDARS, place, id, window, now, &live):
         return 1
+    slot = place.slot
     if amount <= 0 and not (live and slot.window == window):
         return 0
     if slot == NULL:
-        slot = velocity_insert(v, VELOCITY_CALENDARS, key, id, window, now)
+        slot = velocity_insert(v, VELOCITY_CALENDARS, place.key, id, window, now)
         if slot == NULL:
             return -1
     row = <CalendarSlot*>slot
@@ -516,12 +562,29 @@ cdef inline int velocity_add(Velocity* v, uint64_t key, uint32_t id, int32_t win
     return 0
 
 
+cdef inline int velocity_add(Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now, int64_t amount) noexcept nogil:
+    cdef VelocityPlace place = velocity_place(v, VELOCITY_CALENDARS, key)
+    return velocity_add_at(v, &place, id, window, now, amount)
+
+
 # --- the last minutes or hours ------------------------------------------------------------------------------------
+
+cdef inline int64_t sliding_bucket(const SlidingSlot* slot, int64_t time_s, uint32_t bucket_s) noexcept nogil:
+    # The bucket of a time: nearly always the newest of the slot, without a division. slot: NULL, or any of such buckets.
+    if slot != NULL and 0 <= time_s - slot.head.window * <int64_t>bucket_s < <int64_t>bucket_s:
+        return slot.head.window
+    return div_floor(time_s, bucket_s)
+
 
 cdef inline int64_t sliding_sum(const SlidingSlot* slot, int64_t newest) noexcept nogil:
     # Of the 13 buckets up to the newest, which may be newer than any in the ring.
     cdef int64_t bucket = slot.head.window, sum = 0
-    cdef uint32_t at = <uint32_t>slot.head.window % SLIDING_BUCKETS
+    cdef uint32_t at
+    if newest <= bucket and bucket >= SLIDING_BUCKETS:      # nothing has left the ring
+        for at in range(SLIDING_BUCKETS):
+            sum += slot.values[at]
+        return sum
+    at = <uint32_t>slot.head.window % SLIDING_BUCKETS
     if newest < bucket:
         newest = bucket
     while bucket >= 0 and newest - bucket < SLIDING_BUCKETS:
@@ -533,38 +596,41 @@ cdef inline int64_t sliding_sum(const SlidingSlot* slot, int64_t newest) noexcep
     return sum
 
 
-cdef inline int64_t sliding_used(const Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s,
-                                 const VelocityNow* now) noexcept nogil:
+cdef inline int64_t sliding_used_at(const Velocity* v, VelocityPlace* place, uint32_t id, int64_t time_s, uint32_t window_s,
+                                    const VelocityNow* now) noexcept nogil:
     # The whole ring as it would be with something of that time in it.
-    cdef const SlidingSlot* slot = <const SlidingSlot*>velocity_find(&v.tables[VELOCITY_SLIDINGS], velocity_key(key), id, 0, 0)
+    cdef const SlidingSlot* slot = <const SlidingSlot*>velocity_find_at(&v.tables[VELOCITY_SLIDINGS], place, id, 0, 0)
     cdef uint32_t bucket_s = sliding_bucket_s(window_s)
     if slot == NULL or slot.bucket_s != bucket_s or velocity_dead(&slot.head, now):
         return 0
-    return sliding_sum(slot, div_floor(time_s, bucket_s))
+    return sliding_sum(slot, sliding_bucket(slot, time_s, bucket_s))
 
 
-cdef inline int sliding_add(Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
-                            int64_t amount) noexcept nogil:
+cdef inline int64_t sliding_used(const Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s,
+                                 const VelocityNow* now) noexcept nogil:
+    cdef VelocityPlace place = velocity_place(v, VELOCITY_SLIDINGS, key)
+    return sliding_used_at(v, &place, id, time_s, window_s, now)
+
+
+cdef inline int sliding_add_at(Velocity* v, VelocityPlace* place, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                               int64_t amount) noexcept nogil:
     # As velocity_add; 1: older than the ring. A time that is later than now is for the caller to bring back; an amount below 0 is as 0.
     cdef uint32_t bucket_s = sliding_bucket_s(window_s)
-    cdef int64_t bucket = div_floor(time_s, bucket_s), before, after
-    cdef VelocityHead* head
-    cdef SlidingSlot* slot
-    cdef uint32_t* place
+    cdef VelocityHead* head = velocity_find_at(&v.tables[VELOCITY_SLIDINGS], place, id, 0, 0)
+    cdef SlidingSlot* slot = <SlidingSlot*>head
+    cdef int64_t bucket = sliding_bucket(slot, time_s, bucket_s), before, after
+    cdef uint32_t* value
     cdef bint live
-    key = velocity_key(key)
     VERIFY((id & VELOCITY_KIND_MASK) == VELOCITY_SLIDING)
     if time_s < 0 or bucket > INT32_MAX - 2 * SLIDING_BUCKETS:
         return 1
-    head = velocity_find(&v.tables[VELOCITY_SLIDINGS], key, id, 0, 0)
-    slot = <SlidingSlot*>head
     live = slot != NULL and slot.bucket_s == bucket_s and not velocity_dead(head, now)
     if bucket < (<int64_t>head.window if live else div_floor(now.now_s, bucket_s)) - (SLIDING_BUCKETS - 1):
         return 1
     if amount <= 0:
         return 0
     if head == NULL:
-        head = velocity_insert(v, VELOCITY_SLIDINGS, key, id, <int32_t>bucket, now)
+        head = velocity_insert(v, VELOCITY_SLIDINGS, place.key, id, <int32_t>bucket, now)
         if head == NULL:
             return -1
         slot = <SlidingSlot*>head
@@ -578,13 +644,19 @@ cdef inline int sliding_add(Velocity* v, uint64_t key, uint32_t id, int64_t time
     while head.window < bucket:
         head.window += 1
         slot.values[<uint32_t>head.window % SLIDING_BUCKETS] = 0
-    place = &slot.values[<uint32_t>bucket % SLIDING_BUCKETS]
-    before = place[0]
+    value = &slot.values[<uint32_t>bucket % SLIDING_BUCKETS]
+    before = value[0]
     after = <int64_t>UINT32_MAX if amount > <int64_t>UINT32_MAX - before else before + amount
-    place[0] = <uint32_t>after
+    value[0] = <uint32_t>after
     if after != before:
         velocity_sum(v.carried_sums, sliding_dead_day(bucket, bucket_s), sliding_fact(head, <int32_t>bucket), after - before)
     return 0
+
+
+cdef inline int sliding_add(Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                            int64_t amount) noexcept nogil:
+    cdef VelocityPlace place = velocity_place(v, VELOCITY_SLIDINGS, key)
+    return sliding_add_at(v, &place, id, time_s, window_s, now, amount)
 
 
 # --- different ones of the last minutes or hours --------------------------------------------------------------------
@@ -603,21 +675,27 @@ cdef inline void recent_advance(SlidingSlot* slot, int64_t newest) noexcept nogi
     slot.head.window = <int32_t>newest
 
 
-cdef inline int64_t recent_with(const Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
-                                uint32_t fingerprint) noexcept nogil:
+cdef inline int64_t recent_with_at(const Velocity* v, VelocityPlace* place, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                                   uint32_t fingerprint) noexcept nogil:
     # How many different ones there are with this one at that time; above 13 it says 14.
-    cdef const SlidingSlot* slot = <const SlidingSlot*>velocity_find(&v.tables[VELOCITY_SLIDINGS], velocity_key(key), id, 0, 0)
+    cdef const SlidingSlot* slot = <const SlidingSlot*>velocity_find_at(&v.tables[VELOCITY_SLIDINGS], place, id, 0, 0)
     cdef uint32_t bucket_s = sliding_bucket_s(window_s), i
     cdef int64_t newest, others = 0
     if slot == NULL or slot.bucket_s != bucket_s or velocity_dead(&slot.head, now):
         return 1
-    newest = div_floor(time_s, bucket_s)
+    newest = sliding_bucket(slot, time_s, bucket_s)
     if newest < slot.head.window:
         newest = slot.head.window
     for i in range(<uint32_t>SLIDING_BUCKETS):
         if slot.values[i] != 0 and slot.values[i] >> 4 != fingerprint >> 4 and newest - slot.head.window + (slot.values[i] & 15) <= SLIDING_BUCKETS:
             others += 1
     return others + 1
+
+
+cdef inline int64_t recent_with(const Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                                uint32_t fingerprint) noexcept nogil:
+    cdef VelocityPlace place = velocity_place(v, VELOCITY_SLIDINGS, key)
+    return recent_with_at(v, &place, id, time_s, window_s, now, fingerprint)
 
 
 cdef inline int64_t recent_count(const SlidingSlot* slot, int64_t newest) noexcept nogil:
@@ -629,25 +707,22 @@ cdef inline int64_t recent_count(const SlidingSlot* slot, int64_t newest) noexce
     return count
 
 
-cdef inline int recent_add(Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
-                           uint32_t fingerprint) noexcept nogil:
+cdef inline int recent_add_at(Velocity* v, VelocityPlace* place, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                              uint32_t fingerprint) noexcept nogil:
     # As sliding_add.
-    cdef uint32_t bucket_s = sliding_bucket_s(window_s), seen, place = SLIDING_BUCKETS, i
-    cdef int64_t bucket = div_floor(time_s, bucket_s)
-    cdef VelocityHead* head
-    cdef SlidingSlot* slot
+    cdef uint32_t bucket_s = sliding_bucket_s(window_s), seen, at = SLIDING_BUCKETS, i
+    cdef VelocityHead* head = velocity_find_at(&v.tables[VELOCITY_SLIDINGS], place, id, 0, 0)
+    cdef SlidingSlot* slot = <SlidingSlot*>head
+    cdef int64_t bucket = sliding_bucket(slot, time_s, bucket_s)
     cdef bint live
-    key = velocity_key(key)
     VERIFY((id & VELOCITY_KIND_MASK) == VELOCITY_SLIDING)
     if time_s < 0 or bucket > INT32_MAX - 2 * SLIDING_BUCKETS:
         return 1
-    head = velocity_find(&v.tables[VELOCITY_SLIDINGS], key, id, 0, 0)
-    slot = <SlidingSlot*>head
     live = slot != NULL and slot.bucket_s == bucket_s and not velocity_dead(head, now)
     if bucket < (<int64_t>head.window if live else div_floor(now.now_s, bucket_s)) - (SLIDING_BUCKETS - 1):
         return 1
     if head == NULL:
-        head = velocity_insert(v, VELOCITY_SLIDINGS, key, id, <int32_t>bucket, now)
+        head = velocity_insert(v, VELOCITY_SLIDINGS, place.key, id, <int32_t>bucket, now)
         if head == NULL:
             return -1
         slot = <SlidingSlot*>head
@@ -662,18 +737,24 @@ cdef inline int recent_add(Velocity* v, uint64_t key, uint32_t id, int64_t time_
         if slot.values[i] >> 4 == fingerprint >> 4 and slot.values[i] != 0:
             if slot.values[i] & 15 <= seen & 15:
                 return 0            # seen as late as this, or later
-            place = i
+            at = i
             break
-        if slot.values[i] == 0 and place == SLIDING_BUCKETS:
-            place = i
+        if slot.values[i] == 0 and at == SLIDING_BUCKETS:
+            at = i
     else:
-        if place == SLIDING_BUCKETS:
-            place = recent_oldest(slot, seen)
-    if place == SLIDING_BUCKETS:
+        if at == SLIDING_BUCKETS:
+            at = recent_oldest(slot, seen)
+    if at == SLIDING_BUCKETS:
         return 0                    # all that are here were seen later
-    slot.values[place] = seen
+    slot.values[at] = seen
     velocity_sum(v.carried_sums, sliding_dead_day(bucket, bucket_s), recent_fact(head, <int32_t>bucket, fingerprint), 1)
     return 0
+
+
+cdef inline int recent_add(Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                           uint32_t fingerprint) noexcept nogil:
+    cdef VelocityPlace place = velocity_place(v, VELOCITY_SLIDINGS, key)
+    return recent_add_at(v, &place, id, time_s, window_s, now, fingerprint)
 
 
 # --- how many different ones --------------------------------------------------------------------------------------
@@ -714,18 +795,24 @@ cdef inline int64_t distinct_count(const DistinctSlot* slot, uint32_t more_bits)
     return <int64_t>slot.count + linear_count(slot.bits + more_bits) - linear_count(slot.bits_begun)
 
 
-cdef inline int64_t distinct_with(const Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now,
-                                  uint32_t fingerprint) noexcept nogil:
+cdef inline int64_t distinct_with_at(const Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now,
+                                     uint32_t fingerprint) noexcept nogil:
     # How many different ones there are with this one.
-    cdef VelocityHead* head = velocity_find(&v.tables[VELOCITY_DISTINCTS], velocity_key(key), id, window, 1)
+    cdef VelocityHead* head = velocity_find_at(&v.tables[VELOCITY_DISTINCTS], place, id, window, 1)
     cdef DistinctSlot* slot = <DistinctSlot*>head
-    cdef uint32_t place, bit
+    cdef uint32_t word, bit
     if head == NULL or head.window != window or velocity_dead(head, now):
         return 1
     if slot.count <= DISTINCT_EXACT_MAX:
-        return slot.count + <int64_t>(not distinct_find(v, slot, fingerprint, &place))
+        return slot.count + <int64_t>(not distinct_find(v, slot, fingerprint, &word))
     bit = distinct_bit(fingerprint)
     return distinct_count(slot, not (distinct_word(v, slot, bit >> 5)[0] >> (bit & 31) & 1))
+
+
+cdef inline int64_t distinct_with(const Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now,
+                                  uint32_t fingerprint) noexcept nogil:
+    cdef VelocityPlace place = velocity_place(v, VELOCITY_DISTINCTS, key)
+    return distinct_with_at(v, &place, id, window, now, fingerprint)
 
 
 cdef inline void distinct_begin_bits(Velocity* v, DistinctSlot* slot, uint32_t fingerprint) noexcept nogil:
@@ -768,20 +855,21 @@ cdef inline bint distinct_grow(Velocity* v, DistinctSlot* slot, uint32_t count) 
     return True
 
 
-cdef inline int distinct_add(Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now, uint32_t fingerprint) noexcept nogil:
+cdef inline int distinct_add_at(Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now,
+                                uint32_t fingerprint) noexcept nogil:
     # As velocity_add.
-    cdef VelocityHead* head = NULL
+    cdef VelocityHead* head
     cdef DistinctSlot* slot
-    cdef uint32_t place, bit, i
+    cdef uint32_t at, bit, i
     cdef uint32_t* words
     cdef uint32_t* word
     cdef Hash128 fact
     cdef bint live = False
-    key = velocity_key(key)
-    if not velocity_takes(v, VELOCITY_DISTINCTS, key, id, window, now, &head, &live):
+    if not velocity_takes(v, VELOCITY_DISTINCTS, place, id, window, now, &live):
         return 1
+    head = place.slot
     if head == NULL:
-        head = velocity_insert(v, VELOCITY_DISTINCTS, key, id, window, now)
+        head = velocity_insert(v, VELOCITY_DISTINCTS, place.key, id, window, now)
         if head == NULL:
             return -1
     slot = <DistinctSlot*>head
@@ -795,7 +883,7 @@ cdef inline int distinct_add(Velocity* v, uint64_t key, uint32_t id, int32_t win
         slot.bits = slot.bits_begun = 0
         fact = distinct_fact(head, fingerprint, 0)
     elif slot.count <= DISTINCT_EXACT_MAX:
-        if distinct_find(v, slot, fingerprint, &place):
+        if distinct_find(v, slot, fingerprint, &at):
             return 0
         fact = distinct_fact(head, fingerprint, 0)
         if slot.count == DISTINCT_EXACT_MAX:
@@ -805,10 +893,10 @@ cdef inline int distinct_add(Velocity* v, uint64_t key, uint32_t id, int32_t win
                 return -1
             words = distinct_words(v, slot)
             i = slot.count - 1
-            while i > place:
+            while i > at:
                 words[distinct_place(i)] = words[distinct_place(i - 1)]
                 i -= 1
-            words[distinct_place(place)] = fingerprint
+            words[distinct_place(at)] = fingerprint
             slot.count += 1
     else:
         bit = distinct_bit(fingerprint)
@@ -820,6 +908,11 @@ cdef inline int distinct_add(Velocity* v, uint64_t key, uint32_t id, int32_t win
         fact = distinct_fact(head, bit, 1)
     velocity_sum(v.carried_sums, velocity_dead_day(id & VELOCITY_KIND_MASK, window), fact, 1)
     return 0
+
+
+cdef inline int distinct_add(Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now, uint32_t fingerprint) noexcept nogil:
+    cdef VelocityPlace place = velocity_place(v, VELOCITY_DISTINCTS, key)
+    return distinct_add_at(v, &place, id, window, now, fingerprint)
 
 
 # --- snapshots ----------------------------------------------------------------------------------------------------

@@ -168,6 +168,16 @@ def test_each_key_has_a_counter_of_its_own_and_what_lacks_it_is_not_counted(key:
         assert times(pair, 4, EARN, **none) == [DONE] * 4
 
 
+def test_stores_whose_hashes_are_kept_at_the_same_place_are_not_taken_for_each_other() -> None:
+    """The core keeps the hashes of a thousand stores and tills by their names: of 200 names of every length some meet."""
+    pair = pair_with(limit(per="store"))
+    stores = [f"{i}{'x' * (i % 13)}" for i in range(200)]
+    for wanted in UP_TO_TWO[:3]:
+        answers = {outcome(pair.call(EARN, made(pair, EARN, store=store))) for store in stores}
+        assert answers == {wanted}
+    pair.check_limits()
+
+
 def test_the_hour_is_that_of_the_store() -> None:
     pair = pair_with(limit(per=["member", "hour"], window="ever"))
     assert times(pair, 3, EARN) == UP_TO_TWO[:3]

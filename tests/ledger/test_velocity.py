@@ -316,6 +316,31 @@ def test_a_sweep_passes_nobody_by_who_came_into_a_freed_place():
     assert table.stats["counters"] == table.stats["distincts"] == table.units == 0
 
 
+def test_who_was_moved_after_it_was_found_is_found_again():
+    """The dead before it in its run are taken out with the new slots of others, so it moves, and where it stood may be nobody or another."""
+    remembered, plain = (_probe.VelocityTables(30, 30, 30) for _ in range(2))
+    today, ever = START_S // DAY_S, 8 + model.EVER
+    first = [key for key in range(1, 5000) if plain.home(CALENDARS, key) == 0][:9]
+    others = [key for key in range(5000, 9000) if plain.home(CALENDARS, key) in (0, 20)][:6]
+    for table in (remembered, plain):
+        table.now(START_S, today)
+        for key in first[:8]:
+            table.add(key, 8 + model.DAY, today, 1)
+        table.add(first[8], ever, 0, 3)
+        table.now(START_S + 2 * DAY_S, today + 2)
+    before = remembered.slots(CALENDARS)
+    assert remembered.add_where_found(first[8], ever, 0, 4, others) == (3, 0)
+    for key in others:
+        plain.add(key, ever, 0, 1)
+    plain.add(first[8], ever, 0, 4)
+    place = [key for key, _, _ in before].index(first[8])
+    assert place == 8 and remembered.slots(CALENDARS)[place] != before[place], "it was moved"
+    assert remembered.used(first[8], ever, 0) == 7
+    assert remembered.slots(CALENDARS) == plain.slots(CALENDARS)
+    assert remembered.digest(today + 2) == plain.digest(today + 2)
+    check_slots(remembered)
+
+
 def test_new_slots_take_the_dead_out_and_nothing_stays_behind():
     table, chance = _probe.VelocityTables(400, 400, 400), random.Random(7)
     for day in range(20_000, 20_060):
