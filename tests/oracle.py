@@ -871,8 +871,7 @@ class Oracle:
     # --- receipts that are given back
 
     def sale_of(self, request: Any) -> tuple[int, int, int]:
-        """The member of a receipt, the entry that earned by it and the entry that paid for it; 0: there is none. Refused: nothing can be given
-        back."""
+        """The member of a receipt, and the entries that earned by it and paid for it; 0: none. Refused: nothing can be given back."""
         key = request.receipt_key
         receipt = (key.store, key.till, key.business_day, key.number)
         seen = self.receipts.find(receipt, key.business_day)

@@ -126,7 +126,8 @@ CARDS = ["2900000000017", "2900000000024", "2900000000031", "2900000000048"]
 PHONES = ["+48600700801", "+48 600-700-801", "+48 (600) 700.802"]
 EMAILS = ["ann@example.com", " Ann@Example.COM ", "bob@example.com"]
 # Where a receipt is given back: a store or till beside those of its key is allowed.
-BACK_AT = [{"store": "S1"}, {"store": "S2", "till": "9"}, {"till": "9"}, {"device": "d", "cashier": "c"}, {"store": "x" * 17}, {"till": "\x00"}]
+BACK_AT = [{"store": "S1"}, {"store": "S2", "till": "9"}, {"till": "9"}, {"device": "d", "cashier": "c"}, {"store": "x" * 17},
+           {"till": "\x00"}]
 REFS = ([{"card": card} for card in CARDS] + [{"phone": phone} for phone in PHONES] + [{"email": email} for email in EMAILS]
         + [{"app": "a-1"}, {"app": CARDS[0]}])
 

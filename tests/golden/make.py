@@ -105,6 +105,8 @@ def live(server: RunningServer) -> list[dict[str, Any]]:
         message.sent_time.CopyFrom(till.timestamp(at))
         if hasattr(message, "receipt") and message.HasField("receipt"):
             message.receipt.key.business_day = till.business_day(at)
+        if method == "ReturnReceipt":
+            message.receipt_key.business_day = till.business_day(at)
         if method in ("CaptureReservation", "ReleaseReservation") and held and chosen.random() < 0.7:
             message.reservation_id, card, points = held.pop(0) if chosen.random() < 0.8 else held[-1]
             message.member.card = card
