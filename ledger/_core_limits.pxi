@@ -910,9 +910,13 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
     memset(found, 0, sizeof(PastEntry))
     if not entry_view(entry, size, &view):
         return APPLY_FRAMING
-    if core.program == NULL or not KIND_EARN <= view.header.kind <= KIND_ENROLL:
+    if core.program == NULL:
         return APPLY_OK
     programme_of(core, view.header.time_us)
+    if view.header.kind == KIND_EXPIRE_RESERVATION:
+        return give_back_past(core, past, &view)
+    if not KIND_EARN <= view.header.kind <= KIND_ENROLL and view.header.kind != KIND_RETURN:
+        return APPLY_OK
     context_read(&view, &context)
     if not measure_with(core, &view, &context, keys_of(rules), offset_then(core, &view, &context), &m):
         return APPLY_FRAMING
@@ -945,4 +949,13 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
         return APPLY_OK
     m.earned = min_i64(m.earned, judged.points_max)
     found.cut = found.earned - m.earned
-    return count_in_all(&past.velocity, rules, &m)
+    if count_in_all(&past.velocity, rules, &m) != APPLY_OK:
+        return APPLY_FULL
+    return give_back_past(core, past, &view)
+
+
+cdef int give_back_past(Core* core, Past* past, const EntryView* view) noexcept nogil:
+    # As far as the entry says what it undid: a return where there were limits, a release or expiry where one of them gave it back.
+    if view.sections[SECTION_GIVEN_BACK].data == NULL:
+        return APPLY_OK
+    return count_back(core, &past.velocity, &past.loaded.rules, view)

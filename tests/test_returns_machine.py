@@ -127,6 +127,26 @@ class Returning(Pair, RuleBasedStateMachine):
             self.write(BURN, pb.BurnPointsRequest(member=pb.MemberRef(card=CARDS[said[1]]), wallet=said[4], points=spends))
         self.write(RETURN, pb.ReturnReceiptRequest(receipt_key=key))
 
+    @rule(number=st.sampled_from([0, 0, 1]), wallet=st.integers(0, 2), share=st.sampled_from([0.2, 0.5, 0.5, 1]), whole=st.booleans(),
+          later=st.sampled_from([0, DAY, 2 * DAY, 3 * DAY, 4 * DAY, 8 * DAY, 11 * DAY]), buys=st.booleans())
+    def pay_and_give_back(self, number: int, wallet: int, share: float, whole: bool, later: int, buys: bool) -> None:
+        """A payment with what there is in a wallet, some days, perhaps a receipt between, and its return."""
+        member, today = self.oracle.members[self.oracle.find(pb.MemberRef(card=CARDS[number])) - 1], self.oracle.day(self.now)
+        points = int(self.oracle.available(member, today, today, None)[wallet] * share)
+        if not points:
+            return
+        name = self.oracle.program.wallets[wallet].name
+        if whole:
+            self.command("commit and burn", number, 5000, points, name, 0, 0)
+        else:
+            self.command("burn", number, 0, points, name, 0, 0)
+        key = self.keys[-1]
+        self.now += later
+        if buys:
+            self.command("earn", number, 1000, 0, "", 0, 0)
+        self.check()
+        self.write(RETURN, pb.ReturnReceiptRequest(receipt_key=key))
+
     @rule(all_said=st.lists(COMMANDS, min_size=1, max_size=6))
     def commands(self, all_said: list[tuple[Any, ...]]) -> None:
         for said in all_said:
