@@ -66,6 +66,11 @@ rules:
     points_live: 10 days
     available_after: 2 days
     funder: brewery
+    caps: [{points: 20000, per: month}]
+limits:
+  - {name: Receipts, of: earns, per: member, window: day, at_most: 1000, gives_back: true, then: refuse}
+  - {name: Holds, of: reservations, measure: points, per: member, window: week, at_most: 400, gives_back: true, then: refuse}
+  - {name: Brought back, of: returns, per: store, window: day, at_most: 3, then: mark}
 """
 
 
