@@ -80,6 +80,7 @@ cdef bint find_owner_of(const Core* core, const Command* command, Decision* d, c
             return False
         d.member = view.header.member
     if payer != 0 and payer != d.member:
+        outcome.wait_sequence = later_of(sale.earned_by, sale.paid_by)  # a crash must not take back what somebody was told
         refuse(outcome, STATUS_RECEIPT_OF_TWO_MEMBERS, d.member, payer)
         return False
     return True

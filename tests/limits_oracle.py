@@ -168,6 +168,14 @@ class Limits:
             if not counter.volatile:
                 self.kept.count(counter, event)
 
+    def give_back(self, programme: tree.Programme, event: Event, now_us: int) -> None:
+        """Takes an event from the counters that give back, as far as they still have it."""
+        self.kept.now(now_us // SECOND, counting_day(now_us))
+        for counter in programme.counters:
+            if counter.gives_back and set(counter.of) & event.of and not event.lacks(counter):
+                key, id, window = self.kept.spot(counter, event)
+                self.kept.add(key, id, window, -event.amount(counter))
+
     def look_up(self, programme: tree.Programme, event: Event, now_us: int) -> bool:
         """Counts a look-up. Whether it is answered."""
         if not programme.limits:

@@ -9,33 +9,35 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, timedelta
 from typing import Any, NamedTuple
 
 from ledger._probe import fact_hash_, siphash_
 
 from ledger import errors, limits
-from ledger.rules import reference, tree
+from ledger.rules import image2, reference, tree
 from ledger.rules.tree import Programme
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
 from tests import limits_oracle
 from tests.limits_oracle import Event, Judged
-from tests.rules.compiled import Award, awards
+from tests.rules.compiled import Award, Compiled, awards
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 METHODS = ("", "EarnPoints", "BurnPoints", "ReservePoints", "CaptureReservation", "ReleaseReservation", "CommitReceipt", "EnrollMember",
            "GetBalance", "GetOperation", "", "AdjustPoints", "LinkIdentifier", "UnlinkIdentifier",
-           *[""] * 10, "SetRung")
+           *[""] * 10, "SetRung", *[""] * 5, "ReturnReceipt")
 ADJUST, LINK, UNLINK, SET_RUNG = BY_HAND = 11, 12, 13, 24
-SET_SEGMENTS = 17
-ENTRY_KINDS = {ADJUST: 10, LINK: 11, UNLINK: 12, SET_RUNG: 15}  # the others have the number of their method
+SET_SEGMENTS, RETURN = 17, 30
+ENTRY_KINDS = {ADJUST: 10, LINK: 11, UNLINK: 12, SET_RUNG: 15, RETURN: 19}  # the others have the number of their method
 ORIGIN_BYTES = {"device": limits.DEVICE_BYTES_MAX, "cashier": limits.CASHIER_BYTES_MAX, "payment_card": limits.PAYMENT_CARD_BYTES_MAX,
                 "partner": limits.PARTNER_BYTES_MAX, "store": limits.STORE_BYTES_MAX, "till": limits.TILL_BYTES_MAX}
 IDENTIFIER_KINDS = ("", "member_id", "card", "phone", "email", "app")
 ACTIVE, CAPTURED, RELEASED, EXPIRED = 1, 2, 3, 4
 DAY_NEVER = 2**31 - 1
+NO_WINDOW = 2**31
+TIER_PER = {"lifetime": 5, "month": 3, "year": 4, "anniversary": 7}
 ACTIONS = {name: number for number, name in enumerate(tree.ACTIONS, start=1)}
 NOTICES = {"unknown_store": 1, "unknown_sku": 2, "unknown_category": 3, "unknown_promo_code": 4, "unknown_tender": 5, "unknown_channel": 6}
 LINE_FIELDS = ("sku", "category", "quantity_milli", "amount_minor", "regular_amount_minor", "weighed")
@@ -90,6 +92,18 @@ class Reservation:
     expire_us: int
     captured: int = 0
     state: int = ACTIVE
+
+
+@dataclass
+class Sale:
+    """What one entry did that a return undoes."""
+
+    member: int
+    total: int = 0
+    paid: list[tuple[LotKey, int]] = field(default_factory=list)  # what the payment took, lot by lot
+    given: list[tuple[LotKey, int]] = field(default_factory=list)  # what was earned, lot by lot
+    changes: reference.Changes | None = None  # what rules counted
+    event: Event | None = None  # what limits counted; None: nowhere
 
 
 @dataclass
@@ -232,6 +246,8 @@ class Oracle:
         self.judged = Judged()  # what limits said of the command at hand
         self.cut = 0  # points that they took from it
         self.says: dict[int, Any] = {}  # by sequence: what an entry says of limits and rungs, see `tell`
+        self.sales: dict[int, Sale] = {}  # by sequence: receipts, and reservations
+        self.compiled: dict[int, Compiled] = {}  # by version: the numbers of its counters and campaigns
         self.members: list[Member] = []
         self.shared = reference.Shared()
         self.midnights: dict[int, int] = {}  # of days that were asked for
@@ -264,13 +280,14 @@ class Oracle:
             if not good:
                 raise Refused("FIELD_INVALID", where)
         try:
-            write = {7: self.enroll, LINK: self.link_by_hand, UNLINK: self.unlink, SET_RUNG: self.set_rung}.get(method)
+            write = {7: self.enroll, LINK: self.link_by_hand, UNLINK: self.unlink, SET_RUNG: self.set_rung, RETURN: self.give_receipt_back
+                     }.get(method)
             number, answer = write(request, now_us) if write is not None else self.post(method, request, now_us)
         except Refused as refusal:
             if not refusal.row.remembered:
                 raise
-            named = request.identifiers if method == 7 else [request.member]
-            number = next(filter(None, map(self.find, named)), 0)
+            named = request.identifiers if method == 7 else [request.member] if method != RETURN else []
+            number = next(filter(None, map(self.find, named)), 0) if method != RETURN else self.sale_of(request)[0]
             if refusal.row.name not in limits_oracle.BY_LIMITS and method not in BY_HAND:
                 event = self.event(method, request, {"refusals"}, number, now_us)
                 self.judged = self.limits.judge(self.program, event, now_us)
@@ -374,6 +391,12 @@ class Oracle:
             for part, bytes_max in ORIGIN_BYTES.items():
                 yield good_text(getattr(request.origin, part), 0, bytes_max), f"origin.{part}"
             return
+        if method == RETURN:
+            yield request.HasField("receipt_key"), "receipt_key"
+            yield from key_checks(request.receipt_key, "receipt_key.")
+            for part, bytes_max in ORIGIN_BYTES.items():
+                yield good_text(getattr(request.origin, part), 0, bytes_max), f"origin.{part}"
+            return
         yield self.identity(request.member) is not None, self.member_field(request.member)
         if method in (1, 6):
             receipt = request.receipt
@@ -445,7 +468,8 @@ class Oracle:
         key, where = self.receipt_key(method, request)
         if key is not None:
             day = day_number(key.business_day)
-            yield self.day(now_us - max_age) - 1 <= day <= self.day(now_us) + 1, where + "business_day"
+            oldest = self.day(now_us - max_age) - 1 if method != RETURN else day
+            yield oldest <= day <= self.day(now_us) + 1, where + "business_day"
         if method in (1, 6):
             yield request.receipt.currency_code == self.program.currency, "receipt.currency_code"
         if method == ADJUST:
@@ -502,7 +526,7 @@ class Oracle:
     def receipt_key(self, method: int, request: Any) -> tuple[Any, str]:
         if method in (1, 6):
             return request.receipt.key, "receipt.key."
-        return (request.receipt_key if method in (2, 4) and request.HasField("receipt_key") else None), "receipt_key."
+        return (request.receipt_key if method in (2, 4, RETURN) and request.HasField("receipt_key") else None), "receipt_key."
 
     def purchase_time(self, method: int, request: Any) -> tuple[int | None, str]:
         holder, where = (request.receipt, "receipt.purchase_time") if method in (1, 6) else (request, "purchase_time")
@@ -514,6 +538,9 @@ class Oracle:
         out: dict[str, Any] = {"method": method, "sent_time": us(request.sent_time)}
         if method == 7:
             return {**out, "identifiers": [self.identity(one) for one in request.identifiers], "origin": self.origin(method, request)}
+        if method == RETURN:
+            keyed = {f"receipt_key.{name}": getattr(request.receipt_key, name) for name in ("store", "till", "business_day", "number")}
+            return {**out, **keyed, "origin": self.origin(method, request)}
         if method != UNLINK:
             out["member"] = self.identity(request.member)
         if method in BY_HAND:
@@ -551,8 +578,8 @@ class Oracle:
                 "challenge_id": getattr(request, "challenge_id", 0)}
 
     def origin(self, method: int, request: Any) -> dict[str, str]:
-        """Where a request comes from, beside its receipt key."""
-        keyed = self.receipt_key(method, request)[0] is not None
+        """Where a request comes from, beside its receipt key. What is given back may be so in another store than it was bought in."""
+        keyed = method != RETURN and self.receipt_key(method, request)[0] is not None
         said = {part: getattr(request.origin, part) for part in ORIGIN_BYTES} if hasattr(request, "origin") else {}
         return {part: text for part, text in said.items() if text and not (keyed and part in ("store", "till"))}
 
@@ -638,14 +665,15 @@ class Oracle:
         """A write as limits see it. number: its member, also one that it opens; 0: nobody's."""
         key, _ = self.receipt_key(method, request)
         said = self.origin(method, request)
-        store, till = (key.store, key.till) if key is not None else (said.get("store", ""), said.get("till", ""))
+        elsewhere = key is None or (method == RETURN and "store" in said)
+        store, till = (said.get("store", ""), said.get("till", "")) if elsewhere else (key.store, key.till)
         bought, _ = self.purchase_time(method, request)
         time_s, day, hour = limits_oracle.moment(self.program, store, now_us if bought is None else bought, now_us)
         parts = {**{part: said[part] for part in ("device", "cashier", "payment_card", "partner") if part in said},
                  **limits_oracle.place(store, till), "hour": hour}
         if number:
             parts["member"] = number
-        if method != 7 and request.member.WhichOneof("ref") != "member_id":
+        if method not in (7, RETURN) and request.member.WhichOneof("ref") != "member_id":
             parts["identifier"] = (number, self.identity(request.member))
         event = Event(of, time_s, day, parts, **more)
         if 0 < number <= len(self.members):
@@ -774,6 +802,12 @@ class Oracle:
 
         gifts: list[Award] = []
         given: list[Change] = []
+        took = [(lot_key, -points) for lot_key, points, _ in changes if points < 0] if takes and reservation is None else []
+        if takes and reservation is not None:
+            left = captured
+            for lot_key, held in reservation.holds:  # beside it, what goes back into an expired lot is taken by no payment
+                took.append((lot_key, min(left, held)))
+                left -= took[-1][1]
         result = reference.Result()
         if earns:
             knows = member.known or reference.Member(len(self.members) + 1, today)
@@ -801,9 +835,12 @@ class Oracle:
             changes += self.moves(member, changes, today, business_day)
 
         # From here on it succeeds.
+        counted = None
         if of and method not in BY_HAND:
             event = self.event(method, request, of, whose, now_us, points=points)
             self.limits.count(self.program, event, now_us)
+            # An entry says where it came from if that was said, or if there is a limit that could ask.
+            counted = event if self.program.limits or self.origin(method, request) else None
         if not number:
             member = self.open(today)
             self.link(member, [self.identity(request.member)])
@@ -814,6 +851,10 @@ class Oracle:
         entry, wallets = self.write(ENTRY_KINDS.get(method, method), member, changes, now_us, burned=burned, expired=expired, awards=gifts,
                                     adjusted=adjusted)
         self.tell(member.number, now_us)
+        if method == 5:
+            self.counters_give_back(self.sales[reservation.id], {"reservations"}, now_us)
+        self.sales[self.sequence] = Sale(member.number, request.receipt.total_minor if earns else 0, [row for row in took if row[1]],
+                                         [(lot_key, points) for lot_key, points, _ in given], result.changes if earns else None, counted)
         if method == 3:
             ttl = us(request.ttl) if request.HasField("ttl") else limits.TTL_S_DEFAULT * SECOND
             reservation = self.hold(member, wallet, [(lot, held) for lot, _, held in changes], now_us + ttl)
@@ -826,6 +867,121 @@ class Oracle:
         if earns:
             answer.result.CopyFrom(self.told(result, request.receipt))
         return member.number, answer
+
+    # --- receipts that are given back
+
+    def sale_of(self, request: Any) -> tuple[int, int, int]:
+        """The member of a receipt, and the entries that earned by it and paid for it; 0: none. Refused: nothing can be given back."""
+        key = request.receipt_key
+        receipt = (key.store, key.till, key.business_day, key.number)
+        seen = self.receipts.find(receipt, key.business_day)
+        returned = self.receipts.find(("returned", *receipt), key.business_day).get("return")
+        if not returned and not self.receipts.runs and key.business_day <= self.receipts.forgotten:
+            raise Refused("RECEIPT_TOO_OLD", a=self.receipts.forgotten)
+        if returned:
+            raise Refused("RECEIPT_ALREADY_RETURNED", a=returned)
+        earned, paid = seen.get("earn", 0), seen.get("pay", 0)
+        if not earned and not paid:
+            raise Refused("RECEIPT_NOT_FOUND")
+        of = {self.sales[sequence].member for sequence in (earned, paid) if sequence}
+        if len(of) == 2:
+            raise Refused("RECEIPT_OF_TWO_MEMBERS", a=self.sales[earned].member, b=self.sales[paid].member)
+        return of.pop(), earned, paid
+
+    def give_receipt_back(self, request: Any, now_us: int) -> tuple[int, Any]:
+        number, earned, paid = self.sale_of(request)
+        member, today = self.members[number - 1], self.day(now_us)
+        for reservation in sorted(self.active(number), key=lambda r: -r.id):
+            if reservation.expire_us <= now_us:
+                self.expire_reservation(reservation.id, now_us)
+        nothing = Sale(number)
+        earn, payment = self.sales[earned] if earned else nothing, self.sales[paid] if paid else nothing
+
+        back: list[Change] = []  # what it paid comes back
+        expired = 0
+        for key, points in payment.paid:
+            if key.funder & MOVES:
+                key = key._replace(expiry=max(key.expiry, self.moving(member, key.wallet, today, today)[0]))
+            if key.expiry > today:
+                back.append((key, points, 0))
+            else:
+                expired += points
+        room: dict[LotKey, int] = defaultdict(int)
+        for key, points, _ in back:
+            room[key] += points
+        taken, missing = self.take_earned(member, earn.given, back, today)
+        self.check_room(member, room, today)
+
+        points = {"returns": -sum(points for _, points, _ in taken)}
+        event = self.obey(RETURN, request, {"returns"}, number, now_us, points=points, money=earn.total)
+        self.limits.count(self.program, event, now_us)
+        for sale in ([earn] if earned == paid else [payment, earn]):
+            self.counters_give_back(sale, {"earns", "burns"}, now_us)
+        if earn.changes is not None:
+            self.uncount(member, earn.changes)
+        entry, _ = self.write(ENTRY_KINDS[RETURN], member, back + taken, now_us, burned=-sum(points for _, points in payment.paid),
+                              expired=expired, earned=-points["returns"])
+        self.tell(number, now_us)
+        key = request.receipt_key
+        self.receipts.put(("returned", key.store, key.till, key.business_day, key.number), key.business_day, self.sequence,
+                          {"return": self.sequence})
+        touched = sorted({key.wallet for key, _ in payment.paid + earn.given})
+        return number, pb.ReturnReceiptResponse(entry=entry, wallets=[self.balance(member, wallet, today) for wallet in touched],
+                                                earn_sequence=earned, payment_sequence=paid, missing_points=missing)
+
+    def take_earned(self, member: Member, given: list[tuple[LotKey, int]], back: list[Change], today: int) -> tuple[list[Change], int]:
+        """What is taken of what a sale gave, and how much is missing."""
+        taken: list[Change] = []
+
+        def take(key: LotKey, points: int) -> int:
+            """Of what is in a lot and nothing holds; how much is still owed."""
+            lot = member.lots.get(key, Lot())
+            free = lot.points - lot.held + sum(points for at, points, _ in back + taken if at == key)
+            if (some := min(free, points)) > 0:
+                taken.append((key, -some, 0))
+                points -= some
+            return points
+
+        owed: dict[int, int] = defaultdict(int)
+        for key, points in given:
+            if key.expiry > today or key.funder & MOVES:
+                owed[key.wallet] += take(key, points) if key in member.lots and key.expiry > today else points
+        for wallet in owed:
+            others = sorted(key for key in member.lots if key.wallet == wallet and key.expiry > today)
+            available, later = [[key for key in others if (key.available > today) == so] for so in (False, True)]
+            fresh = [key for key, _, _ in back if key.wallet == wallet and key not in member.lots]
+            for key in available + later + fresh:
+                owed[wallet] = take(key, owed[wallet])
+        return taken, sum(owed.values())
+
+    def counters_give_back(self, sale: Sale, of: set[str], now_us: int) -> None:
+        """Counters of limits that give back lose what an entry had added, if it counted anywhere."""
+        if sale.event is not None:
+            event = replace(sale.event, of=sale.event.of & of, segments=self.members[sale.member - 1].known.segments)
+            self.limits.give_back(self.program, event, now_us)
+
+    def uncount(self, member: Member, changes: reference.Changes) -> None:
+        """Caps, budgets, and the windows of tiers without a receipt. What is not kept any more stays as it is."""
+        known, tiers = member.known, self.program.tiers
+
+        def without(rows: Any, number: int, *less: int) -> Any:
+            return tuple((at, *(value - part for value, part in zip(values, less, strict=True))) if at == number else (at, *values)
+                         for at, *values in rows)
+
+        counters, windows = dict(known.counters), dict(known.windows)
+        for key, window, increment in changes.counters:
+            if key in counters:
+                counters[key] = without(counters[key], window, increment)
+        for window in tiers.windows if tiers else ():
+            if window in windows:
+                number = reference.window_number(window, changes.day, known.opened_day)
+                windows[window] = without(windows[window], number, 1, changes.spent)
+        campaigns = dict(self.shared.campaigns)
+        for name, value, uses in changes.campaigns:
+            before = campaigns[name]
+            campaigns[name] = (before[0] - value, before[1] - uses)
+        self.shared = reference.Shared(campaigns)
+        member.known = replace(known, counters=counters, windows=windows, days=without(known.days, changes.day, 1, changes.spent))
 
     def available(self, member: Member, today: int, business_day: int, captured: Reservation | None) -> tuple[int, ...]:
         """What can pay, by wallet: as many points as may be taken, and those that are held for the reservation."""
@@ -854,6 +1010,11 @@ class Oracle:
         nameless = not receipt.lines
         out = pb.ReceiptResult(discount_minor=sum(result.discounts), paid_minor=sum(result.paid), notice_count=len(result.notices),
                                entitlements=result.entitlements)
+        if self.program.tiers is not None:
+            levels, until = [level.name for level in self.program.tiers.levels], result.changes.tier_until
+            out.standing.tier = levels[result.tier]
+            out.standing.new_tier = levels[result.tier_after] if result.tier_after != result.tier else ""
+            out.standing.held_until_day = 0 if until is None else int((date(1970, 1, 1) + timedelta(days=until)).strftime("%Y%m%d"))
         for rows, amounts in ((out.discounts, result.discounts), (out.paid, result.paid)):
             for i, amount in enumerate(amounts, start=1):
                 if amount:
@@ -935,7 +1096,7 @@ class Oracle:
             member.identifiers += 1
 
     def write(self, kind: int, member: Member, changes: list[Change], now_us: int,
-              burned: int = 0, expired: int = 0, awards: Any = (), adjusted: int = 0) -> tuple[Any, list[Any]]:
+              burned: int = 0, expired: int = 0, awards: Any = (), adjusted: int = 0, earned: int = 0) -> tuple[Any, list[Any]]:
         """Applies the changes of one entry; the entry and the touched wallets after it."""
         self.sequence, self.time_us = self.sequence + 1, now_us
         for key, points, held in changes:
@@ -945,7 +1106,8 @@ class Oracle:
             if lot.points == 0:
                 del member.lots[key]
         member.sequence = self.sequence
-        entry = pb.Entry(sequence=self.sequence, kind=kind, member_id=member.number, earned_points=sum(award.points for award in awards),
+        entry = pb.Entry(sequence=self.sequence, kind=kind, member_id=member.number,
+                         earned_points=earned + sum(award.points for award in awards),
                          burned_points=burned, expired_points=expired, adjusted_points=adjusted, program_version=self.version)
         set_us(entry.create_time, now_us)
         entry.awards.extend(pb.Award(line=award.line, rule=award.rule, points=award.points) for award in awards)
@@ -1034,6 +1196,7 @@ class Oracle:
         now_us = max(now_us, self.time_us)
         changes, expired = self.give_back(reservation, 0, self.day(now_us))
         self.end(reservation, EXPIRED)
+        self.counters_give_back(self.sales[reservation.id], {"reservations"}, now_us)
         return self.write(9, self.members[reservation.member - 1], changes, now_us, expired=expired)
 
     def expire_lots(self, number: int, now_us: int) -> Any:
@@ -1057,6 +1220,21 @@ class Oracle:
             self.midnights[day] = high
         return self.midnights[day]
 
+    def numbers(self) -> Compiled:
+        """By what numbers the programme's counters and campaigns are known."""
+        if self.version not in self.compiled:
+            self.compiled[self.version] = Compiled(self.program)
+        return self.compiled[self.version]
+
+    def counters(self, known: reference.Member) -> Any:
+        """Number, kind of window, and (window, value) of every counter of a member, newest window first."""
+        for key, rows in known.counters.items():
+            yield self.numbers().counters[key], tree.PER.index(key[1]), rows
+        for window, rows in known.windows.items():
+            for measure in (0, 1):
+                kind = image2.WINDOWS[window.kind]
+                yield kind * 2 + measure, TIER_PER[window.kind], [(row[0], row[1 + measure]) for row in rows]
+
     def digest(self) -> int:
         """The state digest without counters of limits, computed anew from every fact (docs/journal-format.md)."""
         total = 0
@@ -1065,10 +1243,19 @@ class Oracle:
             for key, lot in m.lots.items():
                 total += fact_hash_(2, m.number, key.wallet + key.funder * 2**16, key.available + key.expiry * 2**32, lot.points, lot.held)
             known = m.known
-            total += fact_hash_(5, m.number, known.opened_day + (known.first_day or 0) * 2**32,
-                                (known.last_day or 0) + (DAY_NEVER if known.receipts else 0) * 2**32, known.receipts, 0)
+            until = (DAY_NEVER if known.tier_until is None else known.tier_until) if known.receipts else 0
+            total += fact_hash_(5, m.number, known.opened_day + (known.first_day or 0) * 2**32, (known.last_day or 0) + until * 2**32,
+                                known.receipts, known.tier)
+            for number, per, rows in self.counters(known):
+                newest, *older = rows
+                before, value = older[0] if older else (NO_WINDOW, 0)
+                total += fact_hash_(7, m.number + number * 2**32, newest[0] + before * 2**32, newest[1] % 2**64, value % 2**64, per)
+            for day, receipts, spent in known.days:
+                total += fact_hash_(8, m.number + day * 2**32, receipts, spent, 0, 0)
             segments = sum(1 << self.program.segments.index(name) for name in known.segments)
             total += fact_hash_(6, m.number, segments, 0, 0, 0)
+        for name, (points, uses) in self.shared.campaigns.items():
+            total += fact_hash_(9, self.numbers().campaigns[name], points, uses, 0, 0)
         for r in self.reservations.values():
             if r.state == ACTIVE:
                 total += fact_hash_(3, r.member, r.id, r.wallet, r.reserved, r.expire_us)

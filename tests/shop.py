@@ -62,6 +62,7 @@ class Shop:
         self.cards = [f"card-{number}" for number in range(6)]
         self.requests: list[Any] = []
         self.reservations: list[tuple[str, int]] = []
+        self.sold: list[Any] = []  # receipt keys, until they are returned
         self.balances: list[tuple[str, Any]] = []
 
     def pass_time(self, us: int) -> None:
@@ -73,7 +74,7 @@ class Shop:
         chance, card = self.chance, self.chance.choice(self.cards)
         at = self.clock or till.now_us()
         kind = chance.choice(("EarnPoints", "EarnPoints", "BurnPoints", "ReservePoints", "CaptureReservation", "ReleaseReservation",
-                              "CommitReceipt", "EnrollMember"))
+                              "CommitReceipt", "EnrollMember", "ReturnReceipt"))
         fields: dict[str, Any] = {}
         if kind == "EarnPoints":
             fields = {"receipt": till.receipt(chance.randrange(9000), at=at, lines=chance.randrange(4))}
@@ -95,7 +96,11 @@ class Shop:
             fields = {"reservation_id": number}
             if kind == "CaptureReservation" and chance.random() < 0.5:
                 fields["points"] = chance.randrange(1, 20)
-        if kind == "EnrollMember":
+        if kind == "ReturnReceipt":
+            if not self.sold:
+                return
+            request = till.give_back(self.sold.pop(chance.randrange(len(self.sold))), at=at)
+        elif kind == "EnrollMember":
             request = till.request(kind, at=at, identifiers=[ledger_pb2.MemberRef(card=card),
                                                              ledger_pb2.MemberRef(phone=f"+4850{chance.randrange(1000):07d}")])
         else:
@@ -106,6 +111,8 @@ class Shop:
         except grpc.RpcError as error:
             assert till.reason_of(error) is not None, error
             return
+        if kind in ("EarnPoints", "CommitReceipt"):
+            self.sold.append(request.receipt.key)
         if kind == "ReservePoints":
             self.reservations.append((card, answer.reservation.reservation_id))
 
@@ -131,7 +138,9 @@ class Shop:
         held = [call("ReservePoints", points=20, ttl={"seconds": ttl}).reservation.reservation_id for ttl in (600, 600, 5)]
         call("CaptureReservation", reservation_id=held[0], points=5)
         call("ReleaseReservation", reservation_id=held[1])
-        call("CommitReceipt", receipt=till.receipt(2500, at=at), burn=ledger_pb2.Burn(points=7))
+        paid = call("CommitReceipt", receipt=till.receipt(2500, at=at, number="brought-back"), burn=ledger_pb2.Burn(points=7))
+        back = stub.ReturnReceipt(till.give_back(till.receipt(0, at=at, number="brought-back").key, at=at))
+        assert back.earn_sequence == back.payment_sequence == paid.entry.sequence
         office = admin_pb2_grpc.AdminServiceStub(self.server.control_channel)
 
         def by_hand(name: str) -> dict[str, Any]:

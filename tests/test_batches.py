@@ -26,7 +26,7 @@ from tests.test_kill import REMEMBERED, Told, check_journal
 from tests.test_two_ports import START_US, last_digest, outcome, random_requests
 
 NAMES = {"EarnPoints": "earn", "BurnPoints": "burn", "ReservePoints": "reserve", "CaptureReservation": "capture",
-         "ReleaseReservation": "release", "CommitReceipt": "commit", "EnrollMember": "enroll"}
+         "ReleaseReservation": "release", "CommitReceipt": "commit", "EnrollMember": "enroll", "ReturnReceipt": "return_receipt"}
 
 
 def batch_of(requests: list[tuple[str, Any]]) -> pb.BatchPostRequest:

@@ -65,6 +65,7 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
         self.random = random.Random(self.seed)
         self.reservations: list[tuple[str, int]] = []
+        self.sold: list[Any] = []
         self.port = "control" if self.seed % 4 == 3 else "checkout"
 
     def next_request(self) -> tuple[str, Any]:
@@ -74,6 +75,8 @@ class Client(threading.Thread):
             return self.by_hand(card)
         if roll < 0.45:
             return "EarnPoints", till.earn(card, self.random.randrange(0, 5000), lines=self.random.randrange(1, 7))
+        if roll < 0.50 and self.sold:
+            return "ReturnReceipt", till.give_back(self.sold.pop(self.random.randrange(len(self.sold))))
         if roll < 0.60:
             return "BurnPoints", till.request("BurnPoints", card=card, points=self.random.randrange(1, 400))
         if roll < 0.75:
@@ -109,6 +112,8 @@ class Client(threading.Thread):
                 self.told.append(told)
                 if not ask(stub, told):
                     return
+                if method == "EarnPoints" and told.answer is not None:
+                    self.sold.append(message.receipt.key)
                 if method == "ReservePoints" and told.answer is not None:
                     self.reservations.append((message.member.card, told.answer.reservation.reservation_id))
 

@@ -37,6 +37,7 @@ from tests.test_state_machine import (
     IDENTITY_KEY,
     RELEASE,
     RESERVE,
+    RETURN,
     SECOND,
     SEED,
     START,
@@ -76,6 +77,9 @@ def tamed(row: dict) -> dict:
     return row
 
 
+PER_BACK = [["member"], ["member"], ["store"], ["till", "hour"], ["cashier"], ["device", "store"], ["payment_card"], ["identifier"]]
+
+
 @st.composite
 def limits_of(draw: Any) -> list[dict]:
     rows = []
@@ -99,6 +103,15 @@ def limits_of(draw: Any) -> list[dict]:
         if row.get("rung") and draw(st.integers(0, 2)):
             row["lasts"] = draw(st.sampled_from(["1 minute", "36 hours"]))
         rows.append(row)
+    if draw(st.integers(0, 2)):  # those that give back are rare among all, and returns are what they are for
+        rows.append({"name": "Gives back", "of": draw(generate.some(generate.POSTED)), "per": draw(st.sampled_from(PER_BACK)),
+                     "window": draw(st.sampled_from(["day", "week", "month", "ever"])), "gives_back": True,
+                     "measure": draw(st.sampled_from(["count", "points"])), "at_most": draw(st.sampled_from([2, 3, 20, 50])),
+                     "then": draw(st.sampled_from(["mark", "mark", "refuse"]))})
+        if draw(st.booleans()):
+            rows[-1] |= {"segments": draw(generate.some(generate.SEGMENTS))}
+        if draw(st.integers(0, 3)) == 0:
+            rows[-1] |= {"of": "earns", "measure": "money", "at_most": draw(st.sampled_from([10, 30]))}
     return different(rows)
 
 
@@ -179,7 +192,7 @@ class LimitedPair(Pair):
 AMOUNTS = [0, 99, 100, 250, 500, 1000, 3000]
 AGO = [0] * 6 + [SECOND, 30 * SECOND, 3600 * SECOND, DAY, 2 * DAY, 8 * DAY, 40 * DAY]
 REFS = [{"card": "a"}, {"card": "a"}, {"card": "b"}, {"phone": "+48600700801"}, {"member_id": 1}, {"member_id": 2}, {"app": "new"}]
-WAYS = [EARN, EARN, EARN, EARN, BURN, BURN, RESERVE, COMMIT, CAPTURE, RELEASE, ENROLL, BALANCE]
+WAYS = [EARN, EARN, EARN, EARN, BURN, BURN, RESERVE, COMMIT, COMMIT, CAPTURE, RELEASE, ENROLL, BALANCE, RETURN, RETURN, RETURN]
 COMMANDS = st.tuples(
     st.sampled_from(WAYS), st.sampled_from(REFS), st.sampled_from(AMOUNTS), st.sampled_from([1, 2, 5, 20, 400]), st.sampled_from(AGO),
     st.sampled_from(STORES), st.sampled_from(["1", "2"]), st.integers(0, 127))
@@ -192,6 +205,7 @@ class Limited(LimitedPair, RuleBasedStateMachine):
     def open(self, rows: list[dict]) -> None:
         self.begin_with(rows)
         self.sent: list[tuple[int, Any]] = []
+        self.keys: list[Any] = [pb.ReceiptKey(store="waw", till="1", business_day=20260320, number="nobody's")]
         for ref in ({"card": "a"}, {"card": "b"}):  # somebody to begin with, who has points
             self.call(ENROLL, self.stamped(pb.EnrollMemberRequest(identifiers=[pb.MemberRef(**ref)])))
             self.call(11, self.stamped(admin.AdjustPointsRequest(member=pb.MemberRef(**ref), points=900, **HAND)))
@@ -204,6 +218,13 @@ class Limited(LimitedPair, RuleBasedStateMachine):
         origin.cashier = ("7", "7", "8", "")[bits >> 2 & 3]
         if bits & 16:
             origin.payment_card, origin.partner = "token", "partner"
+        if method == RETURN:
+            if bits & 64:
+                origin.store = store
+            if bits & 32:
+                origin.till = till
+            key = self.keys[-1 - (points + total) % min(8, len(self.keys))]
+            return method, self.stamped(pb.ReturnReceiptRequest(receipt_key=key, origin=origin))
         keyed = method in (EARN, COMMIT) or (method in (BURN, CAPTURE) and bits & 32)
         if not keyed and bits & 64:
             origin.store, origin.till = store, till
@@ -238,6 +259,11 @@ class Limited(LimitedPair, RuleBasedStateMachine):
             made.member.CopyFrom(member)
         if method in (BURN, CAPTURE) and keyed:
             made.receipt_key.CopyFrom(self.receipt(0, store, till).key)
+            if bits & 8:  # what was bought just now
+                made.receipt_key.CopyFrom(self.keys[-1])
+            self.keys.append(made.receipt_key)
+        if method in (EARN, COMMIT):
+            self.keys.append(made.receipt.key)
         if method in (BURN, RESERVE) and ago:
             set_us(made.purchase_time, self.now - ago)
         if method != RELEASE:
@@ -273,6 +299,20 @@ class Limited(LimitedPair, RuleBasedStateMachine):
         if calls:
             self.sent += calls
             self.call_batch(calls)
+
+    @rule(said=COMMANDS.filter(lambda said: said[0] in (EARN, COMMIT, BURN)), times=st.integers(1, 5),
+          later=st.sampled_from([0, 0, SECOND, DAY]), where=st.sampled_from(STORES))
+    def buy_and_give_back(self, said: tuple[Any, ...], times: int, later: int, where: str) -> None:
+        """What a counter takes in and gives back again: the bound is as far as before, where it does."""
+        for _ in range(times):
+            self.command((*said[:-1], said[-1] | 32))
+            self.now += later
+            request = self.stamped(pb.ReturnReceiptRequest(receipt_key=self.keys[-1], origin=pb.Origin(cashier=["7", "8"][times & 1])))
+            if said[-1] & 64:
+                request.origin.store = where
+            self.sent.append((RETURN, request))
+            self.call(RETURN, request)
+            self.check_limits()
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())

@@ -252,6 +252,7 @@ def test_a_receipt_of_two_members_is_for_people(shop: Shop) -> None:
     shop.call(BURN, pb.BurnPointsRequest(member=pb.MemberRef(card="bob"), points=5, receipt_key=shop.key(3)))
     assert ann.entry.member_id == 1
     assert shop.bring_back(3) == ("RECEIPT_OF_TWO_MEMBERS", {"earner_id": "1", "payer_id": "2"})
+    assert shop.core.outcome()["wait_sequence"] == 5, "a crash must not take back the burn that somebody was told of"
 
 
 def test_bad_input(shop: Shop) -> None:

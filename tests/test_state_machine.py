@@ -38,8 +38,9 @@ DAY = 86_400 * SECOND
 IDENTITY_KEY = bytes(range(16))
 START = int(datetime(2026, 3, 20, 22, 30, tzinfo=UTC).timestamp()) * SECOND
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, BALANCE, OPERATION = range(1, 10)
-BATCH_POST, IN_BATCHES = 14, range(EARN, BALANCE)
 ADJUST, LINK, UNLINK = 11, 12, 13
+RETURN = 30
+BATCH_POST, IN_BATCHES = 14, (*range(EARN, BALANCE), RETURN)
 
 SNAPSHOT_ENTRIES = 12  # the follower writes one by itself
 REMEMBERED = ("request_ids", "receipt_keys", "bytes_request_ids", "bytes_receipt_keys")
@@ -85,16 +86,48 @@ rules:
     give: 0.5
     to_wallet: stamps
     points_live: forever
-channels: [app]
+{rules}channels: [app]
 earn_on_points_paid: true
-burn:
+{more}burn:
   - {{name: Points, share: 100, one_point_pays: 0.01}}
   - {{name: Bonus, wallet: bonus, share: 50, one_point_pays: 0.10}}
+"""
+# What rules keep of members and of all: caps, a budget, and the windows of tiers. Every counter of a member is made by the first receipt or
+# together with another one, so none is old when one is made: which the ledger drops then is not the oracle's.
+KEEPING_RULES = """\
+  - name: capped
+    for_every_full: 1.00
+    give: 2
+    points_live: 5 days
+    caps: [{points: 40, per: month}, {uses: 6, per: month}]
+  - name: budget
+    for_every_full: 5.00
+    give: 1.5
+    to_wallet: stamps
+    points_live: 4 days
+    campaign: pot
+  - name: bonus at once
+    for_every_full: 3.00
+    give: 2
+    to_wallet: bonus
+"""
+KEEPING = """\
+campaigns:
+  pot: {points: 40, uses: 20}
+tiers:
+  levels:
+    - {name: base}
+    - {name: silver, reach: {in: 30 days, receipts: 3}}
+    - {name: gold, reach: {any: [{in: calendar month, spent: 60.00}, {in: lifetime, receipts: 9}]}}
+  downgrade: to level
 """
 
 CARDS = ["2900000000017", "2900000000024", "2900000000031", "2900000000048"]
 PHONES = ["+48600700801", "+48 600-700-801", "+48 (600) 700.802"]
 EMAILS = ["ann@example.com", " Ann@Example.COM ", "bob@example.com"]
+# Where a receipt is given back: a store or till beside those of its key is allowed.
+BACK_AT = [{"store": "S1"}, {"store": "S2", "till": "9"}, {"till": "9"}, {"device": "d", "cashier": "c"}, {"store": "x" * 17},
+           {"till": "\x00"}]
 REFS = ([{"card": card} for card in CARDS] + [{"phone": phone} for phone in PHONES] + [{"email": email} for email in EMAILS]
         + [{"app": "a-1"}, {"app": CARDS[0]}])
 
@@ -206,9 +239,10 @@ def memory_file(owner: object) -> Path:
 
 
 @functools.cache
-def compiled(zone: str, anonymous: bool, base: int) -> CompiledProgram:
+def compiled(zone: str, anonymous: bool, base: int, keeps: bool) -> CompiledProgram:
     """The machine's programme, one of a few."""
-    return compile_source(SOURCE.format(zone=zone, anonymous=str(anonymous).lower(), base=base).encode())
+    return compile_source(SOURCE.format(zone=zone, anonymous=str(anonymous).lower(), base=base, rules=KEEPING_RULES if keeps else "",
+                                        more=KEEPING if keeps else "").encode())
 
 
 class Pair:
@@ -216,10 +250,11 @@ class Pair:
 
     home: Path | None = None  # where folders of runs are made
 
-    def begin(self, zone: str = "Europe/Warsaw", anonymous: bool = True, base: int = 5, runs: bool = False, **sizes: int) -> None:
+    def begin(self, zone: str = "Europe/Warsaw", anonymous: bool = True, base: int = 5, runs: bool = False, keeps: bool = False,
+              **sizes: int) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="runs-", dir=self.home) if runs else None
         self.ids = {"ids": self.folder.name} if self.folder else {}
-        self.compiled = compiled(zone, anonymous, base)
+        self.compiled = compiled(zone, anonymous, base, keeps)
         self.sizes = {"members_max": 60, "ids_max": 5000, "reservations_max": 100} | sizes
         self.now = START
         self.core = LocalLedger(self.compiled.image, self.compiled.source, self.now, identity_key=IDENTITY_KEY, **self.sizes, **self.ids)
@@ -257,8 +292,8 @@ class Pair:
 
     def call_batch(self, calls: list[tuple[int, Any]]) -> list[Any]:
         """A batch to the core and its commands one by one to the oracle: the same outcomes. What `call` would have returned for each."""
-        fields = [field.name for field in pb.PostCommand.DESCRIPTOR.fields]  # in the order of the methods, which begin with 1
-        batch = pb.BatchPostRequest(commands=[pb.PostCommand(**{fields[method - 1]: request}) for method, request in calls])
+        fields = {field.number: field.name for field in pb.PostCommand.DESCRIPTOR.fields}  # by method
+        batch = pb.BatchPostRequest(commands=[pb.PostCommand(**{fields[method]: request}) for method, request in calls])
         code, data = self.core.call_batch(BATCH_POST, batch.SerializeToString(), self.now)
         assert code == 0
         found = []
@@ -408,9 +443,9 @@ class Ledgers(Pair, RuleBasedStateMachine):
 
     @initialize(zone=st.sampled_from(["Europe/Warsaw", "America/Sao_Paulo", "UTC"]), anonymous=st.sampled_from([True, True, True, False]),
                 members_max=st.sampled_from([60, 60, 60, 3]), ids_max=st.sampled_from([500, 500, 10, 6, 2]),
-                reservations_max=st.sampled_from([100, 100, 3, 1]), runs=st.sampled_from([True, True, True, False]))
-    def open(self, zone: str, anonymous: bool, members_max: int, ids_max: int, reservations_max: int, runs: bool) -> None:
-        self.begin(zone, anonymous, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max, runs=runs)
+                reservations_max=st.sampled_from([100, 100, 3, 1]), runs=st.sampled_from([True, True, True, False]), keeps=st.booleans())
+    def open(self, zone: str, anonymous: bool, members_max: int, ids_max: int, reservations_max: int, runs: bool, keeps: bool) -> None:
+        self.begin(zone, anonymous, members_max=members_max, ids_max=ids_max, reservations_max=reservations_max, runs=runs, keeps=keeps)
         self.sent: list[tuple[int, Any]] = []  # every request, as it went out
         self.keys: list[Any] = []  # every receipt key
         self.odd = False  # something odd is in the request that is being made
@@ -421,6 +456,7 @@ class Ledgers(Pair, RuleBasedStateMachine):
                 key=pb.ReceiptKey(store="S0", till="1", business_day=20260320, number=card), currency_code="EUR", total_minor=3000))
             set_us(request.sent_time, self.now)
             self.call(EARN, request)
+            self.keys.append(request.receipt.key)
 
     def send(self, data: Any, method: int, request: Any) -> None:
         """A new write, now and then with something wrong in it."""
@@ -569,6 +605,24 @@ class Ledgers(Pair, RuleBasedStateMachine):
         self.send(data, COMMIT, request)
 
     @rule(data=st.data())
+    def give_a_receipt_back(self, data: Any) -> None:
+        """One of the last few, or of any age, or none that was posted; where it was bought, or elsewhere."""
+        request = pb.ReturnReceiptRequest()
+        request.receipt_key.CopyFrom(data.draw(st.sampled_from(self.keys[-5:] if data.draw(st.booleans()) else self.keys), label="receipt"))
+        request.receipt_key.number += self.pick(data, [""], ["x"], "receipt of nobody")
+        if data.draw(st.integers(0, 3)) == 0:
+            request.origin.CopyFrom(pb.Origin(**data.draw(st.sampled_from(BACK_AT), label="where")))
+        self.send(data, RETURN, request)
+
+    @rule(data=st.data())
+    def buy_and_give_back(self, data: Any) -> None:
+        """What was just bought, while its points are there."""
+        before = self.oracle.sequence
+        getattr(self, data.draw(st.sampled_from(["earn_again", "commit", "burn"]), label="buys"))(data)
+        if self.oracle.sequence > before:
+            self.send(data, RETURN, pb.ReturnReceiptRequest(receipt_key=self.keys[-1]))
+
+    @rule(data=st.data())
     def enroll(self, data: Any) -> None:
         refs = [self.ref(data)] + [pb.MemberRef(**one) for one in data.draw(st.lists(st.sampled_from(REFS), max_size=2))]
         self.send(data, ENROLL, pb.EnrollMemberRequest(identifiers=refs))
@@ -666,7 +720,7 @@ class Ledgers(Pair, RuleBasedStateMachine):
     @rule(data=st.data())
     def batch(self, data: Any) -> None:
         """Some of the above in one call, in order; also twice the same, and commands that need one before them."""
-        ways = ["earn", "earn_again", "burn", "reserve", "commit", "enroll", "repeat", "repeat_late"]
+        ways = ["earn", "earn_again", "burn", "reserve", "commit", "enroll", "repeat", "repeat_late", "give_a_receipt_back"]
         if self.oracle.reservations:
             ways += ["capture", "release"]
         if self.well_formed:

@@ -26,7 +26,7 @@ def random_requests(seed: int, count: int, at: int) -> list[tuple[str, Any]]:
     for i in range(count):
         card = f"card-{chosen.randrange(8)}"
         ids = {"at": at, "request_id": f"two-ports-{seed}-{i:08d}"}
-        roll = chosen.randrange(12)
+        roll = chosen.randrange(13)
         if roll < 4:
             message = till.earn(card, chosen.randrange(0, 9000), lines=chosen.randrange(1, 5), **ids)
             message.receipt.key.number = f"n{chosen.randrange(2 * count)}"
@@ -46,6 +46,10 @@ def random_requests(seed: int, count: int, at: int) -> list[tuple[str, Any]]:
             made.append(("CommitReceipt", message))
         elif roll < 11 and made:
             made.append(chosen.choice(made))  # a repeat
+        elif roll == 12 and made:  # of a receipt of any of the calls before, right or wrong, its day as it was sent
+            keys = [message.receipt.key for method, message in made if method in ("EarnPoints", "CommitReceipt")]
+            key = chosen.choice(keys) if keys else till.receipt(0, at=at, number="none").key
+            made.append(("ReturnReceipt", till.give_back(key, **ids)))
         else:
             message = till.request("EnrollMember", **ids)
             message.identifiers.add(card=card)

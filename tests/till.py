@@ -17,7 +17,8 @@ from google.rpc import error_details_pb2, status_pb2
 from server._pb.loyalty.ledger.v1 import admin_pb2, ledger_pb2
 
 METHODS = {"EarnPoints": 1, "BurnPoints": 2, "ReservePoints": 3, "CaptureReservation": 4, "ReleaseReservation": 5, "CommitReceipt": 6,
-           "EnrollMember": 7, "GetBalance": 8, "GetOperation": 9, "AdjustPoints": 11, "LinkIdentifier": 12, "UnlinkIdentifier": 13}
+           "EnrollMember": 7, "GetBalance": 8, "GetOperation": 9, "AdjustPoints": 11, "LinkIdentifier": 12, "UnlinkIdentifier": 13,
+           "ReturnReceipt": 30}
 BY_HAND = ("AdjustPoints", "LinkIdentifier", "UnlinkIdentifier")
 _numbers = itertools.count(1)
 
@@ -68,6 +69,11 @@ def by_hand(method: str, *, identifier: str | None = None, **fields: Any) -> Any
 
 def earn(card: str, total_minor: int = 1000, *, at: int | None = None, lines: int = 1, **fields: Any) -> Any:
     return request("EarnPoints", at=at, card=card, receipt=receipt(total_minor, at=at, lines=lines), **fields)
+
+
+def give_back(key: Any, **fields: Any) -> Any:
+    """A return of the receipt with this key."""
+    return request("ReturnReceipt", receipt_key=key, **fields)
 
 
 def balance_of(card: str) -> Any:

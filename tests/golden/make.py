@@ -66,6 +66,11 @@ rules:
     points_live: 10 days
     available_after: 2 days
     funder: brewery
+    caps: [{points: 20000, per: month}]
+limits:
+  - {name: Receipts, of: earns, per: member, window: day, at_most: 1000, gives_back: true, then: refuse}
+  - {name: Holds, of: reservations, measure: points, per: member, window: week, at_most: 400, gives_back: true, then: refuse}
+  - {name: Brought back, of: returns, per: store, window: day, at_most: 3, then: mark}
 """
 
 
@@ -105,6 +110,8 @@ def live(server: RunningServer) -> list[dict[str, Any]]:
         message.sent_time.CopyFrom(till.timestamp(at))
         if hasattr(message, "receipt") and message.HasField("receipt"):
             message.receipt.key.business_day = till.business_day(at)
+        if method == "ReturnReceipt":
+            message.receipt_key.business_day = till.business_day(at)
         if method in ("CaptureReservation", "ReleaseReservation") and held and chosen.random() < 0.7:
             message.reservation_id, card, points = held.pop(0) if chosen.random() < 0.8 else held[-1]
             message.member.card = card

@@ -22,6 +22,7 @@ from tests.rules.lived import BURN, BY_HAND, DAY_US, ENROLL, RESERVE, SET_SEGMEN
 SEED = random.randrange(1 << 32)
 MINUTE_US = 60_000_000
 REFUSED = 60  # VELOCITY_EXCEEDED
+RETURN = 30
 LIMITS = """\
 limits:
   - {name: Busy, of: earns, per: member, window: day, at_most: 2, then: mark}
@@ -40,6 +41,11 @@ limits:
   - {name: Named, of: earns, per: identifier, window: day, at_most: 1, then: mark}
   - {name: Hours, of: earns, per: [store, hour], window: day, at_most: 1, then: mark}
   - {name: Quiet, of: earns, per: member, window: day, at_most: 0, then: shadow}
+  - {name: Brought, of: returns, per: store, window: day, at_most: 1, then: mark}
+  - {name: Too much, of: returns, measure: points, per: member, window: day, at_most: 30, then: mark}
+  - {name: Kept, of: earns, per: member, window: week, at_most: 9, gives_back: true, then: mark}
+  - {name: Kept of it, of: earns, measure: money, per: cashier, window: day, at_most: 150.00, gives_back: true, then: mark}
+  - {name: Holds, of: reservations, per: store, window: week, at_most: 1, gives_back: true, then: mark}
   - {name: Looks, of: unknown_balances, per: device, window: day, at_most: 1, then: refuse}
 """
 
@@ -79,26 +85,33 @@ def busy(shop: Lived, seed: int, days: int = 12) -> None:
     for number in range(1, 5):
         shop.enroll(number)
     join(shop, 1, "staff")
-    opened = 4
+    opened, keys = 4, []
     for _ in range(days):
         for _ in range(24):
             shop.now += dice.choice((5, 15, 60)) * MINUTE_US
             member = dice.randrange(1, 5)
             named = dice.choice((pb.MemberRef(member_id=member), pb.MemberRef(card=f"card-{member}")))
-            what = dice.randrange(8)
+            what = dice.randrange(9)
             if what == 0:
                 shop.call(BURN, pb.BurnPointsRequest(member=named, wallet="points", points=dice.choice((3, 5, 9999)), origin=origin(dice)))
             elif what == 1:
-                shop.call(RESERVE, pb.ReservePointsRequest(member=named, wallet="points", points=4, origin=origin(dice)))
+                where = pb.Origin(store="1")
+                where.MergeFrom(origin(dice))
+                for _ in range(dice.randrange(2, 4)):
+                    shop.call(RESERVE, pb.ReservePointsRequest(member=named, wallet="points", points=4, origin=where))
             elif what == 2:
                 request = pb.EnrollMemberRequest(origin=origin(dice))
                 request.identifiers.add(card=f"card-{opened + 1}")
                 opened += shop.call(ENROLL, request) != "VELOCITY_EXCEEDED"
+            elif what == 3 and keys:
+                key = keys.pop(-dice.randrange(1, min(9, len(keys) + 1)))
+                shop.call(RETURN, pb.ReturnReceiptRequest(receipt_key=key, origin=origin(dice)))
             else:
                 amounts = [dice.choice((500, 1500, 4000, 12_000)) for _ in range(dice.randrange(1, 3))]
                 lines = [(dice.choice(("milk", "bread")), amount, 1000) for amount in amounts]
                 receipt = shop.receipt(lines, store=dice.choice("12"), ago_us=dice.choice((0, 0, 0, DAY_US, 3 * DAY_US)))
-                shop.call(1, pb.EarnPointsRequest(member=named, receipt=receipt, origin=origin(dice)))
+                if not isinstance(shop.call(1, pb.EarnPointsRequest(member=named, receipt=receipt, origin=origin(dice))), str):
+                    keys.append(receipt.key)
         shop.now += DAY_US // 3
         shop.core.tick(shop.now)
 

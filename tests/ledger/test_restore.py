@@ -23,7 +23,7 @@ from tests.ledger.conftest import PROGRAM
 from tests.running import RunningServer
 from tests.test_two_ports import START_US, outcome, random_requests
 
-SEED = 7
+SEED = 9
 STEP_US = 3_000_000  # between two groups: a time between two sealings is a time between two groups
 
 

@@ -136,7 +136,7 @@ def requests_by_hand(seed: int, count: int, at: int) -> list[tuple[str, Any]]:
     return made
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 3, 4])
 def test_plain_python_from_the_format_s_page_reaches_the_digest(seed: int, tmp_path: Path) -> None:
     compiled = compile_file(ROOT / "programs" / "base.yaml")
     ledger = LocalLedger(compiled.image, compiled.source, START_US)
@@ -164,7 +164,7 @@ def test_plain_python_from_the_format_s_page_reaches_the_digest(seed: int, tmp_p
         forge.add(entry, time_us=read["time_us"])
     assert met >= 1
     assert state.digest() == ledger.digest()
-    assert {"program", "earn", "burn", "reserve", "release", "commit", "enroll", "adjust", "link", "unlink", "expire_lots",
+    assert {"program", "earn", "burn", "reserve", "release", "commit", "enroll", "adjust", "link", "unlink", "return", "expire_lots",
             "expire_reservation", "digest"} <= kinds
 
     from ledger.verify import verify

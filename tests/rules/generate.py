@@ -379,6 +379,7 @@ def never_fires(programme: tree.Programme) -> list[int]:
 # --- limits ---------------------------------------------------------------------------------------------------------------
 
 ENTRIES = [word for word in tree.OF if word not in tree.LOOK_UPS]
+POSTED = ["earns", "burns", "reservations"]
 SPANS = ["1 minute", "10 minutes", "90 minutes", "1 hour", "24 hours"]
 
 
@@ -386,7 +387,8 @@ SPANS = ["1 minute", "10 minutes", "90 minutes", "1 hour", "24 hours"]
 def limit_of(draw: Any, name: str) -> dict:
     """A limit that the checker takes: measure first, then what may stand with it."""
     measure = draw(st.sampled_from([*tree.MEASURES, "count", "points"]))
-    allowed = {"count": ENTRIES, "points": ENTRIES[:3], "money": ["earns"], "quantity": ["earns"]}.get(measure, ENTRIES)
+    money = draw(st.sampled_from(["earns", "earns", "returns"]))
+    allowed = {"count": ENTRIES, "points": [*POSTED, "returns"], "money": [money], "quantity": ["earns"]}.get(measure, ENTRIES)
     of = draw(some(allowed, 3))
     look_ups = measure == "count" and draw(st.integers(0, 4)) == 0
     if look_ups:
@@ -403,6 +405,7 @@ def limit_of(draw: Any, name: str) -> dict:
     keys = list(tree.KEYS)
     without = {"members": ["member", "identifier"], "stores": ["store", "till"]}.get(measure, [])
     without = without + ["member", "identifier"] * ("enrolments" in of) + ["member"] * ("unknown_balances" in of)
+    without += ["identifier"] * ("returns" in of)
     if look_ups or window == "receipt" and not means:
         without += ["hour", "basket"]
     if of != ["earns"]:
@@ -414,6 +417,8 @@ def limit_of(draw: Any, name: str) -> dict:
         made["measure"] = measure
     if not {"enrolments", "unknown_balances"} & set(of) and draw(st.integers(0, 2)) == 0:
         made["segments"] = draw(some(SEGMENTS))
+    if set(of) <= set(POSTED) and measure in ("count", "points", "money") and window in ("day", "week", "month", "ever"):
+        made |= draw(st.sampled_from([{}, {"gives_back": True}]))
     if means:
         made |= {"at_most_means": draw(st.sampled_from(["0.001", "1", "2.5", "1000"])), "after": draw(st.sampled_from([2, 5, 1_000_000]))}
     elif measure == "count" and window == "receipt":

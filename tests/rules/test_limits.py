@@ -57,7 +57,7 @@ def one(**keys: str) -> str:
     return "- {" + ", ".join(f"{key}: {value}" for key, value in said.items() if value is not None) + "}"
 
 
-OF = "earns, burns, reservations, enrolments, refusals, balances, unknown_balances"
+OF = "earns, burns, reservations, enrolments, refusals, balances, unknown_balances, returns"
 WRONG = [
     (one(nam="B"), "1:74: limits[0].nam: unknown key; did you mean 'name'?"),
     (one(name=None), "1:3: limits[0].name: is missing, must be set"),
@@ -65,9 +65,23 @@ WRONG = [
     (one(of=None), "1:3: limits[0].of: is missing, must be set"),
     (one(of="earn"), f"1:17: limits[0].of: must be one of {OF}, was 'earn'; did you mean 'earns'?"),
     (one(of="[earns, earns]"), "1:25: limits[0].of: 'earns' stands twice, must stand once"),
-    (one(of="[]"), "1:17: limits[0].of: must have 1..7 values, has 0"),
-    (one(of="returns"), f"1:17: limits[0].of: the service posts no returns yet, so there is nothing to count; must be one of {OF}"),
-    (one(of="[earns, returns]"), "1:25: limits[0].of: the service posts no returns yet"),
+    (one(of="[]"), "1:17: limits[0].of: must have 1..8 values, has 0"),
+    (one(of="[returns, balances]"),
+     "1:17: limits[0].of: balances and unknown_balances are look-ups, which no entry knows, must not stand beside returns"),
+    (one(of="returns", per="identifier"), "1:31: limits[0].per: identifier has no meaning of returns: a return names a receipt, no member"),
+    (one(of="returns", per="basket"), "1:31: limits[0].per: basket has a meaning only of earns: returns have no lines"),
+    (one(of="[earns, returns]", measure="money"), "limits[0].measure: money has no meaning of returns, must be of earns"),
+    (one(of="returns", measure="quantity", window="receipt"), "limits[0].measure: quantity has no meaning of returns, must be of earns"),
+    (one(of="returns", then="challenge"), "limits[0].then: challenge has a meaning only of burns and reservations, was of returns"),
+    (one(of="returns", then="reduce"), "limits[0].then: reduce has a meaning only of earns alone, was of returns"),
+    (one(gives_back="perhaps"), "1:86: limits[0].gives_back: "),
+    (one(gives_back="true", of="returns"),
+     "limits[0].gives_back: has no meaning of returns, must be of earns or burns or reservations"),
+    (one(gives_back="true", of="[earns, refusals]"), "limits[0].gives_back: has no meaning of refusals"),
+    (one(gives_back="true", of="balances"), "limits[0].gives_back: has no meaning of balances"),
+    (one(gives_back="true", window="1 hour"), "limits[0].gives_back: has a meaning only with one of the windows day, week, month, ever"),
+    (one(gives_back="true", window="receipt", at_most="0"), "limits[0].gives_back: has a meaning only with one of the windows day"),
+    (one(gives_back="true", measure="stores"), "limits[0].gives_back: has no meaning with measure stores: who was there has been there"),
     (one(of="[burns, balances]"),
      "1:17: limits[0].of: balances and unknown_balances are look-ups, which no entry knows, must not stand beside burns"),
     (one(measure="point"),
@@ -124,7 +138,7 @@ WRONG = [
     (one(measure="quantity", of="burns", window="receipt"), "limits[0].measure: quantity has no meaning of burns, must be of earns"),
     (one(measure="money", of="[earns, burns]"), "limits[0].measure: money has no meaning of burns, must be of earns"),
     (one(measure="points", of="[refusals, earns]"),
-     "limits[0].measure: points has no meaning of refusals, must be of earns or burns or reservations"),
+     "limits[0].measure: points has no meaning of refusals, must be of earns or burns or reservations or returns"),
     (one(measure="points", of="enrolments", per="store"), "limits[0].measure: points has no meaning of enrolments"),
     (one(measure="points", of="balances"), "limits[0].measure: points has no meaning of balances"),
     (one(measure="members", of="balances", per="till"), "limits[0].measure: members has no meaning of balances"),
@@ -168,8 +182,8 @@ WRONG = [
     (one(per="[till, member]", of="[burns, earns]") + "\n" + one(name="B", per="[member, till]", of="[earns, burns]"),
      "2:3: limits[1]: says the same as 'A'"),
     ("- 5",
-     "1:3: limits[0]: must be a mapping with the keys name, of, measure, per, window, segments, at_most, at_most_means, "
-     "after, then, rung, lasts, was '5'"),
+     "1:3: limits[0]: must be a mapping with the keys name, of, measure, per, window, segments, gives_back, at_most, "
+     "at_most_means, after, then, rung, lasts, was '5'"),
     ("  file: fraud.yaml", "1:3: limits: must be a list of limits, was a mapping"),
 ]
 
@@ -480,6 +494,8 @@ def sayable(data: bytes, segments: tuple[str, ...] = ("students", "staff")) -> d
                 return None
             window = f"{window_s // 60} minutes"
         made["window"] = window
+        if row["counter"] and image[V][row["counter"] - 1]["flags"] & 2:
+            made["gives_back"] = True
         if bits:
             made["segments"] = [name for i, name in enumerate(segments) if bits >> i & 1]
         digits = {"money": 2, "points": 1, "quantity": 3}.get(measure, 0)
@@ -540,7 +556,8 @@ def test_image_load_takes_of_any_limit_what_the_checker_takes():
         window, means, then = dice.choice(tree.LIMIT_WINDOWS), dice.random() < 0.2, dice.choice(tree.ACTIONS)
         of = some(tree.OF, dice.choice((1, 1, 2, 3)))
         counts = tree.Counter(of, dice.choice(tree.MEASURES), some(tree.KEYS, dice.choice((1, 1, 2, 3, 4))), window,
-                              dice.choice((60, 7200, 86_400)) if window == "sliding" else 0, frozenset(dice.choice(((), (), ("staff",)))))
+                              dice.choice((60, 7200, 86_400)) if window == "sliding" else 0, frozenset(dice.choice(((), (), ("staff",)))),
+                              window != "receipt" and dice.random() < 0.2)
         at_most = 0 if counts.measure == "count" and window == "receipt" and not means else dice.choice((1, 100_000, 100_001, 2**32))
         limit = tree.Limit("L0", counts, at_most, 5 * means, then, dice.choice((None, None, "warned")), 0)
         data = lower_programme(replace(top, limits=(limit,)))

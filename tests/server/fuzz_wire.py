@@ -93,11 +93,11 @@ def fuzz_batch(ledger: Any, corpus: dict[int, list[bytes]], chance: random.Rando
 
     def framed(tag: int, body: bytes) -> bytes:
         size = bytes([len(body) & 127 | 128, len(body) >> 7 & 127 | 128, len(body) >> 14])
-        return bytes([tag]) + size + body
+        return (bytes([tag]) if tag < 128 else bytes([tag & 127 | 128, tag >> 7])) + size + body
 
     method, parts = chance.choice((14, 14, 15)), []
     for _ in range(chance.randrange(1, 20)):
-        kind = chance.randrange(1, 8)
+        kind = chance.choice((*range(1, 8), 30))
         data = chance.choice(corpus[kind if method == 14 else 8])
         if chance.random() < 0.5:
             data = mutate(data, chance.choice(corpus[kind]), chance)

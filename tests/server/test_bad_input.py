@@ -25,7 +25,7 @@ NOW_S = NOW_US // 1_000_000
 EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, GET_BALANCE, GET_OPERATION = range(1, 10)
 ADJUST, LINK, UNLINK = 11, 12, 13
 QUOTE, SET_RUNG, DECIDE_REVIEW, ANSWER_CHALLENGE = 16, 24, 25, 26
-CHANGE_BLOCKS = 28
+CHANGE_BLOCKS, RETURN = 28, 30
 CASES_DECIDED = (DECIDE_REVIEW, ANSWER_CHALLENGE)  # there is no case here: tests/test_cases.py
 DECIDED = [method for method in METHODS if method != QUOTE and method not in CASES_DECIDED]  # a quote is read, and answered METHOD_UNKNOWN
 INVALID_ARGUMENT = 3
@@ -57,6 +57,8 @@ def good(method: int) -> Any:
         message.operator, message.reason = "anna", "ticket 4711"
     if "receipt" in names:
         fill_receipt(message.receipt, "000002")
+    if method == RETURN:
+        fill_key(message.receipt_key, "000001")
     if "points" in names:
         message.points = 5
     if "reservation_id" in names:
@@ -160,6 +162,11 @@ def identifiers(*members: dict[str, Any]) -> Spoil:
     return spoil
 
 
+def empty_key(message: Any) -> None:
+    message.ClearField("receipt_key")
+    message.receipt_key.SetInParent()
+
+
 def keyed(path: str, value: Any) -> Spoil:
     def spoil(message: Any) -> None:
         fill_key(message.receipt_key)
@@ -197,9 +204,10 @@ def day_of(days_from_now: int) -> int:
 LONG = "x" * 200
 HUGE = 2**63 - 1
 BY_HAND = (ADJUST, LINK, UNLINK)
-WRITES = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, *BY_HAND)
+WRITES = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, ENROLL, RETURN, *BY_HAND)
 WITH_MEMBER = (EARN, BURN, RESERVE, CAPTURE, RELEASE, COMMIT, GET_BALANCE, ADJUST, LINK)
 WITH_ID = (*WRITES, GET_OPERATION)
+KEYED = (BURN, CAPTURE, RETURN)
 HIDDEN = "(not shown)"
 WITH_ORIGIN = tuple(method for method in METHODS if "origin" in METHODS[method].DESCRIPTOR.fields_by_name)
 AHEAD = "2026-11-22T05:55:56.000000Z"     # NOW_S + 301
@@ -218,6 +226,7 @@ CASES = [
     (WITH_ID,               seconds("sent_time", HUGE),                              "sent_time",           f"{HUGE} seconds"),
     (WITH_ID,               seconds("sent_time", NOW_S, -1),                         "sent_time",           "-1 nanos"),
     (WITH_ID,               seconds("sent_time", NOW_S, 10**9),                      "sent_time",           "1000000000 nanos"),
+    ((RETURN,),             clear("receipt_key"),                                    "receipt_key",         None),
     (WITH_MEMBER,           clear("member"),                                         "member",              None),
     (WITH_MEMBER,           lambda m: m.member.Clear(),                              "member",              None),
     (WITH_MEMBER,           set_to("member.member_id", 0),                           "member.member_id",    "0"),
@@ -303,12 +312,12 @@ CASES = [
     ((CAPTURE, RELEASE),    set_to("reservation_id", -3),                            "reservation_id",      "-3"),
     ((BURN, RESERVE),       seconds("purchase_time", NOW_S + 301),                   "purchase_time",       AHEAD),
     ((BURN, RESERVE),       seconds("purchase_time", NOW_S - 401 * DAY_S),           "purchase_time",       TOO_OLD),
-    ((BURN, CAPTURE),       lambda m: m.receipt_key.SetInParent(),                   "receipt_key.store",   ""),
-    ((BURN, CAPTURE),       keyed("receipt_key.store", "x" * 17),                    "receipt_key.store",   "x" * 17),
-    ((BURN, CAPTURE),       keyed("receipt_key.till", ""),                           "receipt_key.till",    ""),
-    ((BURN, CAPTURE),       keyed("receipt_key.business_day", 20261131),             "receipt_key.business_day", "20261131"),
-    ((BURN, CAPTURE),       keyed("receipt_key.business_day", day_of(2)),            "receipt_key.business_day", "20261124"),
-    ((BURN, CAPTURE),       keyed("receipt_key.number", "x" * 33),                   "receipt_key.number",  "x" * 33),
+    (KEYED,                 empty_key,                                               "receipt_key.store",   ""),
+    (KEYED,                 keyed("receipt_key.store", "x" * 17),                    "receipt_key.store",   "x" * 17),
+    (KEYED,                 keyed("receipt_key.till", ""),                           "receipt_key.till",    ""),
+    (KEYED,                 keyed("receipt_key.business_day", 20261131),             "receipt_key.business_day", "20261131"),
+    (KEYED,                 keyed("receipt_key.business_day", day_of(2)),            "receipt_key.business_day", "20261124"),
+    (KEYED,                 keyed("receipt_key.number", "x" * 33),                   "receipt_key.number",  "x" * 33),
     ((COMMIT,),             lambda m: m.burn.SetInParent(),                          "burn.points",              "0"),
     ((COMMIT,),             set_to("burn.points", -1),                               "burn.points",              "-1"),
     ((COMMIT,),             set_to("burn.wallet", "x" * 33),                         "burn.wallet",              "x" * 33),
@@ -498,6 +507,8 @@ OTHERS = [
     (COMMIT,       set_to("receipt.key.number", "000001"),          6,    "RECEIPT_ALREADY_POSTED", {"sequence": "2"}),
     (EARN,         set_to("request_id", "request-of-the-earn"),     6,    "REQUEST_ID_REUSED",      {"field": "member", "sequence": "2"}),
     (BURN,         set_to("request_id", "request-of-the-earn"),     6,    "REQUEST_ID_REUSED",      {"field": "method", "sequence": "2"}),
+    (RETURN,       set_to("receipt_key.number", "000009"),          5,    "RECEIPT_NOT_FOUND",      {}),
+    (RETURN,       set_to("request_id", "request-of-the-earn"),     6,    "REQUEST_ID_REUSED",      {"field": "method", "sequence": "2"}),
     (GET_OPERATION, set_to("request_id", "request-of-nobody-1"),    5,    "OPERATION_NOT_FOUND",    {}),
     (ENROLL,       identifiers({"member_id": 2}, {"card": "c"}),    5,    "MEMBER_NOT_FOUND",       {"field": "identifiers[0].member_id"}),
     (ADJUST,       set_to("member.member_id", 2),                   5,    "MEMBER_NOT_FOUND",       {"field": "member.member_id"}),
