@@ -399,7 +399,7 @@ def limit_of(draw: Any, name: str) -> dict:
     if measure == "quantity" or means:
         window = "receipt"
     elif measure in ("members", "stores"):
-        window = draw(st.sampled_from(["day", "week", "month", "ever"]))
+        window = draw(st.sampled_from(["day", "week", "month", "ever", *SPANS]))
     else:
         window = draw(st.sampled_from(["day", "week", "month", "ever", *SPANS, *["receipt"] * (not look_ups)]))
     keys = list(tree.KEYS)
