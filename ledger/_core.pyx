@@ -59,7 +59,7 @@ from ledger._table cimport (
 )
 from ledger._velocity cimport (
     DISTINCTS_LIMIT, velocity_may_grow, velocity_sweep_all, VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
-    VelocityHead, VelocityNow, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
+    VelocityHead, VelocityNow, VelocityTop, velocity_amount, velocity_dead, velocity_top, distinct_add, distinct_with, sliding_add, sliding_used, velocity_add, velocity_close, velocity_digest,
     velocity_find, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_put, velocity_put_sums,
     velocity_record_bytes, velocity_room, velocity_sweep, velocity_touch, velocity_used, velocity_window,
 )
@@ -1267,6 +1267,7 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
 include "_core_limits.pxi"
 include "_core_cases.pxi"
 include "_core_blocks.pxi"
+include "_core_keys.pxi"
 include "_core_decide.pxi"
 include "_core_quote.pxi"
 
@@ -2398,6 +2399,8 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
         refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
     elif command.method == METHOD_QUOTE:
         read_quote(core, command, now_us, outcome)
+    elif command.method == METHOD_KEYS_STEP:
+        execute_keys(core, command, max_i64(now_us, core.stats.time_us), outcome)
     elif is_write(command.method):
         execute_write(core, command, now_us, entry, outcome)
     else:

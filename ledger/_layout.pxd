@@ -40,7 +40,9 @@ cdef enum:                      # Method
     METHOD_ANSWER_CHALLENGE = 26
     METHOD_LIST_REVIEWS = 27    # never a Command's
     METHOD_CHANGE_BLOCKS = 28   # the control port only
-    METHOD_COUNT = 29
+    METHOD_LIST_LIMIT_KEYS = 29     # never a Command's
+    METHOD_KEYS_STEP = 30       # what the control port asks of the core for it; never from a socket: it holds a pointer
+    METHOD_COUNT = 31
 
 # What an entry does. 1..18 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
@@ -324,6 +326,7 @@ cdef struct Command:
     uint32_t origins            # bit: OriginPart that was given
     Slice[ORIGIN_COUNT] origin  # by OriginPart
     const RulesOrder* order     # for METHOD_RULES_ORDER
+    void* search                # KeySearch of ledger/_core.pxd, for METHOD_KEYS_STEP
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
     Tender tenders[TENDERS_PER_RECEIPT_MAX]
     Slice promo_codes[PROMO_CODES_PER_RECEIPT_MAX]

@@ -147,6 +147,11 @@ cdef struct VelocityBest:       # a row of velocity_top
     int64_t amount
     int32_t window              # of a sliding one 0
 
+cdef struct VelocityTop:        # the largest of one counter
+    VelocityBest* best          # the largest first
+    uint32_t count
+    uint32_t id
+
 
 # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -952,21 +957,31 @@ cdef inline void velocity_rank(VelocityBest* best, uint32_t* count, uint32_t mos
     best[i] = row[0]
 
 
-cdef inline bint velocity_top(const Velocity* v, uint32_t number, uint32_t id, const VelocityNow* now, uint64_t* at, uint64_t slots,
-                              VelocityBest* best, uint32_t* count, uint32_t most) noexcept nogil:
-    # The `most` largest live slots of one counter, the largest first, over as many calls as it takes: each looks at so many slots from `at` on.
+cdef inline bint velocity_top(const Velocity* v, uint32_t number, VelocityTop* tops, uint32_t top_count, const VelocityNow* now, uint64_t* at,
+                              uint64_t slots, uint32_t most) noexcept nogil:
+    # The `most` largest live slots of some counters, over as many calls as it takes: each looks at so many slots from `at` on.
     # True: there are more. What moves in between (deletion shifts slots back) may be missed; for people to look at, not for deciding.
     cdef const VelocityTable* table = &v.tables[number]
     cdef const VelocityHead* slot
+    cdef VelocityTop* top
     cdef VelocityBest row
+    cdef uint32_t i
     while slots != 0 and at[0] < table.capacity:
         slots -= 1
         slot = velocity_slot(table, at[0])
         at[0] += 1
-        if slot.key == 0 or slot.id != id or velocity_dead(slot, now):
+        if slot.key == 0:
             continue
+        i = 0
+        while i < top_count and tops[i].id != slot.id:
+            i += 1
+        if i == top_count or velocity_dead(slot, now):
+            continue
+        top = &tops[i]
         row.key = slot.key
         row.amount = velocity_amount(number, slot, now)
         row.window = slot.window if number != VELOCITY_SLIDINGS else 0
-        velocity_rank(best, count, most, &row)
+        # Nearly all of a large table end here.
+        if row.amount != 0 and (top.count < most or row.amount >= top.best[most - 1].amount):
+            velocity_rank(top.best, &top.count, most, &row)
     return at[0] < table.capacity

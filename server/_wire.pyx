@@ -19,7 +19,7 @@ from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
-    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_CHANGE_BLOCKS, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
+    METHOD_GET_OPERATION, METHOD_KEYS_STEP, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_CHANGE_BLOCKS, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
     ORIGIN_CASHIER, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_PARTNER, ORIGIN_PAYMENT_CARD, ORIGIN_STORE, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RULES_STATE,
     DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
@@ -643,7 +643,7 @@ cdef inline bint names_member(uint8_t method) noexcept nogil:
 
 
 cdef inline bint is_query(uint8_t method) noexcept nogil:
-    return method == METHOD_GET_BALANCE or method == METHOD_GET_OPERATION or method == METHOD_QUOTE
+    return method == METHOD_GET_BALANCE or method == METHOD_GET_OPERATION or method == METHOD_QUOTE or method == METHOD_KEYS_STEP
 
 
 cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
@@ -838,7 +838,7 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
 
 
 cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
-    # GetBalance, GetOperation and QuoteReceipt. False: unknown.
+    # GetBalance, GetOperation, QuoteReceipt and what a step of ListLimitKeys asks: member and origin, as in GetBalance. False: unknown.
     if command.method == METHOD_QUOTE:
         if tag == 10:
             read_member(reader, &command.member, False, -1)
@@ -856,7 +856,7 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
             read_origin(reader, command)
         else:
             return False
-    elif command.method == METHOD_GET_BALANCE:
+    elif command.method == METHOD_GET_BALANCE or command.method == METHOD_KEYS_STEP:
         if tag == 10:
             read_member(reader, &command.member, False, -1)
         elif tag == 18:
@@ -1026,7 +1026,7 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
         if not check_stamp(&reader.past, &past_us, FIELD_AS_OF_TIME, outcome):
             return False
         return refuse_number(outcome, FIELD_AS_OF_TIME, VALUE_NUMBER, past_us)
-    if command.method != METHOD_GET_BALANCE and command.method != METHOD_QUOTE:
+    if not is_query(command.method) or command.method == METHOD_GET_OPERATION:
         if not fits(reader, command.request_id, REQUEST_ID_BYTES_MIN, REQUEST_ID_BYTES_MAX) or not is_request_id(command.request_id):
             return refuse_text(outcome, FIELD_REQUEST_ID, -1, command.request_id)
     if command.given & GIVEN_SENT_TIME and not check_stamp(&reader.sent, &command.sent_time_us, FIELD_SENT_TIME, outcome):
@@ -1110,8 +1110,12 @@ cdef bint refuse_malformed(const Reader* reader, Outcome* outcome) noexcept nogi
 
 cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil:
     cdef Reader reader
-    reader_open(&reader, data, size)
     command_begin(command, method)
+    if method == METHOD_KEYS_STEP and size >= sizeof(void*):
+        memcpy(&command.search, data, sizeof(void*))
+        data += sizeof(void*)
+        size -= sizeof(void*)
+    reader_open(&reader, data, size)
     if method == METHOD_RULES_ORDER and size == sizeof(RulesOrder):
         command.order = <const RulesOrder*>data
         command.request_id.data = <const uint8_t*>command.order.request_id
@@ -1569,6 +1573,9 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
     if method == METHOD_RULES_ORDER:    # the control port's own, no message
         memcpy(out, &outcome.rules, sizeof(RulesAnswer))
         return sizeof(RulesAnswer)
+    if method == METHOD_KEYS_STEP:      # what was found stands in its search
+        out[0] = 1
+        return 1
     if outcome.entry == NULL or not entry_view(outcome.entry, outcome.entry_size, &view):
         return 0
     if method == METHOD_GET_OPERATION:
