@@ -197,6 +197,7 @@ cdef enum:                      # KeyPart: bits of ImageVelocity.keys, by their 
 
 cdef struct Measured:           # of one entry, or of a look-up
     VelocityNow now             # the ledger's time
+    int64_t spans_from_s        # the ledger's time rounded up: a rung lasts no shorter than its limit says
     int64_t time_s              # UTC, of the purchase; never after the ledger's
     int32_t day                 # store time
     int32_t[5] windows          # that it lies in, by VelocityKind
@@ -231,6 +232,7 @@ cdef struct Core:
     Campaign* campaigns         # sorted by key
     uint32_t campaign_count
     uint64_t unlinked_sequence  # of the last UNLINK entry: an answer that an identifier names nobody waits for it
+    uint64_t rung_sequence      # of the last move on the ladder: an answer that tells a rung waits for it
     Arena arena
     KeyTable keys[KEYS_COUNT]   # request ids, receipt keys
     ReservationMap reservation_map
@@ -599,6 +601,8 @@ cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outco
     balance.member = d.member
     balance.sequence = account.sequence
     balance.read_time_us = now_us
+    balance.rung = rung_at(account, now_us)
+    balance.rung_until_s = account.rung_until_s if balance.rung != RUNG_OK else 0
     balance.wallet_count = last - first
     for w in range(first, last):
         view = &balance.wallets[w - first]
@@ -625,7 +629,10 @@ cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outco
         view.posted_points = sums.posted
         view.pending_points = sums.pending
         view.reserved_points = sums.reserved
+    # A refusal that moved the member on the ladder is not in its sequence.
     outcome.wait_sequence = account.sequence
+    if account.rung != RUNG_OK and core.rung_sequence > account.sequence:
+        outcome.wait_sequence = core.rung_sequence
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------

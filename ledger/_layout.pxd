@@ -347,6 +347,8 @@ cdef struct BalanceView:
     uint64_t sequence           # last entry that changed the member
     int64_t read_time_us
     uint32_t member             # account number, from 1
+    uint32_t rung_until_s       # since 1970; 0: without end
+    uint8_t rung                # at read_time_us
     uint32_t wallet_count
     WalletView wallets[WALLETS_MAX]
 
