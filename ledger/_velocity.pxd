@@ -933,8 +933,15 @@ cdef inline int64_t velocity_amount(uint32_t number, const VelocityHead* slot, c
     return distinct_count(<const DistinctSlot*>slot, 0)
 
 
+cdef inline bint velocity_before(const VelocityBest* a, const VelocityBest* b) noexcept nogil:
+    # The larger first; equal ones by their key and window.
+    if a.amount != b.amount:
+        return a.amount > b.amount
+    return a.key < b.key or (a.key == b.key and a.window < b.window)
+
+
 cdef inline void velocity_rank(VelocityBest* best, uint32_t* count, uint32_t most, const VelocityBest* row) noexcept nogil:
-    # Into its place among the largest, which come first; equal ones by their key and window. A row that is there already is replaced.
+    # Into its place among the largest. A row that is there already is replaced.
     cdef uint32_t i, j
     for i in range(count[0]):
         if best[i].key == row.key and best[i].window == row.window:
@@ -943,8 +950,7 @@ cdef inline void velocity_rank(VelocityBest* best, uint32_t* count, uint32_t mos
                 best[j] = best[j + 1]
             break
     i = count[0]
-    while i != 0 and (best[i - 1].amount < row.amount or (best[i - 1].amount == row.amount and (
-            best[i - 1].key > row.key or (best[i - 1].key == row.key and best[i - 1].window > row.window)))):
+    while i != 0 and velocity_before(row, &best[i - 1]):
         i -= 1
     if i == most:
         return
@@ -981,7 +987,7 @@ cdef inline bint velocity_top(const Velocity* v, uint32_t number, VelocityTop* t
         row.key = slot.key
         row.amount = velocity_amount(number, slot, now)
         row.window = slot.window if number != VELOCITY_SLIDINGS else 0
-        # Nearly all of a large table end here.
-        if row.amount != 0 and (top.count < most or row.amount >= top.best[most - 1].amount):
+        # Nearly all of a large table end here, also where nearly all have counted the same.
+        if row.amount != 0 and (top.count < most or velocity_before(&row, &top.best[most - 1])):
             velocity_rank(top.best, &top.count, most, &row)
     return at[0] < table.capacity
