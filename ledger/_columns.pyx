@@ -13,7 +13,8 @@ from ledger._entry cimport (
     get_key, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
-    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, LOT_SLIDES, REVIEW_DAYS,
+    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, LOT_SLIDES, ORIGIN_COUNT, ORIGIN_DEVICE,
+    REVIEW_DAYS, SECTION_BLOCKS, SECTION_LIMITS, SECTION_ORIGIN, SECTION_RUNG,
     RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AFTER, SECTION_ATTRIBUTES, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_CONTEXT,
     SECTION_COUNTERS, SECTION_DAYS, SECTION_DIGEST, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_IMAGE,
     SECTION_LINES, SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_NOTICES, SECTION_OPENED, SECTION_PAID, SECTION_POSTINGS,
@@ -29,9 +30,10 @@ cdef enum:
     SEQUENCE, TIME, KIND, FLAGS, STATUS, MEMBER, PROGRAM, REFUSAL_A, REFUSAL_B
     RESERVATION_ID, RESERVATION_STATE, RESERVATION_WALLET, RESERVATION_RESERVED, RESERVATION_CAPTURED, RESERVATION_EXPIRE
     RULES_DAY, RECEIPT_NUMBER, TIER_UNTIL, OPENED_DAY, BIRTHDAY, BIRTHDAY_FROM, NOTICE_COUNT
+    IN_FORCE, ORIGIN_OFFSET, CUT, RUNG_BEFORE, RUNG_AFTER, RUNG_UNTIL, RUNG_LIMIT, BLOCKS_VERSION
     POSTINGS, LOTS, LINES, AWARDS, AFTER, IDENTIFIERS   # how many rows the entry has in the tables below
     TENDERS, PROMO_CODES, COUNTERS, CAMPAIGNS, DAYS, SEGMENTS_ADDED, SEGMENTS_REMOVED, CHOSEN, DISCOUNTS, PAID, VARIANTS, ENTITLEMENTS
-    NOTICES
+    NOTICES, LIMITS, BLOCK_LISTS
     CONTEXT_FIRST               # CONTEXT tags 0..15
     ENTRY_COLUMNS = CONTEXT_FIRST + 16
     # Numbers, one per row of a list.
@@ -50,15 +52,18 @@ cdef enum:
     DISCOUNT_LINE, DISCOUNT_AMOUNT, PAID_LINE, PAID_AMOUNT
     VARIANT
     NOTICE_KIND, NOTICE_INDEX
+    LIMIT_NUMBER, LIMIT_ANSWER
+    BLOCK_LIST, BLOCK_ADDED, BLOCK_REMOVED
     NUMBER_COLUMNS
 
 NUMBERS = (
     "sequence", "time", "kind", "flags", "status", "member", "program", "refusal_a", "refusal_b",
     "reservation_id", "reservation_state", "reservation_wallet", "reservation_reserved", "reservation_captured", "reservation_expire",
     "rules_day", "receipt_number", "tier_until", "opened_day", "birthday", "birthday_from", "notice_count",
+    "in_force", "origin_offset", "cut", "rung_before", "rung_after", "rung_until", "rung_limit", "blocks_version",
     "postings", "lots", "lines", "awards", "after", "identifiers",
     "tenders", "promo_codes", "counters", "campaigns", "days", "segments_added", "segments_removed", "chosen", "discounts", "paid",
-    "variants", "entitlements", "notices",
+    "variants", "entitlements", "notices", "limits", "block_lists",
     *(f"context_{tag}" for tag in range(16)),
     "posting_account", "posting_wallet", "posting_points",
     "lot_wallet", "lot_available", "lot_expiry", "lot_funder", "lot_by_inactivity", "lot_under_review", "lot_points", "lot_held",
@@ -74,18 +79,23 @@ NUMBERS = (
     "discount_line", "discount_amount", "paid_line", "paid_amount",
     "variant",
     "notice_kind", "notice_index",
+    "limit_number", "limit_answer",
+    "block_list", "block_added", "block_removed",
 )
 
 cdef enum:
     TEXT_REQUEST, TEXT_STORE, TEXT_TILL, TEXT_NUMBER, TEXT_OPERATOR, TEXT_REASON, TEXT_DIGEST, TEXT_IMAGE_HASH, TEXT_SOURCE
     TEXT_CHANNEL, TEXT_TIER, TEXT_TIER_AFTER
+    TEXT_ORIGIN_DEVICE, TEXT_ORIGIN_CASHIER, TEXT_ORIGIN_PAYMENT_CARD, TEXT_ORIGIN_PARTNER, TEXT_ORIGIN_STORE, TEXT_ORIGIN_TILL
     TEXT_SKU, TEXT_CATEGORY     # one per line
     TEXT_TENDER, TEXT_PROMO_CODE, TEXT_ENTITLEMENT, TEXT_NOTICE     # one per row
     TEXT_COLUMNS
     CONTEXT_TEXT_FIRST = 128    # CONTEXT tags of texts
     CONTEXT_TEXT_COUNT = 5      # store, till, number, operator, reason
+    BLOCK_LISTS_MAX = 8         # 2..7 are lists
 
 TEXTS = ("request", "store", "till", "number", "operator", "reason", "digest", "image_hash", "source", "channel", "tier", "tier_after",
+         "origin_device", "origin_cashier", "origin_payment_card", "origin_partner", "origin_store", "origin_till",
          "sku", "category", "tender", "promo_code", "entitlement", "notice")
 
 cdef struct Buffer:
@@ -489,6 +499,96 @@ cdef bint add_result(Columns self, const EntryView* view) noexcept nogil:
     return sound and not cursor.broken
 
 
+cdef inline void put_hex(Columns self, int column, const uint8_t* data, uint32_t size) noexcept nogil:
+    # At most 8 bytes; NULL: an empty text.
+    cdef const char* digits = b"0123456789abcdef"
+    cdef uint8_t text[16]
+    cdef uint32_t i
+    if data == NULL:
+        size = 0
+    for i in range(size):
+        text[2 * i] = <uint8_t>digits[data[i] >> 4]
+        text[2 * i + 1] = <uint8_t>digits[data[i] & 15]
+    put_text(self, column, text, 2 * size)
+
+
+cdef bint add_origin(Columns self, const Slice* section) noexcept nogil:
+    cdef const uint8_t* hashes[ORIGIN_COUNT]
+    cdef Cursor cursor
+    cdef uint32_t part
+    cdef bint sound = True
+    memset(hashes, 0, sizeof(hashes))
+    cursor_open(&cursor, section)
+    put(self, ORIGIN_OFFSET, get_signed(&cursor) if section.data != NULL else NONE)
+    while cursor_more(&cursor):
+        part = get_byte(&cursor)
+        if part < ORIGIN_DEVICE or part >= ORIGIN_COUNT:
+            sound = False
+            break
+        hashes[part] = get_bytes(&cursor, 8)
+    for part in range(ORIGIN_DEVICE, ORIGIN_COUNT):
+        put_hex(self, TEXT_ORIGIN_DEVICE + part - ORIGIN_DEVICE, hashes[part], 8)
+    return sound and (section.data == NULL or not cursor.broken)
+
+
+cdef bint add_blocks(Columns self, const Slice* section) noexcept nogil:
+    # How many rows of each list; the rows are hashes and of no use to anybody.
+    cdef int64_t added[BLOCK_LISTS_MAX]
+    cdef int64_t removed[BLOCK_LISTS_MAX]
+    cdef int64_t lists = 0
+    cdef Cursor cursor
+    cdef uint8_t op, kind
+    cdef uint32_t i
+    memset(added, 0, sizeof(added))
+    memset(removed, 0, sizeof(removed))
+    cursor_open(&cursor, section)
+    put(self, BLOCKS_VERSION, <int64_t>get_varint(&cursor) if section.data != NULL else NONE)
+    while cursor_more(&cursor):
+        op = get_byte(&cursor)
+        kind = get_byte(&cursor) & (BLOCK_LISTS_MAX - 1)
+        get_byte(&cursor)
+        get_bytes(&cursor, 8)
+        if op == 1:
+            added[kind] += 1
+        else:
+            removed[kind] += 1
+    for i in range(BLOCK_LISTS_MAX):
+        if added[i] + removed[i] != 0:
+            put(self, BLOCK_LIST, i)
+            put(self, BLOCK_ADDED, added[i])
+            put(self, BLOCK_REMOVED, removed[i])
+            lists += 1
+    put(self, BLOCK_LISTS, lists)
+    return section.data == NULL or not cursor.broken
+
+
+cdef bint add_limits(Columns self, const EntryView* view) noexcept nogil:
+    # Where it came from, and what limits, the ladder and the block lists made of it.
+    cdef const Slice* limits = &view.sections[SECTION_LIMITS]
+    cdef const Slice* rung = &view.sections[SECTION_RUNG]
+    cdef Cursor cursor
+    cdef bint sound = add_origin(self, &view.sections[SECTION_ORIGIN])
+    cdef int column
+    put(self, IN_FORCE, view.header.program)
+    cursor_open(&cursor, limits)
+    put(self, CUT, <int64_t>get_varint(&cursor) if limits.data != NULL else NONE)
+    if limits.data == NULL:
+        put(self, LIMITS, 0)
+    else:
+        sound = put_list(self, &cursor, b"vb", LIMIT_NUMBER, LIMITS) and sound
+    if rung.data == NULL:
+        for column in range(RUNG_BEFORE, RUNG_LIMIT + 1):
+            put(self, column, NONE)
+    else:
+        cursor_open(&cursor, rung)
+        put(self, RUNG_BEFORE, get_byte(&cursor))
+        put(self, RUNG_AFTER, get_byte(&cursor))
+        put(self, RUNG_UNTIL, <int64_t>get_varint(&cursor))
+        put(self, RUNG_LIMIT, <int64_t>get_varint(&cursor))
+        sound = sound and not cursor.broken
+    return add_blocks(self, &view.sections[SECTION_BLOCKS]) and sound
+
+
 cdef bint add_reservation(Columns self, const EntryView* view) noexcept nogil:
     cdef Cursor cursor
     cdef int column
@@ -555,6 +655,7 @@ cdef bint add_entry(Columns self, const EntryView* view, uint64_t sequence) noex
     sound = add_state(self, view) and sound
     sound = add_sets(self, view) and sound
     sound = add_result(self, view) and sound
+    sound = add_limits(self, view) and sound
     self.count += 1
     return sound
 

@@ -4,10 +4,12 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._evaluate cimport Result2, Scratch
 from ledger._hash cimport Hash128
-from ledger._image cimport Program2, VELOCITY_LIMITS_MAX
+from ledger._image cimport Program2, VELOCITY_COUNTERS_MAX, VELOCITY_LIMITS_MAX
 from ledger._layout cimport ACCOUNT_COUNT, BalanceView, Command, Lookup, METHOD_COUNT, Outcome, Slice, WALLETS_MAX
+from ledger._limits cimport LIMIT_KEYS_MAX
 from ledger._rules cimport Program
 from ledger._table cimport KeyTable
+from ledger._velocity cimport VelocityBest, VelocityTop
 
 # How the core reads an entry that it wrote earlier (for repeats). NULL when it cannot be had.
 ctypedef const uint8_t* (*FindEntry)(void* owner, uint64_t sequence, uint32_t* size) noexcept nogil
@@ -162,6 +164,31 @@ cdef struct Case:               # 40 bytes; what waits for somebody's word
     uint16_t limit              # number from 1
     uint8_t kind                # CaseKind
     uint8_t state
+
+cdef struct KeyLimit:           # a limit of the programme in force, as a search for keys tells it
+    char[64] name
+    VelocityBest shown          # of the member or place that was named
+    int64_t at_most
+    uint32_t window_s           # of a sliding window
+    uint16_t keys               # bits, as ImageVelocity.keys
+    uint8_t measure             # as ImageVelocity.measure
+    uint8_t window              # as ImageVelocity.window
+    uint8_t action              # LimitAction
+    uint8_t top                 # where its counter stands in KeySearch.tops
+
+cdef struct KeySearch:          # METHOD_KEYS_STEP. The control port's own, who waits for each step's answer before it reads or frees it
+    char[64] wanted             # name of a limit; empty: all that have counters
+    uint32_t most               # keys of each counter, 1..LIMIT_KEYS_MAX
+    bint begun
+    bint more                   # another step is to be asked for
+    bint missed                 # no limit that is wanted has a counter
+    uint32_t limit_count
+    uint32_t top_count
+    uint32_t table              # which is walked: 0.. of the journal's counters, then of look-ups
+    uint64_t at                 # slot in it
+    VelocityTop[VELOCITY_COUNTERS_MAX] tops
+    KeyLimit[VELOCITY_LIMITS_MAX] limits
+    VelocityBest[VELOCITY_COUNTERS_MAX * LIMIT_KEYS_MAX] best
 
 cdef struct Core                # its fields are in _core.pyx alone
 

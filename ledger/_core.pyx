@@ -59,7 +59,7 @@ from ledger._table cimport (
 )
 from ledger._velocity cimport (
     DISTINCTS_LIMIT, velocity_may_grow, velocity_sweep_all, VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
-    VelocityHead, VelocityNow, VelocityPlace, distinct_add_at, distinct_with_at, recent_add_at, recent_with_at, sliding_add_at, sliding_used_at, velocity_add, velocity_add_at, velocity_close, velocity_digest,
+    VelocityHead, VelocityNow, VelocityPlace, VelocityTop, velocity_amount, velocity_dead, velocity_top, distinct_add_at, distinct_with_at, recent_add_at, recent_with_at, sliding_add_at, sliding_used_at, velocity_add, velocity_add_at, velocity_close, velocity_digest,
     velocity_find, velocity_home, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_place, velocity_put, velocity_put_sums,
     velocity_record_bytes, velocity_room, velocity_sweep, velocity_touch, velocity_touch_from, velocity_used_at, velocity_window,
 )
@@ -200,6 +200,7 @@ cdef enum:                      # KeyPart: bits of ImageVelocity.keys, by their 
 
 cdef struct Measured:           # of one entry, or of a look-up
     VelocityNow now             # the ledger's time
+    int64_t spans_from_s        # the ledger's time rounded up: a rung lasts no shorter than its limit says
     int64_t time_s              # UTC, of the purchase; never after the ledger's
     int32_t offset_s            # of the store's zone
     int32_t day                 # store time
@@ -258,6 +259,7 @@ cdef struct Core:
     Campaign* campaigns         # sorted by key
     uint32_t campaign_count
     uint64_t unlinked_sequence  # of the last UNLINK entry: an answer that an identifier names nobody waits for it
+    uint64_t rung_sequence      # of the last move on the ladder: an answer that tells a rung waits for it
     Arena arena
     KeyTable keys[KEYS_COUNT]   # request ids, receipt keys
     ReservationMap reservation_map
@@ -626,6 +628,8 @@ cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outco
     balance.member = d.member
     balance.sequence = account.sequence
     balance.read_time_us = now_us
+    balance.rung = rung_at(account, now_us)
+    balance.rung_until_s = account.rung_until_s if balance.rung != RUNG_OK else 0
     balance.wallet_count = last - first
     for w in range(first, last):
         view = &balance.wallets[w - first]
@@ -652,7 +656,10 @@ cdef void read_balance(Core* core, const Command* command, int64_t now_us, Outco
         view.posted_points = sums.posted
         view.pending_points = sums.pending
         view.reserved_points = sums.reserved
+    # A refusal that moved the member on the ladder is not in its sequence.
     outcome.wait_sequence = account.sequence
+    if account.rung != RUNG_OK and core.rung_sequence > account.sequence:
+        outcome.wait_sequence = core.rung_sequence
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -1298,6 +1305,7 @@ cdef uint16_t differing_field(Core* core, const Command* command, const Decision
 include "_core_limits.pxi"
 include "_core_cases.pxi"
 include "_core_blocks.pxi"
+include "_core_keys.pxi"
 include "_core_decide.pxi"
 include "_core_returns.pxi"
 include "_core_quote.pxi"
@@ -2448,6 +2456,8 @@ cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8
         refuse(outcome, STATUS_METHOD_UNKNOWN, 0, 0)
     elif command.method == METHOD_QUOTE:
         read_quote(core, command, now_us, outcome)
+    elif command.method == METHOD_KEYS_STEP:
+        execute_keys(core, command, max_i64(now_us, core.stats.time_us), outcome)
     elif is_write(command.method):
         execute_write(core, command, now_us, entry, outcome)
     else:

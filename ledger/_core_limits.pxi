@@ -196,6 +196,7 @@ cdef int apply_rung(Core* core, const EntryView* view) noexcept nogil:
     digest_sub(&core.digest, account_fact(account, member))
     account.rung = rung
     account.rung_until_s = <uint32_t>until_s
+    core.rung_sequence = core.stats.sequence + 1
     digest_add(&core.digest, account_fact(account, member))
     return APPLY_OK
 
@@ -284,6 +285,7 @@ cdef void know_time(Core* core, Measured* m, int64_t now_us, int64_t business_us
     cdef int64_t local_s
     windows_of(core, counting_day(now_us), m.now.windows)
     m.now.now_s = div_floor(now_us, MICROSECONDS)
+    m.spans_from_s = div_floor(now_us + MICROSECONDS - 1, MICROSECONDS)
     m.now.today = m.now.windows[VELOCITY_DAY]
     m.time_s = div_floor(min_i64(business_us, now_us), MICROSECONDS)
     m.offset_s = offset_s
@@ -779,7 +781,7 @@ cdef void judge_by(Velocity* tables, const Program2* rules, const Measured* m, C
         judged.fired_count += 1
         if limit.rung > judged.rung:
             judged.rung = limit.rung
-            judged.rung_until_s = <uint32_t>(m.now.now_s + limit.rung_s) if limit.rung_s != 0 else 0
+            judged.rung_until_s = <uint32_t>(m.spans_from_s + limit.rung_s) if limit.rung_s != 0 else 0
             judged.rung_by = <uint16_t>i
         if judged.refused_by < 0 and (limit.action == LIMIT_REFUSE or (limit.action == LIMIT_CHALLENGE and not challenge_passed)):
             judged.refused_by = <int32_t>i

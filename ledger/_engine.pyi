@@ -41,6 +41,31 @@ class OrderAnswer(NamedTuple):
     replayed: bool
     in_memory: bool  # the image
 
+class SearchedLimit(NamedTuple):
+    """A limit of the programme in force that keeps a counter, and keys of it. Numbers as in docs/decisions/fraud.md, section 2."""
+
+    name: str
+    at_most: int
+    per: int  # bits
+    measure: int
+    window: int
+    window_s: int  # of a sliding one
+    action: int
+    keys: list[tuple[int, int, int]]  # key, number of the window, amount; the largest first
+
+class Search:
+    """The largest keys of limits, searched by the hot thread in steps; or those of one member or place, found by the first step.
+
+    limit: name of one, empty: all. most: keys of each, 1..LIMIT_KEYS_MAX. question: member and origin, as the bytes of a GetBalanceRequest.
+    `more`: another step is needed. `missed`: there is no such limit. The three are to be read between steps alone.
+    """
+
+    more: bool
+    missed: bool
+
+    def __init__(self, *, limit: bytes = b"", most: int = 1, question: bytes = b"") -> None: ...
+    def found(self) -> list[SearchedLimit]: ...
+
 class EngineHandle:
     """Python's hold on an Engine. Made by ledger.engine.open_ledger; `engine` is reached by cimport only."""
 
@@ -66,6 +91,8 @@ class EngineHandle:
     def program_image(self) -> bytes: ...
     def submit_order(self, token: int, order: Order) -> bool:
         """Put an order into the inbox; it must live until its answer is collected. False: full."""
+    def submit_search(self, token: int, search: Search) -> bool:
+        """Put the next step of a search into the inbox; it must live until its answer is collected. False: full."""
     def take_answer(self, order: Order, payload: bytes) -> OrderAnswer: ...
     def versions(self, from_version: int = 1) -> list[tuple[int, int]]:
         """Versions of the programme, from 1: (sequence of the entry, server time us from which it is in force). From any thread."""

@@ -35,7 +35,7 @@ from ledger._clock cimport Clock, boot_us, clock_hold, clock_open, clock_turn, m
 from ledger._core cimport (
     APPLY_DIGEST, APPLY_FRAMING, APPLY_FULL, APPLY_KEY, APPLY_LOTS, APPLY_MEMBER, APPLY_OK, APPLY_PROGRAM, APPLY_RESERVATION,
     APPLY_SEQUENCE, APPLY_SUM, Core, CoreSizes, CoreStats, KEYS_COUNT, KEYS_RECEIPT, KEYS_REQUEST, NOTICE_KINDS, REFUSALS_OF_RULES, core_apply, core_close, core_digest, core_execute, core_foresee, core_keys,
-    CASE_REVIEW, Case, core_cases, core_cases_changed, core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_set_served, core_stats, core_tick, core_versions,
+    CASE_REVIEW, Case, KeyLimit, KeySearch, core_cases, core_cases_changed, core_keys_room, core_open, core_prepare, core_program, core_reservation_due, core_set_find, core_set_full, core_set_served, core_stats, core_tick, core_versions,
     core_write_digest, core_write_part, core_write_program,
 )
 from ledger._hash cimport Hash128
@@ -49,12 +49,12 @@ from ledger._journal cimport (
     journal_scan_end, journal_sync, journal_used_bytes,
 )
 from ledger._layout cimport (
-    Command, EntryHeader, Facts, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Lookup, METHOD_RULES_ORDER, ORDER_LOOK, ORDER_PART,
+    Command, EntryHeader, Facts, GROUP_HEADER_BYTES, GROUP_MAGIC, GroupHeader, KIND_DIGEST, Lookup, METHOD_KEYS_STEP, METHOD_RULES_ORDER, ORDER_LOOK, ORDER_PART,
     ORDER_PUBLISH, Outcome, RulesAnswer, RulesOrder, Slice,
 )
 from ledger._limits cimport (
     CAMPAIGNS_KEPT_MAX, CASES_MAX, COMMAND_ENTRY_BYTES_MAX, DIGEST_INTERVAL_S, DRAIN_BYTES, DRAIN_INTERVAL_MS, ENTRY_BYTES_MAX, FREE_BYTES_MIN, GROUP_BYTES_MAX,
-    GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, IMAGE_INLINE_BYTES_MAX, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LOOKUPS_AT_ONCE,
+    GROUP_ENTRIES_MAX, IDS_POLL_MS, IDS_RETRY_MS, ID_GENERATIONS, IMAGE_INLINE_BYTES_MAX, INBOX_BYTES, INBOX_CALLS_MAX, JOURNAL_MAP_BYTES, LIMIT_KEYS_MAX, LOOKUPS_AT_ONCE,
     LOOKUPS_MAX, OUTBOX_BYTES, PREPARE_STEP_BYTES, RULES_TOLD_MAX, RUN_PAUSE_MS, SPACE_CHECK_MS, TAIL_BLOCK_BYTES, TICK_ENTRIES_MAX, TICK_INTERVAL_US, TIME_GAP_US_MAX, WALLETS_MAX,
 )
 from ledger._image cimport Program2, RULE_POINTS, RULE_TIMES, SECTION2_LIMITS
@@ -68,6 +68,7 @@ from ledger._tail cimport (
     hasher_close, hasher_open, tail_go_direct, tail_read, tail_write,
 )
 from ledger._thread cimport thread_short_turns, thread_step_back
+from ledger._velocity cimport VelocityBest, VelocityTop
 
 cdef extern from *:
     """
@@ -1298,6 +1299,65 @@ cdef class Order:
             self.image.loaded = NULL
 
 
+cdef class Search:
+    """A search for the largest keys of limits. See _engine.pyi."""
+
+    cdef KeySearch* search
+    cdef bytes request          # where the search stands, and the question
+
+    def __cinit__(self, *, bytes limit=b"", uint32_t most=1, bytes question=b""):
+        if len(limit) > sizeof(self.search.wanted) or not 1 <= most <= LIMIT_KEYS_MAX:
+            raise ValueError("a limit's name is too long, or there are too many keys")
+        self.search = <KeySearch*>calloc(1, sizeof(KeySearch))
+        if self.search == NULL:
+            raise MemoryError("no memory for a search")
+        memcpy(self.search.wanted, <const char*>limit, len(limit))
+        self.search.most = most
+        self.request = (<const uint8_t*>&self.search)[:sizeof(void*)] + question
+
+    def __dealloc__(self):
+        free(self.search)
+
+    @property
+    def more(self):
+        return self.search.more
+
+    @property
+    def missed(self):
+        return self.search.missed
+
+    def found(self):
+        cdef const KeyLimit* limit
+        cdef const VelocityTop* top
+        cdef uint32_t i, j
+        rows = []
+        for i in range(self.search.limit_count):
+            limit = &self.search.limits[i]
+            if limit.shown.key != 0:
+                keys = [told_key(&limit.shown)]
+            else:
+                top = &self.search.tops[limit.top]
+                keys = [told_key(&top.best[j]) for j in range(top.count)]
+            rows.append(SearchedLimit((<const char*>limit.name)[:64].rstrip(b"\0").decode(), limit.at_most, limit.keys, limit.measure, limit.window,
+                                      limit.window_s, limit.action, keys))
+        return rows
+
+
+class SearchedLimit(NamedTuple):
+    name: str
+    at_most: int
+    per: int
+    measure: int
+    window: int
+    window_s: int
+    action: int
+    keys: list
+
+
+cdef tuple told_key(const VelocityBest* row):
+    return row.key, row.window, row.amount
+
+
 cdef Slice slice_of(bytes text):
     # As long as the text lives.
     cdef Slice slice
@@ -1679,6 +1739,10 @@ cdef class EngineHandle:
         """Put an order into the inbox; it must live until its answer, which `take_answer` reads. False: the inbox is full."""
         return self.put(token, METHOD_RULES_ORDER, <const uint8_t*>&order.order, sizeof(RulesOrder), 0)
 
+    def submit_search(self, uint64_t token, Search search not None):
+        """Put the next step of a search into the inbox; it must live until its answer. False: the inbox is full."""
+        return self.put(token, METHOD_KEYS_STEP, search.request, <uint32_t>len(search.request), 0)
+
     def take_answer(self, Order order not None, bytes payload not None):
         """What came of an order; once for each answer."""
         cdef RulesAnswer answer
@@ -1829,7 +1893,7 @@ cdef class EngineHandle:
 
     def submit(self, uint64_t token, uint8_t method, bytes request, int64_t deadline_us):
         """Put a call into the inbox. False: the inbox is full, nothing was taken."""
-        if method == METHOD_RULES_ORDER:
+        if method == METHOD_RULES_ORDER or method == METHOD_KEYS_STEP:
             raise ValueError("an order is no request")      # its bytes are believed
         return self.put(token, method, request, <uint32_t>len(request), deadline_us)
 

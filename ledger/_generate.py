@@ -87,7 +87,7 @@ def generate(folder: Path = HERE) -> None:
             symbol = symbol.replace("receipt.lines.", "LINE_")
             symbol = symbol.replace("member.", "MEMBER_").replace("receipt.", "RECEIPT_").replace(".", "_").upper()
             symbol = {32: "FIELD_CAPTURE_POINTS", 56: "FIELD_ADJUST_POINTS", 61: "FIELD_COMMAND",
-                      71: "FIELD_LISTED_BUSINESS_DAY", 93: "FIELD_KEY"}.get(field.number, symbol)
+                      71: "FIELD_LISTED_BUSINESS_DAY", 95: "FIELD_KEY"}.get(field.number, symbol)
             fields.append((symbol.replace("MEMBER_MEMBER_ID", "MEMBER_ID"), field.number))
     header.append("};")
     header += [f"#define {symbol} {number}" for symbol, number in fields]

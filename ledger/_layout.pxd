@@ -40,8 +40,10 @@ cdef enum:                      # Method
     METHOD_ANSWER_CHALLENGE = 26
     METHOD_LIST_REVIEWS = 27    # never a Command's
     METHOD_CHANGE_BLOCKS = 28   # the control port only
+    METHOD_LIST_LIMIT_KEYS = 29     # never a Command's
     METHOD_RETURN = 30
-    METHOD_COUNT = 31
+    METHOD_KEYS_STEP = 31       # what the control port asks of the core for it; never from a socket: it holds a pointer
+    METHOD_COUNT = 32
 
 # What an entry does. 1..18 are the values of loyalty.ledger.v1.Entry.Kind; append, never renumber.
 cdef enum:                      # EntryKind
@@ -331,6 +333,7 @@ cdef struct Command:
     uint32_t origins            # bit: OriginPart that was given
     Slice[ORIGIN_COUNT] origin  # by OriginPart
     const RulesOrder* order     # for METHOD_RULES_ORDER
+    void* search                # KeySearch of ledger/_core.pxd, for METHOD_KEYS_STEP
     MemberRef identifiers[IDENTIFIERS_PER_REQUEST_MAX]
     Tender tenders[TENDERS_PER_RECEIPT_MAX]
     Slice promo_codes[PROMO_CODES_PER_RECEIPT_MAX]
@@ -351,6 +354,8 @@ cdef struct BalanceView:
     uint64_t sequence           # last entry that changed the member
     int64_t read_time_us
     uint32_t member             # account number, from 1
+    uint32_t rung_until_s       # since 1970; 0: without end
+    uint8_t rung                # at read_time_us
     uint32_t wallet_count
     WalletView wallets[WALLETS_MAX]
 

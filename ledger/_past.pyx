@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from ledger._entry cimport Cursor, EntryView, cursor_more, cursor_open, entry_view, get_byte, get_signed, get_varint
 from ledger._layout cimport (
-    DAY_NEVER, ENTRY_HEADER_BYTES, RESERVATION_ACTIVE, SECTION_LOTS, SECTION_RESERVATION,
+    DAY_NEVER, ENTRY_HEADER_BYTES, RESERVATION_ACTIVE, RUNG_OK, SECTION_LOTS, SECTION_RESERVATION, SECTION_RUNG,
 )
 from ledger._limits cimport NEXT_EXPIRIES_MAX
 from ledger._image cimport Program2
@@ -27,6 +27,8 @@ cdef class Past:
     cdef dict lots              # (wallet, expiry day, available day, funder) -> [points, held]
     cdef dict reservations      # id -> (expire time, [(lot, held)]): the active ones
     cdef readonly uint64_t sequence     # of the last entry that changed the member; 0: the account is not open
+    cdef int rung               # as it was set last, with its end in seconds since 1970 (0: none)
+    cdef int64_t rung_until_s
 
     def __cinit__(self, bytes image not None, names):
         self.lots = {}
@@ -47,7 +49,7 @@ cdef class Past:
         free(self.rules)
 
     def add(self, uint64_t sequence, bytes entry not None) -> None:
-        """The member's next entry. Remembered refusals change nothing."""
+        """The member's next entry. Remembered refusals change nothing but the rung."""
         cdef EntryView view
         cdef Cursor cursor
         cdef uint64_t wallet, available_day, expiry_day, funder, reservation
@@ -55,6 +57,13 @@ cdef class Past:
         cdef uint8_t state
         if len(entry) < ENTRY_HEADER_BYTES or not entry_view(entry, <uint32_t>len(entry), &view):
             raise ValueError(f"the framing of entry {sequence} is broken")
+        if view.sections[SECTION_RUNG].data != NULL:
+            cursor_open(&cursor, &view.sections[SECTION_RUNG])
+            get_byte(&cursor)
+            self.rung = get_byte(&cursor)
+            self.rung_until_s = <int64_t>get_varint(&cursor)
+            if cursor.broken:
+                raise ValueError(f"the rung of entry {sequence} is broken")
         if view.header.status != 0:
             return
         self.sequence = sequence
@@ -92,6 +101,12 @@ cdef class Past:
                 self.reservations[reservation] = (view.header.time_us + expire_after_us, holds)
             else:
                 self.reservations.pop(reservation, None)
+
+    def rung_at(self, int64_t at_us) -> tuple[int, int]:
+        """The rung at this moment, from 0, and until when in seconds since 1970 (0: without end)."""
+        if self.rung == RUNG_OK or (self.rung_until_s != 0 and at_us >= self.rung_until_s * 1_000_000):
+            return RUNG_OK, 0
+        return self.rung, self.rung_until_s
 
     def wallets(self, int64_t at_us) -> list:
         """Per wallet of the programme: (name, posted, pending, reserved, [(expire time us, points)]), judged at this moment."""

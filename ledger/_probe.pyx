@@ -32,7 +32,7 @@ from ledger._table cimport (
 )
 from ledger._velocity cimport (
     CalendarSlot, DistinctSlot, SlidingSlot, VELOCITY_CALENDARS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity, VelocityBest,
-    VelocityHead, VelocityNow, VelocityPlace,
+    VelocityHead, VelocityNow, VelocityPlace, VelocityTop,
     distinct_add, distinct_with, linear_count, recent_add, recent_with, sliding_add, sliding_used, velocity_add, velocity_add_at, velocity_close, velocity_dead_day,
     velocity_digest, velocity_home, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_place,
     velocity_put, velocity_put_sums, velocity_record_bytes, velocity_room, velocity_slot, velocity_sweep, velocity_top, velocity_touch,
@@ -701,13 +701,14 @@ cdef class VelocityTables:
     def top(self, uint32_t number, uint32_t id, uint32_t most, uint64_t slots):
         """The largest of a counter, by so many slots a call: [(key, window, amount)]."""
         cdef VelocityBest best[BEST_MAX]
+        cdef VelocityTop top
         cdef uint64_t at = 0
-        cdef uint32_t count = 0
         if most > BEST_MAX:
             raise ValueError("more than the probe has room for")
-        while velocity_top(&self.tables, number, id, &self.time, &at, slots, best, &count, most):
+        top.best, top.count, top.id, top.recent = best, 0, id, False
+        while velocity_top(&self.tables, number, &top, 1, &self.time, &at, slots, most):
             pass
-        return [(best[i].key, best[i].window, best[i].amount) for i in range(count)]
+        return [(best[i].key, best[i].window, best[i].amount) for i in range(top.count)]
 
     def fill(self, uint32_t number, uint64_t first, uint64_t count, uint32_t id, int64_t each):
         """Adds `each` to the counters of so many keys, from the first-th: in the day at hand, or in the last hour. Microseconds of all

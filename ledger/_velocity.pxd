@@ -158,6 +158,12 @@ cdef struct VelocityBest:       # a row of velocity_top
     int64_t amount
     int32_t window              # of a sliding one 0
 
+cdef struct VelocityTop:        # the largest of one counter
+    VelocityBest* best          # the largest first
+    uint32_t count
+    uint32_t id
+    bint recent                 # different ones of a sliding window
+
 
 # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -1117,17 +1123,26 @@ cdef inline int velocity_load_sums(Velocity* v, int32_t today, Cursor* cursor) n
 
 # --- the largest --------------------------------------------------------------------------------------------------
 
-cdef inline int64_t velocity_amount(uint32_t number, const VelocityHead* slot, const VelocityNow* now) noexcept nogil:
-    # What a live slot says now.
+cdef inline int64_t velocity_amount(uint32_t number, bint recent, const VelocityHead* slot, const VelocityNow* now) noexcept nogil:
+    # What a live slot says now. recent: it is of different ones of a sliding window.
     if number == VELOCITY_CALENDARS:
         return (<const CalendarSlot*>slot).value
+    if recent:
+        return recent_count(<const SlidingSlot*>slot, div_floor(now.now_s, (<const SlidingSlot*>slot).bucket_s))
     if number == VELOCITY_SLIDINGS:
         return sliding_sum(<const SlidingSlot*>slot, div_floor(now.now_s, (<const SlidingSlot*>slot).bucket_s))
     return distinct_count(<const DistinctSlot*>slot, 0)
 
 
+cdef inline bint velocity_before(const VelocityBest* a, const VelocityBest* b) noexcept nogil:
+    # The larger first; equal ones by their key and window.
+    if a.amount != b.amount:
+        return a.amount > b.amount
+    return a.key < b.key or (a.key == b.key and a.window < b.window)
+
+
 cdef inline void velocity_rank(VelocityBest* best, uint32_t* count, uint32_t most, const VelocityBest* row) noexcept nogil:
-    # Into its place among the largest, which come first; equal ones by their key and window. A row that is there already is replaced.
+    # Into its place among the largest. A row that is there already is replaced.
     cdef uint32_t i, j
     for i in range(count[0]):
         if best[i].key == row.key and best[i].window == row.window:
@@ -1136,8 +1151,7 @@ cdef inline void velocity_rank(VelocityBest* best, uint32_t* count, uint32_t mos
                 best[j] = best[j + 1]
             break
     i = count[0]
-    while i != 0 and (best[i - 1].amount < row.amount or (best[i - 1].amount == row.amount and (
-            best[i - 1].key > row.key or (best[i - 1].key == row.key and best[i - 1].window > row.window)))):
+    while i != 0 and velocity_before(row, &best[i - 1]):
         i -= 1
     if i == most:
         return
@@ -1150,21 +1164,31 @@ cdef inline void velocity_rank(VelocityBest* best, uint32_t* count, uint32_t mos
     best[i] = row[0]
 
 
-cdef inline bint velocity_top(const Velocity* v, uint32_t number, uint32_t id, const VelocityNow* now, uint64_t* at, uint64_t slots,
-                              VelocityBest* best, uint32_t* count, uint32_t most) noexcept nogil:
-    # The `most` largest live slots of one counter, the largest first, over as many calls as it takes: each looks at so many slots from `at` on.
+cdef inline bint velocity_top(const Velocity* v, uint32_t number, VelocityTop* tops, uint32_t top_count, const VelocityNow* now, uint64_t* at,
+                              uint64_t slots, uint32_t most) noexcept nogil:
+    # The `most` largest live slots of some counters, over as many calls as it takes: each looks at so many slots from `at` on.
     # True: there are more. What moves in between (deletion shifts slots back) may be missed; for people to look at, not for deciding.
     cdef const VelocityTable* table = &v.tables[number]
     cdef const VelocityHead* slot
+    cdef VelocityTop* top
     cdef VelocityBest row
+    cdef uint32_t i
     while slots != 0 and at[0] < table.capacity:
         slots -= 1
         slot = velocity_slot(table, at[0])
         at[0] += 1
-        if slot.key == 0 or slot.id != id or velocity_dead(slot, now):
+        if slot.key == 0:
             continue
+        i = 0
+        while i < top_count and tops[i].id != slot.id:
+            i += 1
+        if i == top_count or velocity_dead(slot, now):
+            continue
+        top = &tops[i]
         row.key = slot.key
-        row.amount = velocity_amount(number, slot, now)
+        row.amount = velocity_amount(number, top.recent, slot, now)
         row.window = slot.window if number != VELOCITY_SLIDINGS else 0
-        velocity_rank(best, count, most, &row)
+        # Nearly all of a large table end here, also where nearly all have counted the same.
+        if row.amount != 0 and (top.count < most or velocity_before(&row, &top.best[most - 1])):
+            velocity_rank(top.best, &top.count, most, &row)
     return at[0] < table.capacity

@@ -251,10 +251,12 @@ FIELDS = (
           "without folders"),
     Field(76, "rules", "must be a source or a version"),
     Field(77, "to", "must be a version or a source"),
-    Field(93, "receipt_key", "must be set"),
+    Field(95, "receipt_key", "must be set"),
     Field(91, "add", f"must be at most {limits.SEGMENTS_MAX} of card:, phone:, email:, app:, device:, till:STORE/TILL, "
           "a * at the end for what begins so (not phone, email); at least one"),
     Field(92, "remove", "must be as those of add"),
+    Field(93, "limit", "must be the name of a limit of the programme in force, and of one with a window that is not `receipt`"),
+    Field(94, "keys_per_limit", f"must be 0..{limits.LIMIT_KEYS_MAX} (0: {limits.LIMIT_KEYS_DEFAULT})"),
     Field(87, "review_id", "must be the number of a review, at least 1"),
     Field(88, "verdict", "must be approved or denied"),
     Field(89, "challenge_id", "must be the number of a challenge, at least 1"),

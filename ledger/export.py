@@ -13,7 +13,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from ledger.journal import (
     check_link,
     read_group,
 )
-from ledger.published import read_published, told_of
+from ledger.published import KIND_PROGRAM, Broken, image_of, limit_names, read_published, told_of
 from ledger.rules import quoted
 from ledger.rules.syntax import ProgramError
 
@@ -69,6 +69,11 @@ LINE_AMOUNT = pa.struct([("line", pa.int32()), ("amount_minor", pa.int64())])
 COUNTER = pa.struct([("counter", pa.int64()), ("per", WORD), ("window", pa.int32()), ("increment", pa.int64())])
 CAMPAIGN = pa.struct([("campaign", pa.int64()), ("amount", pa.int64()), ("uses", pa.int64())])
 DAY = pa.struct([("day", pa.date32()), ("receipts", pa.int64()), ("spent_minor", pa.int64())])
+ORIGIN = pa.struct([("utc_offset_s", pa.int32()), ("device", pa.string()), ("cashier", pa.string()), ("payment_card", pa.string()),
+                    ("partner", pa.string()), ("store", pa.string()), ("till", pa.string())])
+LIMIT = pa.struct([("number", pa.int32()), ("name", REASON), ("action", WORD)])
+RUNG = pa.struct([("before", WORD), ("after", WORD), ("end_time", TIME), ("limit_number", pa.int32()), ("limit_name", REASON)])
+BLOCK_LIST = pa.struct([("list", WORD), ("added", pa.int32()), ("removed", pa.int32())])
 NOTICE = pa.struct([("kind", WORD), ("index", pa.int32()), ("text", pa.string())])
 SCHEMA = pa.schema([
     pa.field("sequence", pa.int64(), nullable=False), pa.field("time", TIME, nullable=False), pa.field("kind", WORD, nullable=False),
@@ -91,6 +96,8 @@ SCHEMA = pa.schema([
     ("birthday", pa.int32()), ("birthday_from", pa.date32()),
     ("discounts", pa.list_(LINE_AMOUNT)), ("paid", pa.list_(LINE_AMOUNT)), ("variants", pa.list_(pa.int32())),
     ("entitlements", pa.list_(pa.string())), ("notice_count", pa.int32()), ("notices", pa.list_(NOTICE)),
+    ("origin", ORIGIN), ("limits", pa.list_(LIMIT)), ("cut_points", pa.int64()), ("rung", RUNG),
+    ("blocks_version", pa.int64()), ("block_lists", pa.list_(BLOCK_LIST)),
 ])
 REPEATED = ["kind", "refusal", "store", "till", "payment", "requested_wallet", "operator", "reason", "program_version", "business_day",
             "postings.list.element.account", "postings.list.element.wallet", "lot_changes.list.element.wallet",
@@ -102,11 +109,17 @@ REPEATED = ["kind", "refusal", "store", "till", "payment", "requested_wallet", "
             "counters.list.element.counter", "counters.list.element.per", "counters.list.element.window",
             "campaigns.list.element.campaign", "days.list.element.day", "segments_added.list.element", "segments_removed.list.element",
             "favourites.list.element", "birthday", "birthday_from", "variants.list.element", "entitlements.list.element",
-            "notices.list.element.kind", "notices.list.element.text"]
+            "notices.list.element.kind", "notices.list.element.text", "origin.utc_offset_s",
+            *(f"origin.{part}" for part in ("device", "cashier", "payment_card", "partner", "store", "till")),
+            "limits.list.element.number", "limits.list.element.name", "limits.list.element.action", "rung.before", "rung.after",
+            "rung.limit_number", "rung.limit_name", "block_lists.list.element.list"]
 """Columns that repeat few values: a dictionary pays there."""
 PAYMENTS = {1: "burn", 2: "capture"}
 PERS = {1: "day", 2: "week", 3: "month", 4: "year", 5: "ever", 6: "birthday", 7: "anniversary year"}
 NOTICES = {1: "unknown_store", 2: "unknown_sku", 3: "unknown_category", 4: "unknown_promo_code", 5: "unknown_tender", 6: "unknown_channel"}
+ANSWERS = {2: "mark", 3: "refuse", 4: "challenge", 5: "reduce", 6: "review"}
+RUNGS = {0: "ok", 1: "warned", 2: "limited", 3: "blocked", 4: "excluded"}
+LISTS = {2: "card", 3: "phone", 4: "email", 5: "app", 6: "device", 7: "till"}
 TAGS = {name: f"context_{tag}" for tag, name in CONTEXT.items() if tag < 128}
 
 Names = dict[str, list[str]]
@@ -144,6 +157,7 @@ class _File:
     head_sequence: int  # of the group that holds the last entry
     head_hash: str
     names: Names  # at its end
+    programs: list[int] | None  # sequences of all PROGRAM entries so far; None: written by an export that did not note them
 
 
 def export(data: Path, out: Path, *, unfinished: bool = False, progress: Progress = lambda done, total: None) -> Exported:
@@ -157,7 +171,7 @@ def export(data: Path, out: Path, *, unfinished: bool = False, progress: Progres
         left.unlink()
     with Journal(data) as journal:
         done = _done(out, journal)
-        return _Run(journal, out, done[-1] if done else None, unfinished, progress).run()
+        return _Run(journal, out, done, unfinished, progress).run()
 
 
 def _done(out: Path, journal: Journal) -> list[_File]:
@@ -189,20 +203,62 @@ def _read_metadata(path: Path) -> _File:
         said = json.loads((parquet.read_metadata(path).metadata or {})[METADATA_KEY])
         name = NAME.fullmatch(path.name)
         return _File(path, name[1], name[2] is not None, said["directory"], said["first_sequence"], said["last_sequence"],
-                     said["head_sequence"], said["head_hash"], {kind: said.get(kind, []) for kind in NO_NAMES})
+                     said["head_sequence"], said["head_hash"], {kind: said.get(kind, []) for kind in NO_NAMES}, said.get("programs"))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ExportRefused(f"{path} is no file of an export or damaged ({error}): remove it, and a new run writes it again") from None
 
 
-class _Run:
-    """One run of an export."""
+def _programs_of(files: list[_File]) -> list[int]:
+    """Sequences of the PROGRAM entries in these files, in order."""
+    if not files:
+        return []
+    if files[-1].programs is not None:
+        return files[-1].programs
+    found: list[int] = []
+    for file in files:
+        rows = parquet.read_table(file.path, columns=["sequence", "kind"])
+        found += rows.filter(pc.equal(rows["kind"].cast(pa.string()), "program"))["sequence"].to_pylist()
+    return found
 
-    def __init__(self, journal: Journal, out: Path, done: _File | None, unfinished: bool, progress: Progress) -> None:
+
+class _LimitNames:
+    """Names of limits by version of the programme and number. An image is read when it is asked for the first time."""
+
+    def __init__(self, journal: Journal, programs: list[int]) -> None:
+        self.programs = programs
+        self._journal = journal
+        self._known: dict[int, list[str]] = {}
+
+    def of(self, version: int, number: int) -> str | None:
+        """None: no limit, or the programme cannot be read."""
+        if version not in self._known:
+            self._known[version] = self._read(version)
+        names = self._known[version]
+        return names[number - 1] if 1 <= number <= len(names) else None
+
+    def _entries(self, sequences: Sequence[int]) -> list[bytes]:
+        return self._journal.entries((sequence, 0, 0) for sequence in sequences)
+
+    def _read(self, version: int) -> list[str]:
+        if not 1 <= version <= len(self.programs):
+            return []
+        try:
+            return limit_names(image_of(self._entries([self.programs[version - 1]])[0], self._entries))
+        except Broken:
+            return []
+
+
+class _Run:
+    """One run of an export. before: the finished days that are there."""
+
+    def __init__(self, journal: Journal, out: Path, before: list[_File], unfinished: bool, progress: Progress) -> None:
         self.journal = journal
         self.out = out
         self.unfinished = unfinished
         self.progress = progress
         self.columns = Columns()
+        done = before[-1] if before else None
+        self.limit_names = _LimitNames(journal, _programs_of(before))
         self.names = done.names if done else NO_NAMES
         self.first_sequence = self.following = done.last_sequence + 1 if done else 1
         self.day_first = 0
@@ -273,14 +329,17 @@ class _Run:
     def _flush(self) -> None:
         self.names = _names_of(self.columns, self.names)
         if self.columns.count:
-            self.writer.write(_table(self.columns, self.names))
+            kinds, sequences = (np.frombuffer(self.columns.number(NUMBERS.index(name)), np.int64) for name in ("kind", "sequence"))
+            self.limit_names.programs += sequences[kinds == KIND_PROGRAM].tolist()
+            self.writer.write(_table(self.columns, self.names, self.limit_names))
             self.columns.clear()
 
     def _finish_day(self, *, part: bool) -> None:
         self._flush()
         self.files.append(self.writer.close(part=part, said={
             "directory": self.journal.directory.hex(), "first_sequence": self.day_first, "last_sequence": self.following - 1,
-            "head_sequence": self.holder.last_sequence, "head_hash": self.holder.hash.hex(), **self.names}))
+            "head_sequence": self.holder.last_sequence, "head_hash": self.holder.hash.hex(), "programs": self.limit_names.programs,
+            **self.names}))
         self.writer = None
 
 
@@ -355,8 +414,9 @@ def _names_of(columns: Columns, names: Names) -> Names:
 class _Arrays:
     """The columns of one row group, by name."""
 
-    def __init__(self, columns: Columns, names: Names) -> None:
+    def __init__(self, columns: Columns, names: Names, limit_names: _LimitNames) -> None:
         self.columns = columns
+        self.limit_names = limit_names
         self.names = {kind: dict(enumerate(found)) for kind, found in names.items()}
         self.count = columns.count
 
@@ -379,6 +439,12 @@ class _Arrays:
             values = np.where(mask, 0, values) + self.raw("time")
         return pa.array(values, mask=mask).view(TIME)
 
+    def seconds(self, name: str) -> pa.Array:
+        """Seconds since 1970, as times; null where there is none, or 0."""
+        values = self.raw(name)
+        mask = (values == NONE) | (values == 0)
+        return pa.array(np.where(mask, 0, values) * 1_000_000, mask=mask).view(TIME)
+
     def word(self, name: str, names: dict[int, str], kind: Any = WORD) -> pa.Array:
         """Numbers that stand for words."""
         values = self.raw(name)
@@ -386,6 +452,17 @@ class _Arrays:
         words = [names.get(int(value), str(value)) for value in there]
         return pa.DictionaryArray.from_arrays(pa.array(places.astype(kind.index_type.to_pandas_dtype()), mask=values == NONE),
                                               pa.array(words, pa.string()))
+
+    def limit(self, name: str, counts: str = "") -> pa.Array:
+        """Names of limits by their numbers. counts: how many of them an entry has; else one."""
+        versions, numbers = self.raw("in_force"), self.raw(name)
+        if counts:
+            versions = np.repeat(versions, self.raw(counts))
+        there, places = np.unique(np.stack([versions, numbers]), axis=1, return_inverse=True)
+        found = [None if number == NONE else self.limit_names.of(version, number) for version, number in there.T.tolist()]
+        words = sorted({word for word in found if word is not None})
+        index = np.array([words.index(word) if word is not None else -1 for word in found], np.int16)[places.reshape(-1)]
+        return pa.DictionaryArray.from_arrays(pa.array(index, mask=index < 0), pa.array(words, pa.string()))
 
     def wallet(self, name: str) -> pa.Array:
         return self.word(name, self.names["wallets"])
@@ -422,8 +499,8 @@ class _Arrays:
         return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(found == NONE) if nulls else None)
 
 
-def _table(columns: Columns, names: Names) -> pa.Table:
-    a = _Arrays(columns, names)
+def _table(columns: Columns, names: Names, limit_names: _LimitNames) -> pa.Table:
+    a = _Arrays(columns, names, limit_names)
 
     def struct_of(kind: Any, *arrays: pa.Array, mask: Any = None) -> pa.Array:
         return pa.StructArray.from_arrays(list(arrays), fields=list(kind), mask=mask)
@@ -488,5 +565,18 @@ def _table(columns: Columns, names: Names) -> pa.Table:
         "notice_count": a.number("notice_count", pa.int32()),
         "notices": a.rows("notices", struct_of(
             NOTICE, a.word("notice_kind", NOTICES), a.number("notice_index", pa.int32()), a.text("notice", nulls=False))),
+        "origin": struct_of(
+            ORIGIN, a.number("origin_offset", pa.int32()),
+            *(a.text(f"origin_{part}") for part in ("device", "cashier", "payment_card", "partner", "store", "till")),
+            mask=pa.array(a.raw("origin_offset") == NONE)),
+        "limits": a.rows("limits", struct_of(
+            LIMIT, a.number("limit_number", pa.int32()), a.limit("limit_number", "limits"), a.word("limit_answer", ANSWERS))),
+        "cut_points": a.number("cut"),
+        "rung": struct_of(
+            RUNG, a.word("rung_before", RUNGS), a.word("rung_after", RUNGS), a.seconds("rung_until"),
+            a.number("rung_limit", pa.int32(), none=0), a.limit("rung_limit"), mask=pa.array(a.raw("rung_after") == NONE)),
+        "blocks_version": a.number("blocks_version"),
+        "block_lists": a.rows("block_lists", struct_of(
+            BLOCK_LIST, a.word("block_list", LISTS), a.number("block_added", pa.int32()), a.number("block_removed", pa.int32()))),
     }
     return pa.Table.from_arrays([values[field.name] for field in SCHEMA], schema=SCHEMA)

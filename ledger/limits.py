@@ -137,6 +137,9 @@ VELOCITY_COUNTERS_PER_MEMBER = 8  # calendar counters of limits: a regular has t
 BLOCKS_MAX = 1_048_576  # rows of the block lists: stolen cards of years; 32 MB
 BLOCK_BYTES_MAX = 136  # of a row as it is sent: its kind and the longest e-mail
 BLOCK_PREFIX_MAX = 34  # bytes of a beginning, less one: store, slash and till
+LIMIT_KEYS_DEFAULT = 10  # the largest keys of a limit, as a screen shows them
+LIMIT_KEYS_MAX = 100
+LIMIT_KEYS_SLOTS = 4096  # slots of counters that one step of their search looks at: tills wait so long at most, 20 to 30 us
 CASES_MAX = 65_536  # reviews and challenges that are open: more, and nobody looks at them
 CHALLENGE_S = 900  # a challenge is open so long: an OTP comes within a minute or not at all
 VELOCITY_SWEPT_WHEN_FULL = 1024  # slots that a command looks at which finds the tables full
@@ -181,7 +184,7 @@ BATCHES_PER_CONNECTION_MAX = 8  # so that no connection takes them all
 BATCH_COMMANDS_BESIDE = 64  # commands of batches at once while tills call: ~0.12 ms, which a customer may wait
 BATCH_STEP = 8  # commands of a batch that are decoded, and for which the runs are asked, together: as many as of single calls
 BATCH_RESULT_BYTES_MAX = 1_152  # of one PostResult: the longest refusal (1024) and what stands around it
-BATCH_BALANCE_BYTES_MAX = 1_408  # of one BalanceResult: 16 wallets of at most 84 bytes, and 40
+BATCH_BALANCE_BYTES_MAX = 1_408  # of one BalanceResult: 16 wallets of at most 84 bytes, 40, and 12 for the rung
 
 # --- reading the journal ----------------------------------------------------------------------------------------
 PAGE_SIZE_DEFAULT = 20  # what a screen shows
@@ -211,7 +214,7 @@ assert OUTBOX_BYTES >= 4 * ANSWER_BYTES_MAX
 assert AMOUNT_MINOR_MAX * POINTS_PER_STEP_MAX < 2**63
 assert BATCH_RESULT_BYTES_MAX >= 1024 + 2 * 4 + 2
 assert BATCH_RESULT_BYTES_MAX >= 120 + WALLET_NAME_BYTES_MAX + 80  # an entry without awards, and a reservation
-assert BATCH_BALANCE_BYTES_MAX >= WALLETS_MAX * (WALLET_NAME_BYTES_MAX + 52) + 40
+assert BATCH_BALANCE_BYTES_MAX >= WALLETS_MAX * (WALLET_NAME_BYTES_MAX + 52) + 40 + 12
 assert BATCH_COMMANDS_MAX * max(BATCH_RESULT_BYTES_MAX, BATCH_BALANCE_BYTES_MAX) + 64 <= BATCH_ANSWER_BYTES_MAX
 assert INBOX_BYTES >= 4 * BATCH_REQUEST_BYTES_MAX
 assert OUTBOX_BYTES >= 2 * BATCH_ANSWER_BYTES_MAX + 4096  # a record never wraps: so any fits into an empty box

@@ -17,6 +17,7 @@ ENTRY_HEADER = struct.Struct("<IBBHqII16s")
 CONTEXT, IMAGE, SOURCE, PUBLISHED, PART = 1, 10, 11, 29, 30
 SENT_TIME, OPERATOR, REASON = 1, 131, 132
 HASH_AT, NAME_AT, NAME_BYTES, RULES_AT, TABLE_AT = 8, 120, 40, 60, 208  # of an image; the latter two of version 2
+LIMITS, LIMIT_NAME_BYTES = 44, 64  # a section of such an image, where there are limits; a name begins its record
 IMAGE_BYTES_MIN = 192
 WARNING_BYTES_MAX = 500
 
@@ -175,6 +176,23 @@ def told_of(image: bytes) -> Told:
     rows = (image[at + record * i:at + record * (i + 1)] for i in range(count))
     wallets = tuple(Wallet(row[:32].rstrip(b"\0").decode(), int.from_bytes(row[32:36], "little")) for row in rows)
     return Told(wallets, (), rule_count, name, ())
+
+
+def limit_names(image: bytes) -> list[str]:
+    """Names of an image's limits, in their order: limit 1 is the first. Errors: Broken."""
+    if image[4:8] == b"\1\0\0\0":
+        return []
+    if len(image) < TABLE_AT + 8:
+        raise Broken("an image is cut off")
+    table, sections_ = struct.unpack_from("<II", image, TABLE_AT)
+    if table + 16 * sections_ > len(image):
+        raise Broken("an image is cut off")
+    for kind, record, at, count in struct.iter_unpack("<IIII", image[table:table + 16 * sections_]):
+        if kind == LIMITS:
+            if at + record * count > len(image):
+                raise Broken("an image is cut off")
+            return [image[at + record * i:at + record * i + LIMIT_NAME_BYTES].rstrip(b"\0").decode(errors="replace") for i in range(count)]
+    return []
 
 
 def read_version(number: int, sequence: int, entry: bytes) -> Version:

@@ -4,10 +4,11 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ledger._core cimport Core
 from ledger._engine cimport Engine
-from ledger._layout cimport Command, Facts, Lookup, METHOD_COUNT, Outcome, Slice
+from ledger._layout cimport Command, Facts, Lookup, METHOD_COUNT, Outcome
 from ledger._limits cimport BATCH_STEP
 from ledger._rules cimport Program
 from ledger._status cimport STATUS_COUNT
+from server._wire cimport BalancesAsked
 
 cdef enum:
     DETAILS_BYTES_MAX = 1024    # google.rpc.Status of the longest refusal
@@ -45,7 +46,7 @@ cdef struct Batch:              # a BatchPost or BatchGetBalances under way
     Facts facts[BATCH_STEP]     # what the runs said to them
     uint64_t token              # for engine_park: this, and more by the place of a command below BATCH_STEP
     uint64_t wait_sequence      # the answer may leave when engine_durable() >= this
-    Slice wallet                # of BatchGetBalances, and this too:
+    BalancesAsked asked_of_all  # of BatchGetBalances, and this too:
     Core* core                  # what is read
     int64_t now_us              # and when
 

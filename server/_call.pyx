@@ -9,7 +9,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64
 from libc.string cimport memcpy, strlen
 from ledger._core cimport CoreStats, core_execute, core_prepare, core_program, core_stats
 from ledger._engine cimport engine_execute, engine_foresee, engine_park, engine_prepare, engine_program, engine_reading, engine_room
-from ledger._layout cimport Facts, GIVEN_BUSINESS_TIME, LOOKED_UP, Lookup, METHOD_BATCH_POST, METHOD_GET_BALANCE
+from ledger._layout cimport Facts, GIVEN_BUSINESS_TIME, LOOKED_UP, Lookup, METHOD_BATCH_POST, METHOD_GET_BALANCE, Slice
 from ledger._limits cimport BATCH_STEP
 from ledger._status cimport STATUS_COUNT, STATUS_DEADLINE_PASSED, STATUS_OK, STATUS_WALLET_NOT_FOUND
 from server._wire cimport (
@@ -111,7 +111,7 @@ cdef bint batch_begin(Caller* caller, Batch* batch, Answer* answer) noexcept nog
     batch.wait_sequence = 0
     batch.asked = 0
     batch.told = 0
-    batch.count = wire_batch(batch.method, batch.request, batch.size, &batch.wallet, &caller.outcomes[0])
+    batch.count = wire_batch(batch.method, batch.request, batch.size, &batch.asked_of_all, &caller.outcomes[0])
     if batch.count == 0:
         call_encode(NULL, batch.method, &caller.outcomes[0], answer)
         return False
@@ -217,7 +217,7 @@ cdef uint32_t batch_balances(Caller* caller, Batch* batch, Answer* answer) noexc
         if count > CALLS_AHEAD:
             count = CALLS_AHEAD
         for place in range(count):
-            caller.decoded[place] = wire_decode_member(wire_batch_next(batch.request, batch.size, &batch.offset), batch.wallet,
+            caller.decoded[place] = wire_decode_member(wire_batch_next(batch.request, batch.size, &batch.offset), &batch.asked_of_all,
                                                        &caller.commands[place], &caller.outcomes[place])
         core_prepare(batch.core, commands, good_commands(caller, count, commands))
         for place in range(count):

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 class Encoder:
@@ -6,6 +7,8 @@ class Encoder:
     versions: int
     """How many programmes it knows: versions 1 to this."""
 
+    def __init__(self, limit_names_of: Callable[[int], list[str]]) -> None:
+        """limit_names_of: the names of a version's limits, in their order; empty: they cannot be had. Asked once for each version."""
     def add_program(self, entry: bytes) -> None:
         """The next PROGRAM entry of the journal: names the wallets of its version."""
     def entry(self, sequence: int, entry: bytes) -> bytes:

@@ -15,8 +15,9 @@ from ledger._entry cimport (
 from ledger._layout cimport (
     CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_SENT_TIME,
     CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader, KIND_PROGRAM, KIND_PROGRAM_PART,
-    LINE_WEIGHED, LOT_SLIDES, RECEIPT_CHANNEL, REVIEW_DAYS, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_DIGEST, SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LINES,
-    SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_POSTINGS, SECTION_PUBLISHED, SECTION_RECEIPT, SECTION_REFUSAL, Slice,
+    LINE_WEIGHED, LOT_SLIDES, ORIGIN_COUNT, ORIGIN_DEVICE, RECEIPT_CHANNEL, REVIEW_DAYS, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_BLOCKS, SECTION_DIGEST,
+    SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LIMITS, SECTION_LINES, SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_ORIGIN, SECTION_POSTINGS, SECTION_PUBLISHED,
+    SECTION_RECEIPT, SECTION_REFUSAL, SECTION_RUNG, Slice,
 )
 from ledger._limits cimport WALLETS_MAX, WALLET_NAME_BYTES_MAX
 from ledger._rules cimport Program
@@ -24,11 +25,140 @@ from ledger._status cimport STATUS_COUNT, STATUS_ROWS
 from server._encode cimport Out, out_bytes, out_close, out_int, out_open, out_time, out_varint
 from server._wire cimport out_after, out_entry, out_reservation, out_result, out_wallet_name
 
+cdef extern from "<string.h>" nogil:
+    size_t strnlen(const char* text, size_t size_max)
+
 cdef enum:
     VERSIONS_MAX = 65536
     # Room that an entry's message may need: the shortest posting has 3 bytes and becomes 49, the shortest lot change 6 and 64.
     GROWTH = 17
     ROOM = 8192                 # for the head, the context and the frames
+    GROWTH_OF_LIMITS = 40       # beside that: a row of LIMITS has 2 bytes and becomes a name of 64 and 12
+    LIMIT_NAME_BYTES = 64
+    BLOCK_LISTS = 8             # 2..7 are lists
+    SECOND_US = 1000000
+
+cdef struct LimitNames:         # of one version of the programme
+    bint known                  # whether they were asked for; they may not have been there
+    uint32_t count
+    char* names                 # LIMIT_NAME_BYTES each
+
+
+cdef void out_hex(Out* out, uint32_t tag, const uint8_t* data, uint32_t size) noexcept nogil:
+    cdef const char* digits = b"0123456789abcdef"
+    cdef uint32_t i
+    out_varint(out, tag)
+    out_varint(out, 2 * size)
+    for i in range(size):
+        out.at[2 * i] = <uint8_t>digits[data[i] >> 4]
+        out.at[2 * i + 1] = <uint8_t>digits[data[i] & 15]
+    out.at += 2 * size
+
+
+cdef void out_origin(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
+    cdef const uint8_t* hashes[ORIGIN_COUNT]
+    cdef const uint8_t* hash
+    cdef uint8_t* body
+    cdef uint8_t part
+    cdef uint32_t i
+    cdef Cursor cursor
+    if view.sections[SECTION_ORIGIN].data == NULL:
+        return
+    memset(hashes, 0, sizeof(hashes))
+    body = out_open(out, tag)
+    cursor_open(&cursor, &view.sections[SECTION_ORIGIN])
+    out_int(out, 8, get_signed(&cursor))
+    while cursor_more(&cursor):
+        part = get_byte(&cursor)
+        hash = get_bytes(&cursor, 8)
+        if part >= ORIGIN_DEVICE and part < ORIGIN_COUNT:
+            hashes[part] = hash
+    for i in range(ORIGIN_DEVICE, ORIGIN_COUNT):
+        if hashes[i] != NULL:
+            out_hex(out, 10 + 8 * i, hashes[i], 8)
+    out_close(out, body)
+
+
+cdef void out_limit_name(Out* out, uint32_t tag, const LimitNames* names, uint64_t number) noexcept nogil:
+    cdef const char* name
+    if number >= 1 and number <= names.count:
+        name = names.names + (number - 1) * LIMIT_NAME_BYTES
+        out_bytes(out, tag, name, <uint32_t>strnlen(name, LIMIT_NAME_BYTES))
+
+
+cdef void out_limits(Out* out, const EntryView* view, const LimitNames* names) noexcept nogil:
+    # Limits that were passed, and what they cut.
+    cdef uint8_t* body
+    cdef uint64_t number
+    cdef int64_t cut
+    cdef Cursor cursor
+    if view.sections[SECTION_LIMITS].data == NULL:
+        return
+    cursor_open(&cursor, &view.sections[SECTION_LIMITS])
+    cut = <int64_t>get_varint(&cursor)
+    while cursor_more(&cursor):
+        number = get_varint(&cursor)
+        body = out_open(out, 234)
+        out_limit_name(out, 10, names, number)
+        out_int(out, 16, <int64_t>(number & 0xFFFF))
+        out_int(out, 24, get_byte(&cursor))
+        out_close(out, body)
+    out_int(out, 240, cut)
+
+
+cdef void out_rung(Out* out, uint32_t tag, const EntryView* view, const LimitNames* names) noexcept nogil:
+    cdef uint8_t* body
+    cdef uint64_t until_s, number
+    cdef Cursor cursor
+    if view.sections[SECTION_RUNG].data == NULL:
+        return
+    cursor_open(&cursor, &view.sections[SECTION_RUNG])
+    body = out_open(out, tag)
+    out_int(out, 8, get_byte(&cursor) + 1)      # as Rung has them
+    out_int(out, 16, get_byte(&cursor) + 1)
+    until_s = get_varint(&cursor)
+    if until_s != 0:
+        out_time(out, 26, <int64_t>(until_s & <uint64_t>0xFFFFFFFF) * SECOND_US)
+    number = get_varint(&cursor)
+    out_int(out, 32, <int64_t>(number & 0xFFFF))
+    out_limit_name(out, 42, names, number)
+    out_close(out, body)
+
+
+cdef void out_blocks(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
+    # How many rows of each list; the rows stay here.
+    cdef uint32_t added[BLOCK_LISTS]
+    cdef uint32_t removed[BLOCK_LISTS]
+    cdef uint8_t* body
+    cdef uint8_t* inner
+    cdef uint8_t op, kind
+    cdef uint32_t i
+    cdef Cursor cursor
+    if view.sections[SECTION_BLOCKS].data == NULL:
+        return
+    memset(added, 0, sizeof(added))
+    memset(removed, 0, sizeof(removed))
+    cursor_open(&cursor, &view.sections[SECTION_BLOCKS])
+    body = out_open(out, tag)
+    out_int(out, 8, <int64_t>get_varint(&cursor))
+    while cursor_more(&cursor):
+        op = get_byte(&cursor)
+        kind = get_byte(&cursor) & (BLOCK_LISTS - 1)
+        get_byte(&cursor)
+        if get_bytes(&cursor, 8) == NULL:
+            break
+        if op == 1:
+            added[kind] += 1
+        else:
+            removed[kind] += 1
+    for i in range(BLOCK_LISTS):
+        if added[i] + removed[i] != 0:
+            inner = out_open(out, 18)
+            out_int(out, 8, i)
+            out_int(out, 16, added[i])
+            out_int(out, 24, removed[i])
+            out_close(out, inner)
+    out_close(out, body)
 
 
 cdef void out_refusal(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
@@ -202,7 +332,7 @@ cdef bint asks(const EntryView* view) noexcept nogil:
     return False
 
 
-cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, const EntryView* view, uint64_t sequence,
+cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, const LimitNames* names, const EntryView* view, uint64_t sequence,
                             const uint8_t* room_end) noexcept nogil:
     cdef Context asked
     cdef uint8_t* body = out_open(out, tag)
@@ -239,6 +369,10 @@ cdef void out_journal_entry(Out* out, uint32_t tag, const Program* program, cons
     out_int(out, 184, asked.values[CONTEXT_EXPIRY_DAY])
     out_receipt_end(out, view)
     out_result(out, 218, view)
+    out_origin(out, 226, view)
+    out_limits(out, view, names)
+    out_rung(out, 250, view, names)
+    out_blocks(out, 258, view)
     out_close(out, body)
 
 
@@ -248,24 +382,32 @@ cdef class Encoder:
     cdef Program** programs     # by version - 1
     cdef uint32_t program_count
     cdef Program none           # before the first programme: no wallets
+    cdef LimitNames* limits     # by version - 1
+    cdef LimitNames no_limits
+    cdef object limit_names_of
     cdef uint8_t* buffer
     cdef size_t capacity
 
-    def __cinit__(self):
+    def __cinit__(self, limit_names_of):
         memset(&self.none, 0, sizeof(Program))
+        memset(&self.no_limits, 0, sizeof(LimitNames))
+        self.limit_names_of = limit_names_of
         self.program_count = 0
         self.buffer = NULL
         self.capacity = 0
         self.programs = <Program**>calloc(VERSIONS_MAX, sizeof(Program*))
-        if self.programs == NULL:
+        self.limits = <LimitNames*>calloc(VERSIONS_MAX, sizeof(LimitNames))
+        if self.programs == NULL or self.limits == NULL:
             raise MemoryError("no memory for programmes")
 
     def __dealloc__(self):
         cdef uint32_t i
-        if self.programs != NULL:
+        if self.programs != NULL and self.limits != NULL:
             for i in range(self.program_count):
                 free(self.programs[i])
+                free(self.limits[i].names)
         free(self.programs)
+        free(self.limits)
         PyMem_Free(self.buffer)
 
     @property
@@ -297,9 +439,11 @@ cdef class Encoder:
         cdef Out out
         if len(entry) < ENTRY_HEADER_BYTES or not entry_view(entry, <uint32_t>len(entry), &view):
             raise ValueError(f"the framing of entry {sequence} is broken")
+        know_limits(self, &view)
         reserve(self, room_for(&view))
         out.at = self.buffer
-        out_journal_entry(&out, 10, self.program_of(view.header.program), &view, sequence, self.buffer + self.capacity - ROOM // 2)
+        out_journal_entry(&out, 10, self.program_of(view.header.program), self.limits_of(view.header.program), &view, sequence,
+                          self.buffer + self.capacity - ROOM // 2)
         return self.buffer[:out.at - self.buffer]
 
     def group(self, record, uint64_t from_sequence, size_t size_max, uint32_t entries_max):
@@ -319,6 +463,7 @@ cdef class Encoder:
                 raise ValueError("a group record is broken")
             at = <const uint8_t*>buffer.buf + GROUP_HEADER_BYTES
             end = <const uint8_t*>buffer.buf + buffer.len
+            know_limits_of_group(self, at, end, header.count)
             for i in range(header.count):
                 entry_size = 0
                 if end - at >= ENTRY_HEADER_BYTES:
@@ -334,8 +479,8 @@ cdef class Encoder:
                         return None
                     reserve(self, used + room_for(&view))
                     out.at = self.buffer + used
-                    out_journal_entry(&out, 10, self.program_of(view.header.program), &view, header.first_sequence + i,
-                                      self.buffer + self.capacity - ROOM // 2)
+                    out_journal_entry(&out, 10, self.program_of(view.header.program), self.limits_of(view.header.program), &view,
+                                      header.first_sequence + i, self.buffer + self.capacity - ROOM // 2)
                     used = out.at - self.buffer
                     count += 1
                     next_sequence = header.first_sequence + i + 1
@@ -349,12 +494,57 @@ cdef class Encoder:
             return &self.none
         return self.programs[version - 1]
 
+    cdef const LimitNames* limits_of(self, uint32_t version):
+        if version == 0 or version > self.program_count:
+            return &self.no_limits
+        return &self.limits[version - 1]
+
+
+cdef int know_limits(Encoder self, const EntryView* view) except -1:
+    # Has the names of the limits that an entry tells of. Asking for them runs Python, so other threads may use the encoder meanwhile: not to be
+    # called while its buffer holds anything.
+    cdef uint32_t version = view.header.program
+    cdef LimitNames* names
+    cdef char* packed
+    cdef uint32_t i
+    if version == 0 or version > self.program_count or (view.sections[SECTION_LIMITS].data == NULL and view.sections[SECTION_RUNG].data == NULL):
+        return 0
+    names = &self.limits[version - 1]
+    if names.known:
+        return 0
+    found = [name.encode()[:LIMIT_NAME_BYTES] for name in self.limit_names_of(version)]
+    if names.known:
+        return 0
+    packed = <char*>calloc(len(found) + 1, LIMIT_NAME_BYTES)
+    if packed == NULL:
+        raise MemoryError("no memory for the names of limits")
+    for i, name in enumerate(found):
+        memcpy(packed + i * LIMIT_NAME_BYTES, <const char*>name, len(name))
+    names.names = packed
+    names.count = <uint32_t>len(found)
+    names.known = True
+    return 0
+
+
+cdef int know_limits_of_group(Encoder self, const uint8_t* at, const uint8_t* end, uint32_t count) except -1:
+    # Of all entries; the first that is broken is found again by whoever encodes them.
+    cdef EntryView view
+    cdef uint32_t entry_size
+    while count != 0 and end - at >= ENTRY_HEADER_BYTES:
+        memcpy(&entry_size, at, 4)
+        if entry_size < ENTRY_HEADER_BYTES or end - at < <Py_ssize_t>entry_size or not entry_view(at, entry_size, &view):
+            return 0
+        know_limits(self, &view)
+        at += entry_size
+        count -= 1
+    return 0
+
 
 cdef size_t room_for(const EntryView* view) noexcept nogil:
     # Image and source stay out of the message.
     if view.header.kind == KIND_PROGRAM or view.header.kind == KIND_PROGRAM_PART:
         return ROOM
-    return <size_t>view.header.size * GROWTH + ROOM
+    return <size_t>view.header.size * GROWTH + <size_t>view.sections[SECTION_LIMITS].size * GROWTH_OF_LIMITS + ROOM
 
 
 cdef int reserve(Encoder self, size_t size) except -1:

@@ -30,7 +30,7 @@ from ledger._snapshot cimport Snapshot, SnapshotWriter, snapshot_write
 from ledger._status cimport STATUS_NOT_READY, STATUS_OK
 from server._call cimport Answer, CALLS_AHEAD, Caller, DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX, call_encode
 from server._wire cimport (
-    outcome_forget, wire_answer, wire_balance_result, wire_balances_end, wire_batch, wire_batch_next, wire_decode, wire_decode_member,
+    BalancesAsked, outcome_forget, wire_answer, wire_balance_result, wire_balances_end, wire_batch, wire_batch_next, wire_decode, wire_decode_member,
     wire_decode_post, wire_error, wire_grpc_code, wire_post_result,
 )
 
@@ -140,11 +140,12 @@ def decode_batch(uint8_t method, bytes request not None):
     cdef uint32_t size = <uint32_t>len(request)
     cdef uint32_t offset = 0
     cdef uint32_t count
-    cdef Slice wallet, part
+    cdef BalancesAsked asked
+    cdef Slice part
     cdef bint good
     memset(&scratch, 0xA5, sizeof(Caller))
     try:
-        count = wire_batch(method, data, size, &wallet, outcome)
+        count = wire_batch(method, data, size, &asked, outcome)
         if count == 0:
             raise ValueError(*to_fault(outcome))
         parts = []
@@ -154,7 +155,7 @@ def decode_batch(uint8_t method, bytes request not None):
             if method == METHOD_BATCH_POST:
                 good = wire_decode_post(part, &scratch.commands[0], outcome)
             else:
-                good = wire_decode_member(part, wallet, &scratch.commands[0], outcome)
+                good = wire_decode_member(part, &asked, &scratch.commands[0], outcome)
             parts.append(to_dict(&scratch.commands[0]) if good else to_fault(outcome))
         return parts
     finally:
@@ -221,7 +222,8 @@ def bench_answer(uint8_t method, list wallets not None, bytes entry not None, ui
             wire_answer(&program, method, &scratch.outcomes[0], scratch_answer)
 
 
-def balance_answer(list wallets not None, uint32_t member, uint64_t sequence, int64_t read_time_us, list views not None):
+def balance_answer(list wallets not None, uint32_t member, uint64_t sequence, int64_t read_time_us, list views not None, uint8_t rung=0,
+                   uint32_t rung_until_s=0):
     """GetBalanceResponse. views: (wallet index, posted, pending, reserved, [(expiry time in us, points), ...])."""
     cdef Program program
     cdef uint32_t size
@@ -230,6 +232,8 @@ def balance_answer(list wallets not None, uint32_t member, uint64_t sequence, in
     scratch.outcomes[0].balance.member = member
     scratch.outcomes[0].balance.sequence = sequence
     scratch.outcomes[0].balance.read_time_us = read_time_us
+    scratch.outcomes[0].balance.rung = rung
+    scratch.outcomes[0].balance.rung_until_s = rung_until_s
     scratch.outcomes[0].balance.wallet_count = <uint32_t>len(views)
     for i, (wallet, posted, pending, reserved, expiries) in enumerate(views):
         scratch.outcomes[0].balance.wallets[i].wallet = wallet
@@ -503,7 +507,8 @@ cdef class LocalLedger:
         cdef uint32_t used = 0
         cdef uint32_t offset = 0
         cdef uint32_t count
-        cdef Slice wallet, part
+        cdef BalancesAsked asked
+        cdef Slice part
         cdef Command* command = &self.caller.commands[0]
         cdef Outcome* outcome = &self.caller.outcomes[0]
         cdef const Program* program = core_program(self.core)
@@ -515,7 +520,7 @@ cdef class LocalLedger:
         try:
             if out == NULL:
                 raise MemoryError("no memory for the answer of a batch")
-            count = wire_batch(method, data, size, &wallet, outcome)
+            count = wire_batch(method, data, size, &asked, outcome)
             if count == 0:
                 call_encode(program, method, outcome, &self.answer)
                 return self.answer.grpc_code, (<const char*>self.answer.data)[:self.answer.size]
@@ -527,7 +532,7 @@ cdef class LocalLedger:
                         self.keep_entries(outcome.written_size)
                     used += wire_post_result(program, command.method, outcome, out + used)
                 else:
-                    if wire_decode_member(part, wallet, command, outcome):
+                    if wire_decode_member(part, &asked, command, outcome):
                         self.decide(now_us)
                     used += wire_balance_result(program, outcome, out + used)
             if method != METHOD_BATCH_POST:

@@ -4,7 +4,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from ledger._entry cimport EntryView
-from ledger._layout cimport Command, Outcome, Slice
+from ledger._layout cimport Command, ORIGIN_COUNT, Outcome, Slice
 from ledger._rules cimport Program
 from server._encode cimport Out
 
@@ -27,14 +27,19 @@ cdef void out_result(Out* out, uint32_t tag, const EntryView* view) noexcept nog
     # ReceiptResult of an entry that rules of version 2 decided; nothing of others. At most RESULT_BYTES_MAX bytes.
 cdef void out_reservation(Out* out, uint8_t tag, const Program* program, const EntryView* view) noexcept nogil
 # Batches: parts with field number 1, a PostCommand or a MemberRef each.
-cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Slice* wallet, Outcome* outcome) noexcept nogil
+cdef struct BalancesAsked:      # what a BatchGetBalances says once for all its members
+    Slice wallet                # empty: all
+    uint32_t origins            # as in Command
+    Slice[ORIGIN_COUNT] origin
+
+cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, BalancesAsked* asked, Outcome* outcome) noexcept nogil
     # Looks at the frame of a BatchPostRequest or a BatchGetBalancesRequest. Returns its parts, 1..BATCH_COMMANDS_MAX; 0: outcome holds why
-    # the whole batch is refused. wallet: of BatchGetBalances; empty: all.
+    # the whole batch is refused.
 cdef Slice wire_batch_next(const uint8_t* data, uint32_t size, uint32_t* offset) noexcept nogil
     # The next part of a batch that wire_batch let pass; *offset begins with 0 and moves behind it.
 cdef bint wire_decode_post(Slice part, Command* command, Outcome* outcome) noexcept nogil
     # A PostCommand -> command, as wire_decode.
-cdef bint wire_decode_member(Slice part, Slice wallet, Command* command, Outcome* outcome) noexcept nogil
+cdef bint wire_decode_member(Slice part, const BalancesAsked* asked, Command* command, Outcome* outcome) noexcept nogil
     # A MemberRef -> the command of a GetBalance, as wire_decode.
 cdef uint32_t wire_post_result(const Program* program, uint8_t method, const Outcome* outcome, uint8_t* out) noexcept nogil
     # One of BatchPostResponse.results, with its tag; out: BATCH_RESULT_BYTES_MAX bytes. Returns its size.

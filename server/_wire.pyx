@@ -19,10 +19,10 @@ from ledger._layout cimport (
     ACCOUNT_ADJUSTED, ACCOUNT_EXPIRED, ACCOUNT_ISSUED, ACCOUNT_REDEEMED, FLAG_OPENED, GIVEN_BIRTHDAY, GIVEN_BUSINESS_TIME, GIVEN_EXPLAIN,
     GIVEN_FAVOURITES, GIVEN_ONLY_AS_QUOTED, GIVEN_RECEIPT, GIVEN_RECEIPT_KEY, GIVEN_SENT_TIME, GIVEN_TTL, GIVEN_WALLET, Line, MEMBER_BY_APP, MEMBER_BY_CARD, MEMBER_BY_EMAIL, MEMBER_BY_ID, MEMBER_BY_PHONE,
     MEMBER_NONE, METHOD_ADJUST, METHOD_BATCH_POST, METHOD_BURN, METHOD_CAPTURE, METHOD_COMMIT, METHOD_EARN, METHOD_ENROLL, METHOD_GET_BALANCE,
-    METHOD_GET_OPERATION, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RETURN, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_CHANGE_BLOCKS, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
+    METHOD_GET_OPERATION, METHOD_KEYS_STEP, METHOD_LINK, METHOD_QUOTE, METHOD_RELEASE, METHOD_RESERVE, METHOD_RETURN, METHOD_RULES_ORDER, METHOD_SET_ATTRIBUTES, METHOD_SET_SEGMENTS, METHOD_SET_RUNG, METHOD_CHANGE_BLOCKS, METHOD_DECIDE_REVIEW, METHOD_ANSWER_CHALLENGE, METHOD_UNLINK, MemberRef, PAYMENT_BURN, PAYMENT_CAPTURE, RulesAnswer, RulesOrder,
     PAYMENT_NONE, SECTION_AFTER, SECTION_AWARDS, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_NOTICES, SECTION_PAID, SECTION_POSTINGS, SECTION_QUOTE,
     ORIGIN_CASHIER, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_PARTNER, ORIGIN_PAYMENT_CARD, ORIGIN_STORE, SECTION_REFUSAL, SECTION_RESERVATION, SECTION_RETURNED, SECTION_RULES_STATE,
-    DAY_NEVER, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
+    DAY_NEVER, RUNG_OK, Slice, Tender, VALUE_NONE, VALUE_NUMBER, VALUE_TEXT, WalletView,
 )
 from ledger._evaluate cimport (
     BurnLimit2, Given, Missing2, NotGiven, REASON_CAP, REASON_LOST_TO, Result2, Scratch,
@@ -648,7 +648,7 @@ cdef inline bint names_member(uint8_t method) noexcept nogil:
 
 
 cdef inline bint is_query(uint8_t method) noexcept nogil:
-    return method == METHOD_GET_BALANCE or method == METHOD_GET_OPERATION or method == METHOD_QUOTE
+    return method == METHOD_GET_BALANCE or method == METHOD_GET_OPERATION or method == METHOD_QUOTE or method == METHOD_KEYS_STEP
 
 
 cdef bint read_head(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
@@ -763,7 +763,8 @@ cdef bint read_by_hand(Reader* reader, Command* command, uint32_t tag) noexcept 
     return True
 
 
-cdef void read_origin(Reader* reader, Command* command) noexcept nogil:
+cdef void read_origin(Reader* reader, uint32_t* given, Slice* origin) noexcept nogil:
+    # Into Command.origins and Command.origin, or the same of a batch.
     cdef const uint8_t* at
     cdef const uint8_t* outer = enter(reader)
     cdef uint32_t tag, part
@@ -772,8 +773,8 @@ cdef void read_origin(Reader* reader, Command* command) noexcept nogil:
         tag = read_tag(reader)
         part = tag >> 3
         if tag & 7 == 2 and ORIGIN_DEVICE <= part < ORIGIN_COUNT:
-            read_text(reader, &command.origin[part], FIELD_ORIGIN_DEVICE + part - ORIGIN_DEVICE, -1)
-            command.origins = command.origins | <uint32_t>1 << part if command.origin[part].size != 0 else command.origins & ~(<uint32_t>1 << part)
+            read_text(reader, &origin[part], FIELD_ORIGIN_DEVICE + part - ORIGIN_DEVICE, -1)
+            given[0] = given[0] | <uint32_t>1 << part if origin[part].size != 0 else given[0] & ~(<uint32_t>1 << part)
         else:
             skip(reader, tag, at)
     leave(reader, outer)
@@ -790,7 +791,7 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
         elif tag == 50 and method == METHOD_COMMIT:
             read_payment(reader, command, PAYMENT_CAPTURE)
         elif tag == (42 if method == METHOD_EARN else 58):
-            read_origin(reader, command)
+            read_origin(reader, &command.origins, command.origin)
         elif tag == 64 and method == METHOD_COMMIT:
             command.case_id = <int64_t>read_varint(reader)
         else:
@@ -809,7 +810,7 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
             read_stamp(reader, &reader.business)
             command.given |= GIVEN_BUSINESS_TIME
         elif tag == 66:
-            read_origin(reader, command)
+            read_origin(reader, &command.origins, command.origin)
         elif tag == 72:
             command.case_id = <int64_t>read_varint(reader)
         else:
@@ -822,7 +823,7 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
         elif tag == 50 and method == METHOD_CAPTURE:
             read_receipt_key(reader, command, False)
         elif tag == 58 and method == METHOD_CAPTURE:
-            read_origin(reader, command)
+            read_origin(reader, &command.origins, command.origin)
         elif tag == 64 and method == METHOD_CAPTURE:
             command.case_id = <int64_t>read_varint(reader)
         else:
@@ -830,11 +831,11 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
     elif method == METHOD_ENROLL and tag == 26:
         read_identifier(reader, command)
     elif method == METHOD_ENROLL and tag == 34:
-        read_origin(reader, command)
+        read_origin(reader, &command.origins, command.origin)
     elif method == METHOD_RETURN and tag == 26:
         read_receipt_key(reader, command, False)
     elif method == METHOD_RETURN and tag == 34:
-        read_origin(reader, command)
+        read_origin(reader, &command.origins, command.origin)
     elif method == METHOD_ANSWER_CHALLENGE and tag == 24:
         command.case_id = <int64_t>read_varint(reader)
     elif method == METHOD_ANSWER_CHALLENGE and tag == 32:
@@ -847,7 +848,7 @@ cdef bint read_rest(Reader* reader, Command* command, uint32_t tag) noexcept nog
 
 
 cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept nogil:
-    # GetBalance, GetOperation and QuoteReceipt. False: unknown.
+    # GetBalance, GetOperation, QuoteReceipt and what a step of ListLimitKeys asks: member and origin, as in GetBalance. False: unknown.
     if command.method == METHOD_QUOTE:
         if tag == 10:
             read_member(reader, &command.member, False, -1)
@@ -862,10 +863,10 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
             if read_varint(reader) != 0:
                 command.given |= GIVEN_EXPLAIN
         elif tag == 50:
-            read_origin(reader, command)
+            read_origin(reader, &command.origins, command.origin)
         else:
             return False
-    elif command.method == METHOD_GET_BALANCE:
+    elif command.method == METHOD_GET_BALANCE or command.method == METHOD_KEYS_STEP:
         if tag == 10:
             read_member(reader, &command.member, False, -1)
         elif tag == 18:
@@ -874,7 +875,7 @@ cdef bint read_query(Reader* reader, Command* command, uint32_t tag) noexcept no
             read_stamp(reader, &reader.past)
             reader.asks_past = True
         elif tag == 34:
-            read_origin(reader, command)
+            read_origin(reader, &command.origins, command.origin)
         else:
             return False
     elif tag == 10:
@@ -1016,10 +1017,10 @@ cdef uint32_t origin_bytes_max(uint32_t part) noexcept nogil:
     return STORE_BYTES_MAX if part == ORIGIN_STORE else TILL_BYTES_MAX
 
 
-cdef bint check_origin(const Reader* reader, const Command* command, Outcome* outcome) noexcept nogil:
+cdef bint check_origin(const Reader* reader, const Slice* origin, Outcome* outcome) noexcept nogil:
     cdef uint32_t part
     for part in range(<uint32_t>ORIGIN_DEVICE, <uint32_t>ORIGIN_COUNT):
-        if not check_text(reader, command.origin[part], 0, origin_bytes_max(part), FIELD_ORIGIN_DEVICE + part - ORIGIN_DEVICE, outcome):
+        if not check_text(reader, origin[part], 0, origin_bytes_max(part), FIELD_ORIGIN_DEVICE + part - ORIGIN_DEVICE, outcome):
             return False
     return True
 
@@ -1035,7 +1036,7 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
         if not check_stamp(&reader.past, &past_us, FIELD_AS_OF_TIME, outcome):
             return False
         return refuse_number(outcome, FIELD_AS_OF_TIME, VALUE_NUMBER, past_us)
-    if command.method != METHOD_GET_BALANCE and command.method != METHOD_QUOTE:
+    if not is_query(command.method) or command.method == METHOD_GET_OPERATION:
         if not fits(reader, command.request_id, REQUEST_ID_BYTES_MIN, REQUEST_ID_BYTES_MAX) or not is_request_id(command.request_id):
             return refuse_text(outcome, FIELD_REQUEST_ID, -1, command.request_id)
     if command.given & GIVEN_SENT_TIME and not check_stamp(&reader.sent, &command.sent_time_us, FIELD_SENT_TIME, outcome):
@@ -1079,7 +1080,7 @@ cdef bint check(const Reader* reader, Command* command, Outcome* outcome) noexce
     # In CommitReceipt and QuoteReceipt the wallet belongs to the payment, which stands behind the receipt.
     if pays(command.method) and not check_wallet(reader, command, outcome):
         return False
-    return command.origins == 0 or check_origin(reader, command, outcome)
+    return command.origins == 0 or check_origin(reader, command.origin, outcome)
 
 
 cdef inline void reader_open(Reader* reader, const uint8_t* data, uint32_t size) noexcept nogil:
@@ -1119,8 +1120,12 @@ cdef bint refuse_malformed(const Reader* reader, Outcome* outcome) noexcept nogi
 
 cdef bint wire_decode(uint8_t method, const uint8_t* data, uint32_t size, Command* command, Outcome* outcome) noexcept nogil:
     cdef Reader reader
-    reader_open(&reader, data, size)
     command_begin(command, method)
+    if method == METHOD_KEYS_STEP and size >= sizeof(void*):
+        memcpy(&command.search, data, sizeof(void*))
+        data += sizeof(void*)
+        size -= sizeof(void*)
+    reader_open(&reader, data, size)
     if method == METHOD_RULES_ORDER and size == sizeof(RulesOrder):
         command.order = <const RulesOrder*>data
         command.request_id.data = <const uint8_t*>command.order.request_id
@@ -1170,7 +1175,7 @@ cdef bint look_at_post(Reader* reader) noexcept nogil:
     return found
 
 
-cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Slice* wallet, Outcome* outcome) noexcept nogil:
+cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, BalancesAsked* asked, Outcome* outcome) noexcept nogil:
     cdef Reader reader
     cdef const uint8_t* at
     cdef uint32_t tag, part_size
@@ -1178,8 +1183,7 @@ cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Sli
     cdef int32_t empty = -1
     cdef bint posts = method == METHOD_BATCH_POST
     reader_open(&reader, data, size)
-    wallet.data = data
-    wallet.size = 0
+    memset(asked, 0, sizeof(BalancesAsked))
     while reader.at < reader.end:
         at = reader.at
         tag = read_tag(&reader)
@@ -1192,7 +1196,9 @@ cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Sli
             reader.at += part_size
             count += 1
         elif tag == 18 and not posts:
-            read_text(&reader, wallet, FIELD_WALLET, -1)
+            read_text(&reader, &asked.wallet, FIELD_WALLET, -1)
+        elif tag == 26 and not posts:
+            read_origin(&reader, &asked.origins, asked.origin)
         else:
             skip(&reader, tag, at)
     if reader.broken != NULL:
@@ -1208,7 +1214,9 @@ cdef uint32_t wire_batch(uint8_t method, const uint8_t* data, uint32_t size, Sli
         refuse_number(outcome, FIELD_COMMAND, VALUE_NONE, 0)
         outcome.index = empty
         return 0
-    if wallet.size != 0 and not check_text(&reader, wallet[0], 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
+    if asked.wallet.size != 0 and not check_text(&reader, asked.wallet, 1, WALLET_NAME_BYTES_MAX, FIELD_WALLET, outcome):
+        return 0
+    if asked.origins != 0 and not check_origin(&reader, asked.origin, outcome):
         return 0
     return count
 
@@ -1273,15 +1281,18 @@ cdef bint wire_decode_post(Slice part, Command* command, Outcome* outcome) noexc
     return check(&reader, command, outcome)
 
 
-cdef bint wire_decode_member(Slice part, Slice wallet, Command* command, Outcome* outcome) noexcept nogil:
+cdef bint wire_decode_member(Slice part, const BalancesAsked* asked, Command* command, Outcome* outcome) noexcept nogil:
     cdef Reader reader
     reader_open(&reader, part.data, part.size)
     reader.depth = 1
     command_begin(command, METHOD_GET_BALANCE)
     read_member_fields(&reader, &command.member, False, -1)
-    command.wallet = wallet     # wire_batch has looked at it
-    if wallet.size != 0:
+    # wire_batch has looked at these.
+    command.wallet = asked.wallet
+    if asked.wallet.size != 0:
         command.given |= GIVEN_WALLET
+    command.origins = asked.origins
+    memcpy(command.origin, asked.origin, sizeof(asked.origin))
     if reader.broken != NULL:
         return refuse_malformed(&reader, outcome)
     if reader.encoding.field != 0:
@@ -1554,6 +1565,14 @@ cdef void out_operation(Out* out, const Program* program, const EntryView* view,
     out_refusal(out, 18, program, METHOD_GET_OPERATION, &refusal)
 
 
+cdef void out_rung(Out* out, uint8_t tag, const Outcome* outcome) noexcept nogil:
+    # The rung and, as the field behind it, its end; nothing of a member who may do everything.
+    if outcome.balance.rung != RUNG_OK:
+        out_int(out, tag, outcome.balance.rung + 1)
+        if outcome.balance.rung_until_s != 0:
+            out_time(out, tag + 10, outcome.balance.rung_until_s * <int64_t>1000000)
+
+
 cdef void out_balance(Out* out, const Program* program, const Outcome* outcome) noexcept nogil:
     cdef const WalletView* view
     cdef uint32_t i
@@ -1563,6 +1582,7 @@ cdef void out_balance(Out* out, const Program* program, const Outcome* outcome) 
         out_wallet(out, 18, program, view.wallet, view.posted_points, view.pending_points, view.reserved_points, view)
     out_int(out, 24, <int64_t>outcome.balance.sequence)
     out_time(out, 34, outcome.balance.read_time_us)
+    out_rung(out, 40, outcome)
 
 
 cdef void out_returned(Out* out, const EntryView* view) noexcept nogil:
@@ -1591,6 +1611,9 @@ cdef uint32_t wire_answer(const Program* program, uint8_t method, const Outcome*
     if method == METHOD_RULES_ORDER:    # the control port's own, no message
         memcpy(out, &outcome.rules, sizeof(RulesAnswer))
         return sizeof(RulesAnswer)
+    if method == METHOD_KEYS_STEP:      # what was found stands in its search
+        out[0] = 1
+        return 1
     if outcome.entry == NULL or not entry_view(outcome.entry, outcome.entry_size, &view):
         return 0
     if method == METHOD_GET_OPERATION:
@@ -1664,6 +1687,7 @@ cdef uint32_t wire_balance_result(const Program* program, const Outcome* outcome
             view = &outcome.balance.wallets[i]
             out_wallet(&writer, 18, program, view.wallet, view.posted_points, view.pending_points, view.reserved_points, NULL)
         out_int(&writer, 24, <int64_t>outcome.balance.sequence)
+        out_rung(&writer, 32, outcome)
         out_close(&writer, balance)
     out_close(&writer, body)
     return <uint32_t>(writer.at - out)

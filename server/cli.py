@@ -244,6 +244,8 @@ app.command(epilog="Example: `daybook block 'card:26000*' till:S042/7 --file sto
             rich_help_panel="Fraud")(cli_fraud.block)
 app.command(epilog="Example: `daybook unblock till:S042/7 --operator anna --reason 'ticket 4711: repaired'`",
             rich_help_panel="Fraud")(cli_fraud.unblock)
+app.command(epilog="Examples: `daybook keys`, `daybook keys 'Burns in a day' --largest 50`, `daybook keys --member card:2600012345678`",
+            rich_help_panel="Fraud")(cli_fraud.keys)
 app.command(epilog="Example: `daybook backup data --to /mnt/backup/ledger`", rich_help_panel="Journal")(backup)
 app.command(epilog="Example: `daybook restore /mnt/backup/ledger --to data --key identity.key`", rich_help_panel="Journal")(restore)
 app.command(epilog="Example: `daybook ids data`", rich_help_panel="Journal")(ids)

@@ -1,10 +1,11 @@
-"""`daybook reviews`, `approve`, `deny`, `rung`, `block` and `unblock`: what a fraud team does by hand, as calls of AdminService.
+"""`daybook reviews`, `approve`, `deny`, `rung`, `block`, `unblock` and `keys`: what a fraud team does by hand, as calls of AdminService.
 
 Parses and prints; what the calls mean stands in proto/loyalty/ledger/v1/admin.proto. Mounted by server/cli.py.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from server.console import Bar, fail, out
 
 RUNGS = ("ok", "warned", "limited", "blocked", "excluded")
 ROWS_AT_ONCE = 128  # of one ChangeBlocks
+SEARCH_S = 120  # of `keys`: the tables of a hundred million members, a few pages at a time beside the tills
 UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400}
 ReviewId = Annotated[int, typer.Argument(metavar="REVIEW", help="Number of the review, as `daybook reviews` lists it.", show_default=False)]
 
@@ -95,6 +97,60 @@ def rung(
         request.lasts.seconds = int(number) * UNITS[unit]
     name(request, request_id, sent_time)
     done(call("SetRung", request, control), f"{to}{' for ' + lasts if lasts else ''}:")
+
+
+def keys(
+    limit: Annotated[str, typer.Argument(metavar="LIMIT", show_default=False,
+                                         help="Name of a limit of the programme in force. Default: all.")] = "",
+    largest: Annotated[int, typer.Option(metavar="N", help="How many keys of each limit, 1 to 100.")] = 10,
+    member: Annotated[str, typer.Option(metavar="MEMBER", show_default=False,
+                                        help="Only what this member has used: id:NUMBER, card:..., phone:+... and so on.")] = "",
+    device: Annotated[str, typer.Option(help="Only what this device has used.", show_default=False)] = "",
+    cashier: Annotated[str, typer.Option(help="Only what this cashier has used.", show_default=False)] = "",
+    payment_card: Annotated[str, typer.Option(metavar="TOKEN", help="Only what this bank card has used.", show_default=False)] = "",
+    partner: Annotated[str, typer.Option(help="Only what came from this partner.", show_default=False)] = "",
+    store: Annotated[str, typer.Option(help="Only what this store has used; with --till that till of it.", show_default=False)] = "",
+    till: Annotated[str, typer.Option(help="A till of --store.", show_default=False)] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
+    control: Control = "127.0.0.1:7071",
+) -> None:
+    """Show who is at the top of each limit's counter now, or how much of each limit one member, till or device has used.
+
+    Keys are hashes and name nobody. To find who a key is, ask for those whom you suspect: the same member or till has the same key.
+    A limit that counts per two things needs both, for example --member and --store with --till for one per till and member.
+    """
+    from server._pb.loyalty.ledger.v1 import admin_pb2, ledger_pb2
+
+    if not 1 <= largest <= 100:
+        raise fail(f"--largest must be 1 to 100, was {largest}")
+    if till and not store:
+        raise fail("--till needs --store: tills of different stores have the same numbers", "for example --store S042 --till 7")
+    request = admin_pb2.ListLimitKeysRequest(limit=limit, keys_per_limit=largest)
+    origin = ledger_pb2.Origin(device=device, cashier=cashier, payment_card=payment_card, partner=partner, store=store, till=till)
+    if member:
+        request.member.CopyFrom(read_member(member))
+    if origin.ByteSize():
+        request.origin.CopyFrom(origin)
+    answer = call("ListLimitKeys", request, control, try_s=SEARCH_S)
+    if as_json:
+        told = [{"limit": one.limit, "key": one.key, "per": list(one.per), "measure": one.measure, "window": one.window,
+                 "amount": one.amount, "at_most": one.at_most, "then": one.then} for one in answer.limit_keys]
+        typer.echo(json.dumps({"limit_keys": told}, ensure_ascii=False))
+        return
+    if not answer.limit_keys:
+        out.print("no limit counts per what was given" if member or origin.ByteSize() else "nothing is counted yet")
+        return
+    table = Table("limit", "then", "window", "per", "key", "measure", "amount", "at most", box=None, header_style="bold")
+    for column in (6, 7):
+        table.columns[column].justify = "right"
+    before = ""
+    for one in answer.limit_keys:
+        name_shown, then = ("", "") if one.limit == before else (escape(one.limit), one.then)
+        before = one.limit
+        table.add_row(name_shown, then, one.window, " and ".join(one.per), one.key, one.measure, f"{one.amount:,}", f"{one.at_most:,}",
+                      style="bold red" if one.amount >= one.at_most else "")
+    out.print(table)
+    out.print("\nred: at the bound or above it; who is it: `daybook keys --member card:...`, `--store S042 --till 7`", soft_wrap=True)
 
 
 Rows = Annotated[list[str] | None, typer.Argument(metavar="KIND:TEXT", show_default=False,

@@ -21,8 +21,9 @@ METHODS = {"EarnPoints": 1, "BurnPoints": 2, "ReservePoints": 3, "CaptureReserva
            "ReturnReceipt": 30, "AnswerChallenge": 26, "BatchPost": 14, "BatchGetBalances": 15, "QuoteReceipt": 16}
 ADMIN_METHODS = {"AdjustPoints": 11, "LinkIdentifier": 12, "UnlinkIdentifier": 13, "SetSegments": 17, "SetAttributes": 18,
                  "PublishRules": 19, "GetRules": 20, "ListRules": 21, "DiffRules": 22, "SetRung": 24, "DecideReview": 25,
-                 "ListReviews": 27, "ChangeBlocks": 28}  # on the control port only
-METHOD_NAMES = {0: "unknown", 10: "HealthCheck", 23: "RulesStep", **{number: name for name, number in (METHODS | ADMIN_METHODS).items()}}
+                 "ListReviews": 27, "ChangeBlocks": 28, "ListLimitKeys": 29}  # on the control port only
+METHOD_NAMES = {0: "unknown", 10: "HealthCheck", 23: "RulesStep", 31: "KeysStep",
+                **{number: name for name, number in (METHODS | ADMIN_METHODS).items()}}
 
 
 class RefusedToStart(Exception):

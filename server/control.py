@@ -24,6 +24,8 @@ from ledger import errors, limits
 from ledger._engine import EngineHandle
 from server._pb.loyalty.ledger.v1 import admin_pb2, ledger_pb2
 from server.config import ADMIN_METHODS, ADMIN_SERVICE, METHODS, SERVICE, Address, RefusedToStart
+from server.limit_keys import METHOD as LIST_LIMIT_KEYS
+from server.limit_keys import LimitKeys
 from server.reviews import METHOD as LIST_REVIEWS
 from server.reviews import list_reviews
 from server.rules import MESSAGE_BYTES_MAX, RulesService, status_of
@@ -162,6 +164,7 @@ class ControlServer:
         self._counts: Counter[tuple[str, int, int]] = Counter()
         self._inbox = Inbox(handle)
         self._rules = RulesService(handle, self._inbox.ask, refusal)
+        self._limit_keys = LimitKeys(handle, self._inbox.ask, refusal)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=[
             ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared port
@@ -190,10 +193,17 @@ class ControlServer:
             answer = too_large(method, request) or list_reviews(self._handle, request, refusal)
             self._counts["control", method, status_of(answer)] += 1
             return _now(answer)
+        if method == LIST_LIMIT_KEYS:
+            return self._counted(method, request, self._limit_keys.call)
         if method in self._rules.calls:
             large = too_large(method, request)
             return _now(large) if large is not None else self._rules.call(method, request)
         return self._inbox.call(method, request, deadline_us)
+
+    async def _counted(self, method: int, request: bytes, call: Callable[[bytes], Awaitable[Answer]]) -> Answer:
+        answer = too_large(method, request) or await call(request)
+        self._counts["control", method, status_of(answer)] += 1
+        return answer
 
     def with_counts(self, stats: dict[str, Any]) -> dict[str, Any]:
         """The transport's stats and what is counted here: the calls that are put together of several."""

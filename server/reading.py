@@ -86,7 +86,7 @@ class JournalService:
         self._stall_s = stall_s
         self._heartbeat_s = heartbeat_s
         self._index = Index(data, journal, say=say, background=True)
-        self._encoder = Encoder()
+        self._encoder = Encoder(self._limit_names)
         self._versions: list[published.Version] = []
         self._encoder_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
@@ -178,8 +178,17 @@ class JournalService:
         with self._encoder_lock:
             missing = self._index.programs()[self._encoder.versions:]
             for sequence, entry in zip(missing, self._entries(missing), strict=True):
+                known = self._encoder.versions
+                self._versions[known:] = [published.read_version(known + 1, sequence, entry)]  # first: the encoder asks by it
                 self._encoder.add_program(entry)
-                self._versions.append(published.read_version(len(self._versions) + 1, sequence, entry))
+
+    def _limit_names(self, version: int) -> list[str]:
+        """For the encoder. A programme that cannot be read leaves its limits numbers: the entries can be shown all the same."""
+        try:
+            return published.limit_names(published.image_of(self._entries([self._versions[version - 1].sequence])[0], self._entries))
+        except (JournalError, ValueError) as error:
+            self._say(f"the names of the limits of version {version} cannot be read: {error}")
+            return []
 
     def _entries(self, sequences: Sequence[int]) -> list[bytes]:
         return list(self._journal.entries([(sequence, 0, 0) for sequence in sequences]))
@@ -407,6 +416,11 @@ class JournalService:
         if past.sequence == 0:
             raise not_found
         answer = ledger_pb2.GetBalanceResponse(member_id=member, sequence=past.sequence, read_time=_timestamp(at_us))
+        rung, until_s = past.rung_at(at_us)
+        if rung:
+            answer.rung = rung + 1  # type: ignore[assignment]
+            if until_s:
+                answer.rung_end_time.CopyFrom(_timestamp(until_s * 1_000_000))
         for name, posted, pending, reserved, expiries in past.wallets(at_us):
             if request.wallet in ("", name):
                 wallet = answer.wallets.add(wallet=name, posted_points=posted, pending_points=pending, reserved_points=reserved,

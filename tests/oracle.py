@@ -360,6 +360,10 @@ class Oracle:
             raise Refused("MEMBER_NOT_FOUND", self.member_field(request.member))
         member, today = self.members[number - 1], self.day(now_us)
         answer = pb.GetBalanceResponse(member_id=number, sequence=member.sequence)
+        if rung := self.rung_of(member, now_us):
+            answer.rung = rung + 1
+            if member.rung_until_s:
+                set_us(answer.rung_end_time, member.rung_until_s * SECOND)
         set_us(answer.read_time, now_us)
         gone = [r for r in self.active(number) if r.expire_us <= now_us]
         for wallet in wallets:
@@ -716,7 +720,7 @@ class Oracle:
         moved = None
         if number and self.judged.rung > self.rung_of(self.members[number - 1], now_us):
             member, lasts_s = self.members[number - 1], self.judged.rung_lasts_s
-            until_s = now_us // SECOND + lasts_s if lasts_s else 0
+            until_s = -(-now_us // SECOND) + lasts_s if lasts_s else 0
             moved = (member.rung, self.judged.rung, until_s, self.judged.rung_by + 1)
             member.rung, member.rung_until_s = self.judged.rung, until_s
         self.says[self.sequence] = (self.cut, [(limit + 1, ACTIONS[then]) for limit, then in self.judged.above]), moved

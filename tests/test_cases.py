@@ -298,6 +298,21 @@ def test_a_quote_says_that_a_challenge_is_needed_and_opens_none(shop: Shop) -> N
     assert told == ("CHALLENGE_NEEDED", {"challenge_id": "0"}) and shop.core.digest() == before
 
 
+def test_a_balance_that_tells_a_rung_waits_for_the_refusal_that_moved_it(shop: Shop) -> None:
+    """A refusal does not change the member's sequence; the till must not hear of a rung that a power cut takes back."""
+    for _ in range(6):
+        shop.earn(100)
+    shop.earn(100, "bob")
+    shop.balance()
+    assert shop.core.outcome()["wait_sequence"] == 7
+    assert shop.earn(100)[0] == "VELOCITY_EXCEEDED"
+    answer = shop.call(BALANCE, pb.GetBalanceRequest(member=pb.MemberRef(card="ann")))
+    assert (answer.rung, answer.sequence) == (pb.RUNG_LIMITED, 7)
+    assert shop.core.outcome()["wait_sequence"] == len(shop.core.entries()) == 9
+    shop.balance("bob")
+    assert shop.core.outcome()["wait_sequence"] == 8
+
+
 # --- block lists ------------------------------------------------------------------------------------------------------
 
 def change(shop: Shop, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> Any:

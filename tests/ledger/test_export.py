@@ -28,6 +28,10 @@ DAY_US = 86_400_000_000
 FIRST_DAY = datetime.date(2026, 9, 20)
 PERS = {1: "day", 2: "week", 3: "month", 4: "year", 5: "ever", 6: "birthday", 7: "anniversary year"}
 NOTICES = {1: "unknown_store", 2: "unknown_sku", 3: "unknown_category", 4: "unknown_promo_code", 5: "unknown_tender", 6: "unknown_channel"}
+PARTS = {1: "device", 2: "cashier", 3: "payment_card", 4: "partner", 5: "store", 6: "till"}
+ANSWERS = {2: "mark", 3: "refuse", 4: "challenge", 5: "reduce", 6: "review"}
+RUNGS = ("ok", "warned", "limited", "blocked", "excluded")
+LISTS = {2: "card", 3: "phone", 4: "email", 5: "app", 6: "device", 7: "till"}
 SEGMENTS, FAVOURITES = ["students", "staff"], ["Food/Dairy", "Food/Bakery"]
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -67,8 +71,8 @@ def day_of(day: int) -> datetime.date | None:
     return None if day == DAY_NEVER else datetime.date(1970, 1, 1) + datetime.timedelta(days=day)
 
 
-def expected(sequence: int, entry: bytes, wallets: list[str]) -> dict[str, Any]:
-    """The row of an entry, by the second reader."""
+def expected(sequence: int, entry: bytes, wallets: list[str], names: dict[int, list[str]] = {}) -> dict[str, Any]:  # noqa: B006
+    """The row of an entry, by the second reader. names: of limits, by version of the programme."""
     value = read_entry(entry)
     context = value.get("context", {})
     reservation = value.get("reservation")
@@ -102,7 +106,29 @@ def expected(sequence: int, entry: bytes, wallets: list[str]) -> dict[str, Any]:
             "expire_time": time_of(reservation["expire_time_us"])},
         "identifier_types": [row["type"] for row in value.get("identifiers", ())],
         "digest": value.get("digest"), "program_hash": value["image"][8:40] if "image" in value else None,
-        "program_source": value.get("source"), **expected_of_rules(value, context),
+        "program_source": value.get("source"), **expected_of_rules(value, context), **expected_of_limits(value, names),
+    }
+
+
+def expected_of_limits(value: dict[str, Any], names: dict[int, list[str]]) -> dict[str, Any]:
+    """The columns of limits, the ladder and the block lists. names: of limits, by version of the programme."""
+    def name(number: int) -> str | None:
+        return dict(enumerate(names.get(value["program"], ()), start=1)).get(number)
+
+    origin, rung, blocks = value.get("origin"), value.get("rung"), value.get("blocks", {"rows": ()})
+    rows = sorted({kind & 7 for _, kind, _, _ in blocks["rows"]})
+    return {
+        "origin": origin and {"utc_offset_s": origin["offset_s"], **{
+            part: origin["parts"][tag].hex() if tag in origin["parts"] else None for tag, part in PARTS.items()}},
+        "limits": [{"number": row["limit"], "name": name(row["limit"]), "action": ANSWERS[row["answer"]]}
+                   for row in value.get("limits", {}).get("above", ())],
+        "cut_points": value.get("limits", {}).get("cut"),
+        "rung": rung and {"before": RUNGS[rung["before"]], "after": RUNGS[rung["after"]],
+                          "end_time": time_of(rung["until_s"] * 1_000_000) if rung["until_s"] else None,
+                          "limit_number": rung["limit"] or None, "limit_name": name(rung["limit"])},
+        "blocks_version": blocks.get("version"),
+        "block_lists": [{"list": LISTS[kind], **{word: sum(op == number and row & 7 == kind for op, row, _, _ in blocks["rows"])
+                                                 for number, word in ((1, "added"), (2, "removed"))}} for kind in rows],
     }
 
 

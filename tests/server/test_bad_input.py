@@ -411,15 +411,16 @@ BATCHES = ("commands", "members")
 OF_RULES = ("changes", "changes.add", "changes.remove", "birthday", "favourites")
 PUBLISHING = ("source", "version", "effective_time", "files", "rules", "to")
 REPEATED = ("origin", "passed")
+SEARCHING = ("limit", "keys_per_limit")
 FOLLOWERS = ("page_size", "page_token", "from_sequence", "store_day.store", "store_day.business_day")
 
 
 def test_every_field_that_can_be_invalid_is_tried_here() -> None:
     """`payment` cannot be sent wrong (a oneof holds one), `method`, `origin` and `receipt.lines.weighed` only in a repeat; batches:
     tests/server/test_batch_wire.py; the follower's calls: tests/server/test_reading.py; what depends on the programme:
-    tests/rules/test_core.py; publishing it: tests/server/test_rules.py."""
+    tests/rules/test_core.py; publishing it: tests/server/test_rules.py; searching keys of limits: tests/test_limit_keys.py."""
     tried = {re.sub(r"\[\d+\]|^burn\.|^capture\.", "", row[2]).replace("identifiers.", "member.") for row in EACH}
-    elsewhere = ("", "payment", "method", "receipt.lines.weighed", *BATCHES, *FOLLOWERS, *OF_RULES, *PUBLISHING, *REPEATED)
+    elsewhere = ("", "payment", "method", "receipt.lines.weighed", *BATCHES, *FOLLOWERS, *OF_RULES, *PUBLISHING, *REPEATED, *SEARCHING)
     assert tried == {field.name for field in errors.FIELDS if field.name not in elsewhere}
 
 

@@ -27,6 +27,7 @@ from tests.server.wire_model import (
     FIELD_INVALID,
     MESSAGE_MALFORMED,
     NOW_US,
+    ORIGIN_BYTES,
     SNIPPETS,
     Fault,
     check_member,
@@ -47,16 +48,21 @@ def frame_types() -> tuple[Any, Any, Any]:
     post = file.message_type.add(name="Post")
     for field in pb.PostCommand.DESCRIPTOR.fields:
         post.field.add(name=field.name, number=field.number, type=12, label=3)
-    for name, kind in (("Posts", 11), ("Parts", 12)):
+    for name, kind in (("Posts", 11), ("Parts", 12), ("Balances", 12)):
         batch = file.message_type.add(name=name)
         batch.field.add(name="parts", number=1, type=kind, label=3, type_name=".frames.Post" if kind == 11 else None)
         batch.field.add(name="wallet", number=2, type=12, label=3)
+        if name == "Balances":
+            batch.field.add(name="origin", number=3, type=11, label=1, type_name=".frames.Origin")
+    origin = file.message_type.add(name="Origin")
+    for number, name in enumerate(ORIGIN_BYTES, start=1):
+        origin.field.add(name=name, number=number, type=12, label=3)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return tuple(message_factory.GetMessageClass(pool.FindMessageTypeByName(f"frames.{name}")) for name in ("Posts", "Parts", "Post"))
+    return tuple(message_factory.GetMessageClass(pool.FindMessageTypeByName(f"frames.{name}")) for name in ("Posts", "Parts", "Balances"))
 
 
-POSTS, PARTS, _ = frame_types()
+POSTS, PARTS, BALANCE_FRAMES = frame_types()
 
 
 def has_control(text: str) -> bool:
@@ -70,15 +76,24 @@ def number_of(name: str, rule: str) -> int:
 def model(method: int, data: bytes) -> Any:
     """What decode_batch must give: a refusal of the whole as a tuple, or a list of commands and refusals."""
     try:
-        frame: Any = (POSTS if method == POST else PARTS).FromString(data)
+        frame: Any = (POSTS if method == POST else BALANCE_FRAMES).FromString(data)
     except DecodeError:
         return (MESSAGE_MALFORMED,)
-    wallet = None
-    for sent in frame.wallet if method == BALANCES else ():  # the last one counts
-        try:
-            wallet = sent.decode() or None
-        except UnicodeDecodeError:
-            return FIELD_INVALID, number_of("wallet", ""), -1, sent
+    wallet, origin, broken = None, {}, []
+    if method == BALANCES:
+        said = [("wallet", frame.wallet), *((f"origin.{name}", getattr(frame.origin, name)) for name in ORIGIN_BYTES)]
+        for field, texts in said:
+            try:
+                text = [sent.decode() for sent in texts][-1:]  # the last one counts
+            except UnicodeDecodeError:
+                broken += [(FIELD_INVALID, number_of(field, ""), -1, sent) for sent in texts if not is_utf8(sent)]
+                continue
+            if field == "wallet":
+                wallet = "".join(text) or None
+            elif "".join(text):
+                origin[field.removeprefix("origin.")] = text[0]
+    if broken:
+        return Either(broken)  # the first in the bytes
     parts = PARTS.FromString(data).parts
     if not 1 <= len(parts) <= limits.BATCH_COMMANDS_MAX:
         return FIELD_INVALID, number_of("commands" if method == POST else "members", "1..1000"), -1, len(parts)
@@ -88,7 +103,22 @@ def model(method: int, data: bytes) -> Any:
                 return FIELD_INVALID, number_of("commands", "one of"), index, None
     if wallet is not None and (not 1 <= len(wallet.encode()) <= limits.WALLET_NAME_BYTES_MAX or has_control(wallet)):
         return FIELD_INVALID, number_of("wallet", ""), -1, wallet.encode()
-    return [model_part(method, part, wallet) for part in parts]
+    for name, bytes_max in ORIGIN_BYTES.items():
+        if name in origin and (len(origin[name].encode()) > bytes_max or has_control(origin[name])):
+            return FIELD_INVALID, number_of(f"origin.{name}", ""), -1, origin[name].encode()
+    return [model_part(method, part, wallet, origin) for part in parts]
+
+
+class Either(list[Any]):
+    """Refusals of which any one may come."""
+
+
+def is_utf8(sent: bytes) -> bool:
+    try:
+        sent.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def whole(part: bytes) -> bytes:
@@ -100,14 +130,15 @@ def whole(part: bytes) -> bytes:
     return prefix + bytes([size]) + part
 
 
-def model_part(method: int, part: bytes, wallet: str | None) -> Any:
+def model_part(method: int, part: bytes, wallet: str | None, origin: dict[str, str]) -> Any:
     try:
         if method == POST:
             command = pb.BatchPostRequest.FromString(whole(part)).commands[0]
             name = command.WhichOneof("command")
             return command_of(command.DESCRIPTOR.fields_by_name[name].number, getattr(command, name))
         member = pb.BatchGetBalancesRequest.FromString(whole(part)).members[0]
-        return command_of(8, pb.GetBalanceRequest(member=member)) | {"wallet": wallet, "member": check_member(member)}
+        asked = pb.GetBalanceRequest(member=member, origin=origin)
+        return command_of(8, asked) | {"wallet": wallet, "member": check_member(member)}
     except DecodeError:
         return "malformed or not UTF-8"
     except Fault as fault:
@@ -120,6 +151,9 @@ def agree(method: int, data: bytes) -> str:
         got: Any = _local.decode_batch(method, data)
     except ValueError as refusal:
         got = refusal.args
+    if isinstance(expected, Either):
+        assert got in expected
+        return "refused"
     if isinstance(expected, tuple):
         assert isinstance(got, tuple), f"must be refused whole with {expected}"
         assert got[:len(expected)] == expected
@@ -143,6 +177,8 @@ def a_batch(method: int, chance: random.Random, count: int) -> Any:
     """A batch that the codec takes, of writes of all kinds."""
     if method == BALANCES:
         batch: Any = pb.BatchGetBalancesRequest(wallet=chance.choice(("", "points")))
+        if chance.random() < 0.5:
+            batch.origin.CopyFrom(pb.Origin(device=chance.choice(("", "d-1")), store="S1", till=chance.choice(("", "7"))))
         for _ in range(count):
             fill_member(batch.members.add(), chance)
         return batch
@@ -337,5 +373,6 @@ def test_the_longest_results_fit_their_bounds() -> None:
     result = pb.BatchPostResponse(results=[pb.PostResult(entry=entry, replayed=True, reservation=reserve)])
     assert result.ByteSize() <= limits.BATCH_RESULT_BYTES_MAX
     wallet = pb.WalletBalance(wallet="w" * 32, posted_points=-1, pending_points=-1, reserved_points=-1, available_points=-1)
-    balance = pb.Balance(member_id=2**31, wallets=[wallet] * limits.WALLETS_MAX, sequence=-1)
+    balance = pb.Balance(member_id=2**31, wallets=[wallet] * limits.WALLETS_MAX, sequence=-1, rung=5)
+    balance.rung_end_time.FromSeconds(2**32 - 1)
     assert pb.BatchGetBalancesResponse(results=[pb.BalanceResult(balance=balance)]).ByteSize() <= limits.BATCH_BALANCE_BYTES_MAX

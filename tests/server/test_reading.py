@@ -604,7 +604,7 @@ def test_an_empty_journal_is_not_ready(tmp_path: Path) -> None:
 def test_the_encoder_survives_bytes_that_are_no_entry() -> None:
     chance = random.Random(SEED)
     print(f"seed {SEED}")
-    encoder = Encoder()
+    encoder = Encoder(lambda version: [])
     encoder.add_program(forging.program_entry())
     good = forging.earn(1, 500, opened=True)
     for _ in range(3000):

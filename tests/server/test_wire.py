@@ -511,9 +511,10 @@ def test_a_balance_has_the_bytes_that_google_protobuf_writes() -> None:
     times = st.integers(0, 4_102_444_800_000_000)
 
     @settings(max_examples=200, deadline=None)
-    @given(st.integers(1, 2**31 - 1), st.integers(1, 2**63 - 1), times,
+    @given(st.integers(1, 2**31 - 1), st.integers(1, 2**63 - 1), times, st.integers(0, 4),
+           st.sampled_from((0, 1, 1_795_435_200, 2**32 - 1)),
            st.lists(st.tuples(st.integers(0, 3), POINTS, POINTS, POINTS, st.lists(st.tuples(times, POINTS), max_size=3)), max_size=16))
-    def check(member: int, sequence: int, read_time_us: int, views: list[Any]) -> None:
+    def check(member: int, sequence: int, read_time_us: int, rung: int, until_s: int, views: list[Any]) -> None:
         expected: Any = pb.GetBalanceResponse(member_id=member, sequence=sequence)
         expected.read_time.FromMicroseconds(read_time_us)
         for wallet, posted, pending, reserved, expiries in views:
@@ -521,7 +522,12 @@ def test_a_balance_has_the_bytes_that_google_protobuf_writes() -> None:
                                            available_points=posted - pending - reserved)
             for time_us, points in expiries:
                 balance.next_expiries.add(points=points).expire_time.FromMicroseconds(time_us)
-        assert _local.balance_answer(WALLETS, member, sequence, read_time_us, views) == expected.SerializeToString(deterministic=True)
+        if rung:
+            expected.rung = rung + 1
+            if until_s:
+                expected.rung_end_time.FromSeconds(until_s)
+        made = _local.balance_answer(WALLETS, member, sequence, read_time_us, views, rung, until_s)
+        assert made == expected.SerializeToString(deterministic=True)
 
     check()
 
