@@ -317,7 +317,7 @@ def test_a_sweep_passes_nobody_by_who_came_into_a_freed_place():
 
 
 def test_who_was_moved_after_it_was_found_is_found_again():
-    """The dead before it in its run are taken out with the new slots of others, so it moves, and where it stood may be nobody or another."""
+    """The dead before it in its run are taken out with the new slots of others, so it moves, and where it stood is nobody or another."""
     remembered, plain = (_probe.VelocityTables(30, 30, 30) for _ in range(2))
     today, ever = START_S // DAY_S, 8 + model.EVER
     first = [key for key in range(1, 5000) if plain.home(CALENDARS, key) == 0][:9]
