@@ -1,6 +1,7 @@
 """Receipts that come back: what they earned, what they paid, what they counted, and what is refused.
 
-The core alone, each time replayed and loaded from a snapshot. That oracle and core agree on returns of every kind is tests/test_state_machine.py.
+The core alone, each time replayed and loaded from a snapshot. That oracle and core agree on returns of every kind is
+tests/test_returns_machine.py.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Shop:
         return {wallet.wallet: (wallet.posted_points, wallet.available_points) for wallet in answer.wallets}
 
     def entry(self, answer: Any) -> dict[str, Any]:
-        return read_entry(list(self.core.entries())[answer.entry.sequence - 1])
+        return self.read(answer.entry.sequence)
 
     def read(self, sequence: int) -> dict[str, Any]:
         return read_entry(list(self.core.entries())[sequence - 1])
@@ -259,8 +260,8 @@ def test_a_receipt_of_two_members_is_for_people(shop: Shop) -> None:
 
 def test_bad_input(shop: Shop) -> None:
     assert shop.call(RETURN, pb.ReturnReceiptRequest())[1]["field"] == "receipt_key"
-    for field, key in (("store", {"store": ""}), ("till", {"till": "x" * 17}), ("number", {"number": ""}), ("business_day", {"business_day": 20261399}),
-                       ("business_day", {"business_day": 20261120})):
+    for field, key in (("store", {"store": ""}), ("till", {"till": "x" * 17}), ("number", {"number": ""}),
+                       ("business_day", {"business_day": 20261399}), ("business_day", {"business_day": 20261120})):
         wrong = pb.ReceiptKey(**{"store": "1", "till": "1", "business_day": 20261118, "number": "1", **key})
         reason, told = shop.call(RETURN, pb.ReturnReceiptRequest(receipt_key=wrong))
         assert (reason, told["field"]) == ("FIELD_INVALID", f"receipt_key.{field}"), told
@@ -279,7 +280,7 @@ def test_long_after_when_memory_has_dropped_the_keys(tmp_path: Path) -> None:
     answer = shop.call(RETURN, old)
     assert answer.entry.kind == pb.Entry.KIND_RETURN and answer.entry.member_id == 1
     assert shop.call(RETURN, old) == ("RECEIPT_ALREADY_RETURNED", {"sequence": str(answer.entry.sequence)})
-    for day in range(60, 120):  # until the return itself lies in a run
+    for _ in range(60, 120):  # until the return itself lies in a run
         shop.now += DAY
         shop.call(EARN, pb.EarnPointsRequest(member=pb.MemberRef(card="x"), receipt=pb.Receipt(
             key=shop.key(1, day_of(shop.now)), currency_code="USD", total_minor=1000)))
@@ -304,7 +305,8 @@ def test_what_is_under_review_comes_back_and_needs_no_word_any_more(tmp_path: Pa
     shop.sell(200)
     assert shop.bring_back(1).entry.earned_points == -1200
     assert shop.balance()["bonus"] == (400, 0)
-    decided = [shop.call(DECIDE, admin.DecideReviewRequest(review_id=number, verdict=1, operator="anna", reason="seen")) for number in (2, 3)]
+    decided = [shop.call(DECIDE, admin.DecideReviewRequest(review_id=number, verdict=1, operator="anna", reason="seen"))
+               for number in (2, 3)]
     assert decided[0] == ("REVIEW_NOT_FOUND", {"review_id": "2"}) and decided[1].entry.sequence
     assert shop.balance()["bonus"] == (400, 400)
     shop.check(tmp_path)
@@ -341,7 +343,8 @@ LIMITED = SOURCE + """limits:
   - {name: Points back, of: returns, measure: points, per: member, window: day, at_most: 500, then: mark, rung: warned}
   - {name: Receipts, of: earns, per: member, window: day, at_most: 2, gives_back: true, then: refuse}
   - {name: Every receipt, of: earns, per: member, window: day, at_most: 4, then: refuse}
-  - {name: Spent, of: [burns, reservations], measure: points, per: [member, till], window: day, at_most: 100, gives_back: true, then: refuse}
+  - {name: Spent, of: [burns, reservations], measure: points, per: [member, till], window: day, at_most: 100, gives_back: true,
+     then: refuse}
 """
 TILL = {"store": "1", "till": "1"}
 
