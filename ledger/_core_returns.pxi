@@ -207,6 +207,9 @@ cdef void take_earned(Core* core, Decision* d, const Account* account, const Ent
             continue            # taken already
         lot_of_change(&change, &lot)
         own = lot_like(core, account, &lot)
+        if own == NULL and lot.available_day >= REVIEW_DAYS:
+            lot.available_day -= REVIEW_DAYS        # where they went when somebody let them through
+            own = lot_like(core, account, &lot)
         if own != NULL and own.expiry_day > d.today:
             points -= take_of(core, d, own, points)
         sale.missing[change.wallet] += points

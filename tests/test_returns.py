@@ -1,7 +1,7 @@
 """Receipts that come back: what they earned, what they paid, what they counted, and what is refused.
 
-The core alone, each time replayed and loaded from a snapshot. That oracle and core agree on returns of every kind:
-tests/test_state_machine.py.
+The core alone, each time replayed and loaded from a snapshot. That oracle and core agree on returns of every kind is
+tests/test_returns_machine.py.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ class Shop:
         return {wallet.wallet: (wallet.posted_points, wallet.available_points) for wallet in answer.wallets}
 
     def entry(self, answer: Any) -> dict[str, Any]:
-        return read_entry(list(self.core.entries())[answer.entry.sequence - 1])
+        return self.read(answer.entry.sequence)
+
+    def read(self, sequence: int) -> dict[str, Any]:
+        return read_entry(list(self.core.entries())[sequence - 1])
 
     def check(self, folder: Path) -> None:
         """Replay and snapshot are the same ledger."""
@@ -318,6 +321,18 @@ def test_what_a_review_took_is_not_taken_twice(tmp_path: Path, verdict: int) -> 
     answer = shop.bring_back(1)
     assert answer.entry.earned_points == (-1200 if verdict == 1 else 0) and answer.missing_points == 0
     assert shop.balance() == {"points": (50, 50), "bonus": (100, 100), "late": (150, 0)}
+    shop.check(tmp_path)
+
+
+def test_what_was_let_through_is_taken_from_where_it_went(tmp_path: Path) -> None:
+    shop = Shop(REVIEWED)
+    shop.sell(50)  # its points expire sooner
+    shop.now += DAY
+    shop.sell(200)
+    shop.call(DECIDE, admin.DecideReviewRequest(review_id=3, verdict=1, operator="anna", reason="seen"))
+    assert (shop.bring_back(2).missing_points, shop.balance()["points"]) == (0, (50, 50))
+    first, back = ({row["available_day"] for row in shop.read(entry)["lots"] if row["wallet"] == 0} for entry in (2, 5))
+    assert not first & back, "a day's receipt is not paid for with another day's points"
     shop.check(tmp_path)
 
 

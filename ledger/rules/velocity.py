@@ -337,7 +337,9 @@ class _Limit:
             case "quantity":
                 return 3, limits.QUANTITY_MILLI_MAX, "a quantity", ""
             case "members" | "stores":
-                return 0, RECENT_MAX if sliding else DIFFERENT_MAX, "a whole number", " (a sliding window tells no more apart)" if sliding else ""
+                if sliding:
+                    return 0, RECENT_MAX, "a whole number", " (a sliding window tells no more apart)"
+                return 0, DIFFERENT_MAX, "a whole number", ""
         return 0, most, "a whole number", why
 
 

@@ -102,8 +102,8 @@ class Both:
 
 
 AMOUNTS = st.one_of(st.integers(-10, 400_000), st.sampled_from([2**63 - 1, -(2**63), 2**32 - 1, 2**32, 0, 1]))
-STEPS = st.tuples(st.sampled_from(["time", "add", "add", "sliding", "sliding", "recent", "recent", "distinct"]), st.integers(0, 59), st.integers(0, 4),
-                  st.integers(0, 40), AMOUNTS)
+KINDS = ["time", "add", "add", "sliding", "sliding", "recent", "recent", "distinct"]
+STEPS = st.tuples(st.sampled_from(KINDS), st.integers(0, 59), st.integers(0, 4), st.integers(0, 40), AMOUNTS)
 
 
 def check_slots(table: _probe.VelocityTables) -> None:
@@ -137,7 +137,7 @@ def test_long_histories_are_the_same_too(zone_s):
     chance, both = random.Random(seed), Both(zone_s)
     for number in range(3000):
         amount = chance.choice([chance.randrange(-10, 20), chance.randrange(400_000), 2**63 - 1, -(2**63), 2**32 - 1])
-        both.do((chance.choice(["time", "add", "add", "sliding", "sliding", "recent", "recent", "recent", "distinct"]), chance.randrange(60), chance.randrange(5),
+        both.do((chance.choice(KINDS), chance.randrange(60), chance.randrange(5),
                  chance.randrange(41), amount))
         if number % 100 == 0:
             for table in both.tables:
@@ -234,7 +234,8 @@ def test_different_ones_of_a_sliding_window_are_exact_up_to_thirteen_and_never_l
     """Against every event with its second, in whatever order they come."""
     table, bucket_s = _probe.VelocityTables(1, 1, 1), window_s // 12
     now_s, events = START_S // bucket_s * bucket_s, []
-    gaps = st.one_of(st.integers(0, 3), st.sampled_from([bucket_s, bucket_s + 1, window_s, window_s + bucket_s]), st.integers(0, window_s // 4))
+    gaps = st.one_of(st.integers(0, 3), st.integers(0, window_s // 4),
+                     st.sampled_from([bucket_s, bucket_s + 1, window_s, window_s + bucket_s]))
     for gap, back, who in data.draw(st.lists(st.tuples(gaps, st.one_of(st.just(0), st.integers(0, window_s)), st.integers(0, 30)),
                                              min_size=1, max_size=60)):
         now_s += gap

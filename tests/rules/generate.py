@@ -426,6 +426,8 @@ def limit_of(draw: Any, name: str) -> dict:
     else:
         most = {"members": [100_000], "stores": [100_000], "quantity": ["0.5", "1000000"], "money": ["0.01", "42949672.95"],
                 "points": ["0.1", "429496729.5"]}
+        if window in SPANS and measure in ("members", "stores"):
+            most[measure] = [12]
         made["at_most"] = draw(st.sampled_from([0, 1, 2, 5, *most.get(measure, [4_294_967_295])]))
     answers = ["shadow", "mark"] + ["refuse"] * (of != ["refusals"]) + ["challenge"] * (set(of) <= {"burns", "reservations"})
     answers += (["review"] + ["reduce"] * (measure in ("points", "count"))) * (of == ["earns"])

@@ -124,6 +124,8 @@ WRONG = [
     (one(at_most="1", window="receipt"),
      "1:63: limits[0].at_most: one command counts 1 and is never above 1, must be 0 (none at all) or window another one"),
     (one(after="5"), "limits[0].after: has no meaning without at_most_means"),
+    (one(measure="stores", window="10 minutes", at_most="13"),
+     "limits[0].at_most: must be a whole number from 0 to 12 (a sliding window tells no more apart), was '13'"),
     (one(at_most=None, at_most_means="8", measure="money", window="receipt"),
      "limits[0].after: is missing, must be set with at_most_means"),
     (one(at_most=None, at_most_means="8", after="1", measure="money", window="receipt"),
