@@ -106,6 +106,8 @@ class Counters(VelocityModel):
         """What a counter would come to."""
         key, id, window = self.spot(counter, event)
         if counter.measure in ("members", "stores"):
+            if counter.window == "sliding":
+                return self.recent_with(key, id, event.time_s, counter.window_s, self.one_of(counter, event) << 4)
             return self.distinct_with(key, id, window, self.one_of(counter, event))
         if counter.window == "sliding":
             return amount + self.sliding_used(key, id, event.time_s, counter.window_s)
@@ -115,7 +117,9 @@ class Counters(VelocityModel):
         if not set(counter.of) & event.of or event.lacks(counter):
             return
         key, id, window = self.spot(counter, event)
-        if counter.measure in ("members", "stores"):
+        if counter.measure in ("members", "stores") and counter.window == "sliding":
+            self.recent_add(key, id, event.time_s, counter.window_s, self.one_of(counter, event) << 4)
+        elif counter.measure in ("members", "stores"):
             self.distinct_add(key, id, window, self.one_of(counter, event))
         elif counter.window == "sliding":
             self.sliding_add(key, id, event.time_s, counter.window_s, event.amount(counter))

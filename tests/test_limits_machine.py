@@ -355,12 +355,13 @@ class Limited(LimitedPair, RuleBasedStateMachine):
         """Other limits; those that stay have other names, bounds and answers, and their counters go on."""
         stay = []
         for row in self.rows()[:keep]:
-            row = {**row, "name": row["name"][:40] + " again"}
+            row = {**row, "name": f"Kept {len(stay)} of {self.now}"}
             if row["then"] in ("mark", "shadow"):
                 row["then"] = "shadow" if row["then"] == "mark" else "mark"
                 if row["then"] == "shadow":
                     row.pop("rung", None), row.pop("lasts", None)
-            if "at_most" in row and row["window"] != "receipt":
+            recent = row["window"] in generate.SPANS and row.get("measure") in ("members", "stores")  # at most 12
+            if "at_most" in row and row["window"] != "receipt" and not (recent and row["at_most"] == 12):
                 row["at_most"] += 1
             stay.append(row)
         names = {row["name"] for row in stay}
