@@ -78,6 +78,7 @@ def tamed(row: dict) -> dict:
 
 
 PER_BACK = [["member"], ["member"], ["store"], ["till", "hour"], ["cashier"], ["device", "store"], ["payment_card"], ["identifier"]]
+PER_RETURN = [["member"], ["member", "hour"], ["store", "hour"], ["store"], ["till"], ["cashier"]]
 
 
 @st.composite
@@ -112,6 +113,10 @@ def limits_of(draw: Any) -> list[dict]:
             rows[-1] |= {"segments": draw(generate.some(generate.SEGMENTS))}
         if draw(st.integers(0, 3)) == 0:
             rows[-1] |= {"of": "earns", "measure": "money", "at_most": draw(st.sampled_from([10, 30]))}
+    if draw(st.booleans()):  # and so are those of returns, which come back in a store of another day
+        rows.append({"name": "Returns", "of": "returns", "per": draw(st.sampled_from(PER_RETURN)), "window": draw(st.sampled_from(
+            ["day", "day", "month", "10 minutes"])), "measure": draw(st.sampled_from(["count", "points", "money"])),
+                     "at_most": draw(st.sampled_from([1, 2, 20])), "then": draw(st.sampled_from(["mark", "mark", "refuse"]))})
     return different(rows)
 
 
