@@ -77,7 +77,9 @@ def tamed(row: dict) -> dict:
     return row
 
 
-PER_BACK = [["member"], ["member"], ["store"], ["till", "hour"], ["cashier"], ["device", "store"], ["payment_card"], ["identifier"]]
+OF_BACK = [["earns"], ["earns"], ["burns"], ["reservations"], ["reservations"], ["earns", "burns"], ["burns", "reservations"]]
+PER_BACK = [["member"]] * 6 + [["store"], ["till", "hour"], ["cashier"], ["device", "store"], ["payment_card"], ["identifier"]]
+PER_RETURN = [["member"], ["member", "hour"], ["store", "hour"], ["store"], ["till"], ["cashier"]]
 
 
 @st.composite
@@ -103,15 +105,19 @@ def limits_of(draw: Any) -> list[dict]:
         if row.get("rung") and draw(st.integers(0, 2)):
             row["lasts"] = draw(st.sampled_from(["1 minute", "36 hours"]))
         rows.append(row)
-    if draw(st.integers(0, 2)):  # those that give back are rare among all, and returns are what they are for
-        rows.append({"name": "Gives back", "of": draw(generate.some(generate.POSTED)), "per": draw(st.sampled_from(PER_BACK)),
+    if draw(st.integers(0, 3)):  # those that give back are rare among all, and returns are what they are for
+        rows.append({"name": "Gives back", "of": draw(st.sampled_from(OF_BACK)), "per": draw(st.sampled_from(PER_BACK)),
                      "window": draw(st.sampled_from(["day", "week", "month", "ever"])), "gives_back": True,
-                     "measure": draw(st.sampled_from(["count", "points"])), "at_most": draw(st.sampled_from([2, 3, 20, 50])),
+                     "measure": draw(st.sampled_from(["count", "count", "points"])), "at_most": draw(st.sampled_from([1, 2, 3, 4, 20])),
                      "then": draw(st.sampled_from(["mark", "mark", "refuse"]))})
-        if draw(st.booleans()):
+        if draw(st.integers(0, 2)) == 0:
             rows[-1] |= {"segments": draw(generate.some(generate.SEGMENTS))}
         if draw(st.integers(0, 3)) == 0:
             rows[-1] |= {"of": "earns", "measure": "money", "at_most": draw(st.sampled_from([10, 30]))}
+    if draw(st.booleans()):  # and so are those of returns, which come back in a store of another day
+        rows.append({"name": "Returns", "of": "returns", "per": draw(st.sampled_from(PER_RETURN)), "window": draw(st.sampled_from(
+            ["day", "day", "month", "10 minutes"])), "measure": draw(st.sampled_from(["count", "points", "money"])),
+                     "at_most": draw(st.sampled_from([1, 2, 20])), "then": draw(st.sampled_from(["mark", "mark", "refuse"]))})
     return different(rows)
 
 
@@ -312,6 +318,43 @@ class Limited(LimitedPair, RuleBasedStateMachine):
                 request.origin.store = where
             self.sent.append((RETURN, request))
             self.call(RETURN, request)
+            self.check_limits()
+
+    @rule(number=st.integers(1, 2), times=st.integers(1, 4), points=st.sampled_from([1, 5, 20]), expires=st.booleans())
+    def hold_and_let_go(self, number: int, times: int, points: int, expires: bool) -> None:
+        """What reservations had counted is there again, and is counted again."""
+        for ends in (True, False):
+            for _ in range(times):
+                self.call(RESERVE, self.stamped(pb.ReservePointsRequest(
+                    member=pb.MemberRef(member_id=number), points=points, ttl={"seconds": 60}, origin=pb.Origin(store="waw", till="1"))))
+                self.check_limits()
+            if ends and expires:
+                self.now += 61 * SECOND
+                self.post_ticks()
+            for held in self.oracle.active(number) if ends and not expires else ():
+                self.call(RELEASE, self.stamped(pb.ReleaseReservationRequest(
+                    member=pb.MemberRef(member_id=number), reservation_id=held.id)))
+        self.check_limits()
+
+    @rule(number=st.integers(1, 2), times=st.integers(1, 4), segment=st.sampled_from(["", *generate.SEGMENTS]), put=st.booleans())
+    def give_back_what_was_bought_yesterday(self, number: int, times: int, segment: str, put: bool) -> None:
+        """It leaves yesterday's counter and not today's, by the segments of today."""
+        sold = []
+        for day in range(2):
+            for _ in range(times):
+                request = self.stamped(pb.EarnPointsRequest(member=pb.MemberRef(member_id=number), receipt=self.receipt(1000)))
+                self.call(EARN, request)
+                sold.append(request.receipt.key)
+            if day == 0:
+                self.now += DAY
+        if segment:
+            self.set_segments(number, [segment] if put else [], [] if put else [segment])
+        for key in (sold[0], sold[-1]):
+            self.call(RETURN, self.stamped(pb.ReturnReceiptRequest(receipt_key=key, origin=pb.Origin(cashier="9"))))
+        if segment:
+            self.set_segments(number, [] if put else [segment], [segment] if put else [])
+        for _ in range(2):
+            self.call(EARN, self.stamped(pb.EarnPointsRequest(member=pb.MemberRef(member_id=number), receipt=self.receipt(1000))))
             self.check_limits()
 
     @precondition(lambda self: self.sent)

@@ -42,7 +42,7 @@ limits:
   - {name: Hours, of: earns, per: [store, hour], window: day, at_most: 1, then: mark}
   - {name: Quiet, of: earns, per: member, window: day, at_most: 0, then: shadow}
   - {name: Brought, of: returns, per: store, window: day, at_most: 1, then: mark}
-  - {name: Too much, of: returns, measure: points, per: member, window: day, at_most: 30, then: mark}
+  - {name: Too much, of: returns, measure: points, per: member, window: day, at_most: 5, then: mark}
   - {name: Kept, of: earns, per: member, window: week, at_most: 9, gives_back: true, then: mark}
   - {name: Kept of it, of: earns, measure: money, per: cashier, window: day, at_most: 150.00, gives_back: true, then: mark}
   - {name: Holds, of: reservations, per: store, window: week, at_most: 1, gives_back: true, then: mark}
