@@ -194,8 +194,8 @@ def _print_limits(made: Any) -> None:
     def points(value: int) -> str:
         return decimal(value, made.points_digits) if value else ""
 
-    table = Table(title=f"{escape(made.file)} over the journal of {escape(made.programme)}", title_justify="left", box=None, pad_edge=False,
-                  header_style="bold")
+    out.print(f"{escape(made.file)} over the journal of {escape(made.programme)}", style="italic", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     wide = out.width >= WIDE  # else the names would be cut to nothing; --json has all
     for name in ("limit", "then", "counted", "above", *(("earned", "burned") if wide else ()), "members", *(("of all",) if wide else ()),
                  "seldom", "often"):
