@@ -17,7 +17,7 @@ T ?= tests
 # What the compiled modules are made from; the four files that the build itself writes are left out.
 SOURCES := setup.py ledger/_generate.py ledger/limits.py ledger/errors.py $(shell find proto -name '*.proto') \
 	$(filter-out $(addprefix ledger/,_limits.pxd _limits.h _status.pxd _status.h),\
-	$(foreach room,ledger server bench,$(wildcard $(room)/*.pyx $(room)/*.pxd $(room)/*.h)))
+	$(foreach room,ledger server bench,$(wildcard $(room)/*.pyx $(room)/*.pxd $(room)/*.pxi $(room)/*.h)))
 
 .PHONY: help setup run test soak bench build lint annotate proto clean
 
