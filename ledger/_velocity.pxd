@@ -93,7 +93,7 @@ cdef enum:
     FACT_VELOCITY = 10
     FACT_SLIDING = 11
     FACT_DISTINCT = 12
-    FACT_RECENT = 14            # 13 is that of cases
+    FACT_RECENT = 15            # 13 and 14 are those of cases and block lists
 
 cdef struct VelocityNow:        # the ledger's time, in which windows die
     int64_t now_s               # UTC seconds since 1970

@@ -158,30 +158,48 @@ Rows = Annotated[list[str] | None, typer.Argument(metavar="KIND:TEXT", show_defa
                                                        "with a * at the end everything that begins so (not phone, email).")]
 RowsFile = Annotated[Path | None, typer.Option(metavar="FILE", show_default=False,
                                                help="More of them, one a line; empty lines and what begins with # do not count.")]
+OldFile = Annotated[Path | None, typer.Option("--instead-of", metavar="FILE", show_default=False,
+                                              help="The list that was loaded before: what it has and the new one has not goes off.")]
 
 
-def block(operator: Operator, reason: Reason, rows: Rows = None, file: RowsFile = None, control: Control = "127.0.0.1:7071") -> None:
-    """Put identifiers, devices and tills on the block lists. What is on them already stays."""
-    _change_blocks("add", rows, file, operator, reason, control)
+def block(operator: Operator, reason: Reason, rows: Rows = None, file: RowsFile = None, instead_of: OldFile = None,
+          control: Control = "127.0.0.1:7071") -> None:
+    """Put identifiers, devices and tills on the block lists. What is on them already stays.
+
+    With --instead-of the new list takes the place of an old one; what both have is blocked all the time.
+    """
+    wanted = _wanted(rows, file)
+    if instead_of is not None:
+        stays = set(wanted)
+        gone = [row for row in _read_rows(instead_of) if row not in stays]
+        if gone:  # first, because a row that is only spelled otherwise comes back with the new ones
+            _change_blocks("remove", gone, operator, reason, control)
+    _change_blocks("add", wanted, operator, reason, control)
 
 
 def unblock(operator: Operator, reason: Reason, rows: Rows = None, file: RowsFile = None, control: Control = "127.0.0.1:7071") -> None:
     """Take identifiers, devices and tills off the block lists, as they were put on. What is not on them is passed by."""
-    _change_blocks("remove", rows, file, operator, reason, control)
+    _change_blocks("remove", _wanted(rows, file), operator, reason, control)
 
 
-def _change_blocks(which: str, rows: list[str] | None, file: Path | None, operator: str, reason: str, control: str) -> None:
-    from server._pb.loyalty.ledger.v1 import admin_pb2
+def _read_rows(file: Path) -> list[str]:
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise fail(f"{file} cannot be read: {error}") from None
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
-    wanted = list(rows or [])
-    if file is not None:
-        try:
-            lines = file.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise fail(f"{file} cannot be read: {error}") from None
-        wanted += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+def _wanted(rows: list[str] | None, file: Path | None) -> list[str]:
+    wanted = list(rows or []) + (_read_rows(file) if file is not None else [])
     if not wanted:
         raise fail("there is nothing to change", "give KIND:TEXT, for example card:2600012345678, or --file FILE")
+    return wanted
+
+
+def _change_blocks(which: str, wanted: list[str], operator: str, reason: str, control: str) -> None:
+    from server._pb.loyalty.ledger.v1 import admin_pb2
+
     bar = Bar()
     for first in range(0, len(wanted), ROWS_AT_ONCE):
         request = admin_pb2.ChangeBlocksRequest(operator=operator, reason=reason)
@@ -190,4 +208,5 @@ def _change_blocks(which: str, rows: list[str] | None, file: Path | None, operat
         answer = call("ChangeBlocks", request, control)
         bar.update("block", min(first + ROWS_AT_ONCE, len(wanted)), len(wanted))
     bar.stop()
-    out.print(f"entry {answer.entry.sequence}: {len(wanted):,} rows are {'blocked' if which == 'add' else 'not blocked any more'}")
+    rows = "1 row is" if len(wanted) == 1 else f"{len(wanted):,} rows are"
+    out.print(f"entry {answer.entry.sequence}: {rows} {'blocked' if which == 'add' else 'not blocked any more'}")

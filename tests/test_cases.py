@@ -408,8 +408,22 @@ def test_people_decide_through_the_control_port_and_the_command_line(tmp_path: P
     with pytest.raises(grpc.RpcError) as refused:
         stub.EarnPoints(till.earn("stolen-299"))
     assert till.reason_of(refused.value)[0] == "BLOCKED"
-    assert "1 rows are not blocked any more" in daybook("unblock", "card:stolen-299", *by)
+    assert "1 row is not blocked any more" in daybook("unblock", "card:stolen-299", *by)
     stub.EarnPoints(till.earn("stolen-299"))
+
+    stolen.write_text("phone:+48600100200\ncard:stolen-1\ncard:stolen-2\n")
+    daybook("block", "--file", str(stolen), *by)
+    newer = tmp_path / "newer.txt"
+    newer.write_text("phone:+48 600 100 200\ncard:stolen-2\ncard:stolen-400\n")  # the phone is only spelled otherwise
+    told = daybook("block", "--file", str(newer), "--instead-of", str(stolen), *by)
+    assert "2 rows are not blocked any more" in told and "3 rows are blocked" in told
+    stub.EarnPoints(till.earn("stolen-1"))
+    for member in ({"card": "stolen-2"}, {"card": "stolen-400"}, {"phone": "+48600100200"}):
+        request = till.earn("x", 1000)
+        request.member.CopyFrom(type(request.member)(**member))
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.EarnPoints(request)
+        assert till.reason_of(refused.value)[0] == "BLOCKED"
 
     stub.EarnPoints(till.earn("card-9", 5000))
     stub.BurnPoints(till.request("BurnPoints", card="card-9", points=1))

@@ -375,6 +375,13 @@ def test_every_make_target_that_a_page_names_is_there(page):
     assert sorted(named - targets) == []
 
 
+def test_facts_of_the_digest_have_numbers_of_their_own():
+    """Two kinds with one number would let two different states have one digest."""
+    numbers = [int(number) for name in files() if name.startswith("ledger/") and name.endswith((".pyx", ".pxd", ".pxi"))
+               for number in re.findall(r"^    FACT_[A-Z]+ = (\d+)", text(name), re.MULTILINE)]
+    assert sorted(numbers) == list(range(1, len(numbers) + 1))
+
+
 ENDINGS = r"(?:py|pyi|pyx|pxd|md|yaml|proto|toml|h|c|json|service|image)"
 
 

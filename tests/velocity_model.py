@@ -155,7 +155,7 @@ class VelocityModel:
             seen[who] = bucket
             seen = dict(sorted(seen.items(), key=lambda one: (one[1], one[0]))[-BUCKETS:])  # the latest; of those seen together the largest
             if who in seen:
-                self.give((bucket + 1 + BUCKETS) * seconds // 86_400 + 2, 1, 14, key or 1, id | bucket << 32, who)
+                self.give((bucket + 1 + BUCKETS) * seconds // 86_400 + 2, 1, 15, key or 1, id | bucket << 32, who)
         self.recents[key or 1, id] = newest, seconds, seen
         return 0
 
