@@ -100,7 +100,9 @@ cdef inline void put_signed(EntryWriter* writer, int64_t value) noexcept nogil:
 
 
 cdef inline void put_bytes(EntryWriter* writer, const uint8_t* data, uint32_t size) noexcept nogil:
-    memcpy(writer.at, data, size)
+    # data: NULL with size 0, as of a text that was not given.
+    if size != 0:
+        memcpy(writer.at, data, size)
     writer.at += size
 
 
