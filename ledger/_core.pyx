@@ -53,7 +53,7 @@ from ledger._table cimport (
     Generation, IDENTIFIER_MEMBER_MASK, IDENTIFIER_TYPE_SHIFT, IdentifierSlot, IdentifierTable, KeySlot, KeyTable, ORDER_NONE, ReservationMap,
     ReservationSlot,
     generation_at, identifiers_add, identifiers_close, identifiers_find, identifiers_open, identifiers_remove, keys_begin_at, keys_close,
-    keys_count, keys_drop, keys_find, keys_insert, keys_look, keys_open, keys_put, keys_room, keys_touch, keys_turn, touch, range_of,
+    keys_count, keys_drop, keys_find, keys_insert, keys_look, keys_open, keys_put, keys_room, keys_touch, keys_turn, touch, touch_many, range_of,
     reservations_add, reservations_close, reservations_find, reservations_open, reservations_remove, reserve_memory, slot_first, slot_second,
     slot_set_first, slot_set_second, unreserve_memory,
 )
@@ -61,7 +61,7 @@ from ledger._velocity cimport (
     DISTINCTS_LIMIT, velocity_may_grow, velocity_sweep_all, VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
     VelocityHead, VelocityNow, VelocityPlace, VelocityTop, velocity_amount, velocity_dead, velocity_top, distinct_add_at, distinct_with_at, recent_add_at, recent_with_at, sliding_add_at, sliding_used_at, velocity_add, velocity_add_at, velocity_close, velocity_digest,
     velocity_find, velocity_home, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_place, velocity_put, velocity_put_sums,
-    velocity_record_bytes, velocity_room, velocity_sweep, velocity_touch, velocity_touch_from, velocity_used_at, velocity_window,
+    velocity_record_bytes, velocity_room, velocity_sweep, velocity_lines, velocity_touch_from, velocity_used_at, velocity_window,
 )
 
 cdef extern from "_verify.h" nogil:
@@ -239,6 +239,16 @@ cdef struct Counting:           # what counting asks of a programme for each com
     uint8_t[VELOCITY_COUNTERS_MAX] set_of       # of each counter: index
     uint8_t[VELOCITY_COUNTERS_MAX] table_of     # VelocityTableNumber
 
+cdef enum:
+    AHEAD_CALLS = 8             # that are prepared together
+    AHEAD_LINES = 48            # of the counters of one of them
+
+cdef struct Ahead:              # what the calls that were prepared will read of counters; only a hint
+    uint32_t calls
+    uint32_t next               # whose reads are started next
+    uint32_t[AHEAD_CALLS] counts
+    uintptr_t[AHEAD_CALLS][AHEAD_LINES] lines
+
 cdef struct Counted:            # where one entry counts
     uint64_t takes              # bit: a counter that takes it
     VelocityPlace[VELOCITY_COUNTERS_MAX] places     # of those
@@ -304,6 +314,7 @@ cdef struct Core:
     DayWindows[WINDOWS_KNOWN] windows
     KnownPlace[PLACES_KNOWN] places
     Counting counting           # of the programme in force
+    Ahead ahead
     Measured measured           # of the entry at hand
     Counted counted             # of the same entry; with slots that were found when it was judged
     const uint8_t* measured_entry   # whose both are; NULL: nobody's
@@ -2424,12 +2435,13 @@ cdef void core_prepare(Core* core, Command** commands, uint32_t count) noexcept 
             if account.lots != NO_PIECE:
                 touch(&core.arena.lots[account.lots])
             touch(&core.profiles[member - 1])
+    core.ahead.calls = 0
     if core.counting.set_count != 0:
-        for i in range(count):
-            touch_counters(core, commands[i], prepared_member(core, commands[i]))
+        foresee_counters(core, commands, count)
 
 
 cdef void core_execute(Core* core, const Command* command, int64_t now_us, uint8_t* entry, Outcome* outcome) noexcept nogil:
+    touch_next(core)
     outcome.status = STATUS_OK
     outcome.field = 0
     outcome.index = -1

@@ -591,15 +591,15 @@ cdef void counts_where(const Velocity* tables, const Program2* rules, const Coun
             where.places[i].slot = NULL
 
 
-cdef void touch_counters(Core* core, const Command* command, uint32_t member) noexcept nogil:
-    # Starts the reads of what a command will be counted in. Hours and baskets are not worth it.
+cdef uint32_t counter_lines(Core* core, const Command* command, uint32_t member, uintptr_t* lines) noexcept nogil:
+    # Where the counters are that a command will be counted in. Hours and baskets are not worth it.
     cdef const KeySet* set
     cdef Origin origin
     cdef Measured m
     cdef Slice nothing
-    cdef uint32_t i
+    cdef uint32_t i, count = 0
     if command.method > METHOD_ENROLL or command.method == METHOD_RELEASE:
-        return
+        return 0
     memset(&m, 0, sizeof(Measured))
     memset(&nothing, 0, sizeof(Slice))
     origin.given = 0
@@ -617,7 +617,31 @@ cdef void touch_counters(Core* core, const Command* command, uint32_t member) no
     for i in range(core.counting.set_count):
         set = &core.counting.sets[i]
         if set.keys & ~m.known == 0:
-            velocity_touch(&core.velocity, counter_key(&m, set.keys), set.slots)
+            count = velocity_lines(&core.velocity, counter_key(&m, set.keys), set.slots, lines, count, AHEAD_LINES)
+    return count
+
+
+cdef inline void touch_next(Core* core) noexcept nogil:
+    # Starts the reads of counters for the call behind the one that is executed now.
+    cdef Ahead* ahead = &core.ahead
+    cdef uint32_t i
+    if ahead.next >= ahead.calls:
+        return
+    for i in range(ahead.counts[ahead.next]):
+        touch_many(<const void*>ahead.lines[ahead.next][i])
+    ahead.next += 1
+
+
+cdef void foresee_counters(Core* core, Command** commands, uint32_t count) noexcept nogil:
+    # One call's reads at a time, while the call before it is executed: those of all calls together are more than memory serves at once, so
+    # that whoever started them waited.
+    cdef Ahead* ahead = &core.ahead
+    cdef uint32_t i
+    ahead.calls = count if count < AHEAD_CALLS else AHEAD_CALLS
+    ahead.next = 0
+    for i in range(ahead.calls):
+        ahead.counts[i] = counter_lines(core, commands[i], prepared_member(core, commands[i]), ahead.lines[i])
+    touch_next(core)
 
 
 cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m, Counted* where) noexcept nogil:

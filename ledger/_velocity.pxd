@@ -298,6 +298,28 @@ cdef inline void velocity_touch_from(const VelocityTable* table, uint64_t home, 
         line += CACHE_LINE_BYTES
 
 
+cdef inline uint32_t velocity_lines(const Velocity* v, uint64_t key, const uint8_t* slots, uintptr_t* lines, uint32_t count,
+                                    uint32_t most) noexcept nogil:
+    # Adds the lines that velocity_touch reads, as many as there is place for. Returns how many there are then.
+    cdef const VelocityTable* table
+    cdef uintptr_t line, end
+    cdef uint64_t home
+    cdef uint32_t i
+    key = velocity_key(key)
+    for i in range(VELOCITY_TABLES):
+        table = &v.tables[i]
+        if slots[i] == 0 or table.used == 0:
+            continue
+        home = velocity_home(table, key)
+        line = <uintptr_t>velocity_slot(table, home) & ~<uintptr_t>(CACHE_LINE_BYTES - 1)
+        end = <uintptr_t>velocity_slot(table, home + slots[i] if slots[i] <= table.capacity - home else table.capacity)
+        while line < end and count < most:
+            lines[count] = line
+            count += 1
+            line += CACHE_LINE_BYTES
+    return count
+
+
 cdef inline void velocity_touch(const Velocity* v, uint64_t key, const uint8_t* slots) noexcept nogil:
     # The reads of all that this key has, so many slots of each table.
     cdef const VelocityTable* table
