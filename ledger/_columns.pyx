@@ -13,7 +13,7 @@ from ledger._entry cimport (
     get_key, get_signed, get_text, get_varint,
 )
 from ledger._layout cimport (
-    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, LOT_SLIDES, ORIGIN_COUNT, ORIGIN_DEVICE,
+    ATTRIBUTE_BIRTHDAY, ATTRIBUTE_CHOSEN, ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, GroupHeader, LINE_WEIGHED, LOT_SLIDES, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_REGION,
     REVIEW_DAYS, SECTION_BLOCKS, SECTION_LIMITS, SECTION_ORIGIN, SECTION_RUNG,
     RECEIPT_CHANNEL, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_AFTER, SECTION_ATTRIBUTES, SECTION_AWARDS, SECTION_CAMPAIGNS, SECTION_CONTEXT,
     SECTION_COUNTERS, SECTION_DAYS, SECTION_DIGEST, SECTION_DISCOUNTS, SECTION_ENTITLEMENTS, SECTION_IDENTIFIERS, SECTION_IMAGE,
@@ -87,6 +87,7 @@ cdef enum:
     TEXT_REQUEST, TEXT_STORE, TEXT_TILL, TEXT_NUMBER, TEXT_OPERATOR, TEXT_REASON, TEXT_DIGEST, TEXT_IMAGE_HASH, TEXT_SOURCE
     TEXT_CHANNEL, TEXT_TIER, TEXT_TIER_AFTER
     TEXT_ORIGIN_DEVICE, TEXT_ORIGIN_CASHIER, TEXT_ORIGIN_PAYMENT_CARD, TEXT_ORIGIN_PARTNER, TEXT_ORIGIN_STORE, TEXT_ORIGIN_TILL
+    TEXT_ORIGIN_REGION
     TEXT_SKU, TEXT_CATEGORY     # one per line
     TEXT_TENDER, TEXT_PROMO_CODE, TEXT_ENTITLEMENT, TEXT_NOTICE     # one per row
     TEXT_COLUMNS
@@ -95,7 +96,7 @@ cdef enum:
     BLOCK_LISTS_MAX = 8         # 2..7 are lists
 
 TEXTS = ("request", "store", "till", "number", "operator", "reason", "digest", "image_hash", "source", "channel", "tier", "tier_after",
-         "origin_device", "origin_cashier", "origin_payment_card", "origin_partner", "origin_store", "origin_till",
+         "origin_device", "origin_cashier", "origin_payment_card", "origin_partner", "origin_store", "origin_till", "origin_region",
          "sku", "category", "tender", "promo_code", "entitlement", "notice")
 
 cdef struct Buffer:
@@ -514,6 +515,7 @@ cdef inline void put_hex(Columns self, int column, const uint8_t* data, uint32_t
 
 cdef bint add_origin(Columns self, const Slice* section) noexcept nogil:
     cdef const uint8_t* hashes[ORIGIN_COUNT]
+    cdef const uint8_t* region = NULL
     cdef Cursor cursor
     cdef uint32_t part
     cdef bint sound = True
@@ -522,12 +524,16 @@ cdef bint add_origin(Columns self, const Slice* section) noexcept nogil:
     put(self, ORIGIN_OFFSET, get_signed(&cursor) if section.data != NULL else NONE)
     while cursor_more(&cursor):
         part = get_byte(&cursor)
+        if part == ORIGIN_REGION:
+            region = get_bytes(&cursor, 4)
+            continue
         if part < ORIGIN_DEVICE or part >= ORIGIN_COUNT:
             sound = False
             break
         hashes[part] = get_bytes(&cursor, 8)
     for part in range(ORIGIN_DEVICE, ORIGIN_COUNT):
         put_hex(self, TEXT_ORIGIN_DEVICE + part - ORIGIN_DEVICE, hashes[part], 8)
+    put_hex(self, TEXT_ORIGIN_REGION, region, 4)
     return sound and (section.data == NULL or not cursor.broken)
 
 

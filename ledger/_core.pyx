@@ -30,11 +30,11 @@ from ledger._evaluate cimport (
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, key_of_return, short_words, siphash
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
-    CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_STORES, ENTITLEMENTS_MAX, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow,
+    CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_REGIONS, COUNT_STORES, ENTITLEMENTS_MAX, StoreClass, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow,
     LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_RETURN, OF_UNKNOWN_BALANCE, SPEED_EVER, SPEED_SLIDING,
     VELOCITY_COUNTERS_MAX, VELOCITY_GIVES_BACK, VELOCITY_VOLATILE,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
-    WINDOW_ROLLING, WINDOW_YEAR, first_bit, name_find, table_find_slice, zone_span_at,
+    WINDOW_ROLLING, WINDOW_YEAR, counts_different, first_bit, name_find, table_find_slice, zone_span_at,
 )
 from ledger._layout cimport *
 from ledger._limits cimport *
@@ -217,6 +217,7 @@ cdef struct Measured:           # of one entry, or of a look-up
     int64_t quantity            # thousandths, of the line with most
     uint32_t member_print       # fingerprints of what may be counted by kind
     uint32_t store_print
+    uint32_t region_print       # 0: of none
 
 cdef struct DayWindows:         # of one day
     int32_t[5] windows          # by VelocityKind
@@ -234,6 +235,7 @@ cdef struct KeySet:             # parts of a key that counters are kept by
 cdef struct Counting:           # what counting asks of a programme for each command, so that its image need not be read through
     uint32_t keys               # bit: KeyPart that any counter is kept by
     uint32_t gives_back         # OF_* of counters that give back
+    bint regions                # whether any counter asks for them
     uint32_t set_count
     KeySet[VELOCITY_COUNTERS_MAX] sets  # every different one
     uint8_t[VELOCITY_COUNTERS_MAX] set_of       # of each counter: index

@@ -6,7 +6,7 @@
 
 cdef inline bint counts_recent(const ImageVelocity* counter) noexcept nogil:
     # Different ones of the last minutes or hours.
-    return counter.window == SPEED_SLIDING and (counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES)
+    return counter.window == SPEED_SLIDING and counts_different(counter.measure)
 
 
 cdef inline bint is_wanted(const KeySearch* search, const ImageLimit* limit) noexcept nogil:

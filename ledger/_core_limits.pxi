@@ -6,6 +6,7 @@
 cdef struct Origin:             # a command's, or that of an ORIGIN section
     int32_t offset_s            # of the store's zone at the business time
     uint32_t given              # bit: OriginPart
+    uint32_t region             # of the store, by the programme of the time; 0: none, or no counter asked
     uint64_t[ORIGIN_COUNT] hash
 
 
@@ -48,12 +49,16 @@ cdef bint origin_read(const Slice* section, Origin* origin) noexcept nogil:
     cdef uint8_t part
     origin.given = 0
     origin.offset_s = 0
+    origin.region = 0
     if section.data == NULL:
         return True
     cursor_open(&cursor, section)
     origin.offset_s = <int32_t>get_signed(&cursor)
     while cursor_more(&cursor):
         part = get_byte(&cursor)
+        if part == ORIGIN_REGION:
+            origin.region = get_key(&cursor)
+            continue
         data = get_bytes(&cursor, 8)
         if data == NULL or part < ORIGIN_DEVICE or part >= ORIGIN_COUNT:
             return False
@@ -67,17 +72,24 @@ cdef void write_origin(EntryWriter* writer, const Core* core, const Command* com
     # A receipt may come back in another store than it was sold in.
     cdef bint elsewhere = command.method == METHOD_RETURN and command.origins >> ORIGIN_STORE & 1
     cdef const Slice* store = &command.store if command.given & GIVEN_RECEIPT_KEY and not elsewhere else &command.origin[ORIGIN_STORE]
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef const StoreClass* place = NULL
     cdef Origin origin
     cdef uint32_t part
     if command.origins == 0 and not limits_hold(core):
         return
     origin_of(core, command, &origin)
+    if rules != NULL:
+        place = store_class(rules, store)
     section_begin(writer, SECTION_ORIGIN)
-    put_signed(writer, zone_offset_s(<const Program2*>core.program.rules, store, d.business_us) if core.program.rules != NULL else 0)
+    put_signed(writer, class_offset_s(rules, place, d.business_us) if rules != NULL else 0)
     for part in range(<uint32_t>ORIGIN_DEVICE, <uint32_t>ORIGIN_COUNT):
         if origin.given >> part & 1:
             put_byte(writer, <uint8_t>part)
             put_bytes(writer, <const uint8_t*>&origin.hash[part], 8)
+    if place != NULL and place.region != 0:
+        put_byte(writer, ORIGIN_REGION)
+        put_key(writer, place.region)
     section_end(writer)
 
 
@@ -420,6 +432,7 @@ cdef bint measure_with(Core* core, const EntryView* view, const Context* context
         return False
     know_time(core, m, header.time_us, business_of(view, context), origin.offset_s)
     know_origin(m, &origin)
+    m.region_print = origin.region
     if header.kind == KIND_RETURN and origin.given >> ORIGIN_STORE & 1:
         memset(&nothing, 0, sizeof(Slice))
         know_place(core, m, &nothing, &nothing, &origin)
@@ -462,11 +475,13 @@ cdef inline bint in_segments(const Measured* m, const uint64_t* segments) noexce
 
 
 cdef inline bint lacks(const Measured* m, uint32_t keys, uint8_t measure) noexcept nogil:
-    # Whether it has no part of the key, or is of no member or store where different ones are counted.
+    # Whether it has no part of the key, or is of no member, store or region where different ones are counted.
     if measure == COUNT_MEMBERS:
         keys |= <uint32_t>1 << PART_MEMBER
     elif measure == COUNT_STORES:
         keys |= <uint32_t>1 << PART_STORE
+    elif measure == COUNT_REGIONS and m.region_print == 0:
+        return True
     return keys & ~m.known != 0
 
 
@@ -496,16 +511,18 @@ cdef inline int32_t window_of(const ImageVelocity* counter, const Measured* m) n
 
 
 cdef inline uint32_t print_of(const ImageVelocity* counter, const Measured* m) noexcept nogil:
-    # Of the member or store, where different ones are counted. A sliding window keeps the upper 28 bits of it.
+    # Of the member, store or region, where different ones are counted. A sliding window keeps the upper 28 bits of it.
     if counter.measure == COUNT_STORES:
         return m.store_print
+    if counter.measure == COUNT_REGIONS:
+        return m.region_print
     return m.member_print << 4 if counter.window == SPEED_SLIDING else m.member_print
 
 
 cdef int64_t counted(const Velocity* tables, const ImageVelocity* counter, const Measured* m, VelocityPlace* place, int64_t amount) noexcept nogil:
     # What a counter would come to with this amount.
     cdef int64_t used, sum
-    if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
+    if counts_different(counter.measure):
         if counter.window == SPEED_SLIDING:
             return recent_with_at(tables, place, counter.id, m.time_s, counter.window_s, &m.now, print_of(counter, m))
         return distinct_with_at(tables, place, counter.id, window_of(counter, m), &m.now, print_of(counter, m))
@@ -518,7 +535,7 @@ cdef int64_t counted(const Velocity* tables, const ImageVelocity* counter, const
 
 cdef int count_in(Velocity* tables, const ImageVelocity* counter, const Measured* m, VelocityPlace* place) noexcept nogil:
     # -1: there is no memory left.
-    if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES:
+    if counts_different(counter.measure):
         if counter.window == SPEED_SLIDING:
             return recent_add_at(tables, place, counter.id, m.time_s, counter.window_s, &m.now, print_of(counter, m))
         return distinct_add_at(tables, place, counter.id, window_of(counter, m), &m.now, print_of(counter, m))
@@ -530,7 +547,7 @@ cdef int count_in(Velocity* tables, const ImageVelocity* counter, const Measured
 cdef uint32_t table_of(const ImageVelocity* counter) noexcept nogil:
     if counter.window == SPEED_SLIDING:
         return VELOCITY_SLIDINGS
-    return VELOCITY_DISTINCTS if counter.measure == COUNT_MEMBERS or counter.measure == COUNT_STORES else VELOCITY_CALENDARS
+    return VELOCITY_DISTINCTS if counts_different(counter.measure) else VELOCITY_CALENDARS
 
 
 cdef void counting_of(const Program2* rules, Counting* counting) noexcept nogil:
@@ -544,6 +561,7 @@ cdef void counting_of(const Program2* rules, Counting* counting) noexcept nogil:
     for i in range(rules.counts[SECTION2_VELOCITY]):
         counter = &rules.velocity[i]
         counting.keys |= counter.keys
+        counting.regions = counting.regions or counter.measure == COUNT_REGIONS
         if counter.flags & VELOCITY_GIVES_BACK:
             counting.gives_back |= counter.of
         j = 0
@@ -690,11 +708,19 @@ cdef inline bint limits_hold(const Core* core) noexcept nogil:
     return core.program.rules != NULL and (<const Program2*>core.program.rules).counts[SECTION2_LIMITS] != 0
 
 
+cdef const StoreClass* store_class(const Program2* rules, const Slice* store) noexcept nogil:
+    # NULL: the store is not known.
+    cdef const TableRow* row = table_find_slice(&rules.stores, store) if store.size != 0 else NULL
+    return &rules.store_classes[row.value] if row != NULL else NULL
+
+
+cdef int32_t class_offset_s(const Program2* rules, const StoreClass* place, int64_t business_us) noexcept nogil:
+    return zone_span_at(rules, place.zone if place != NULL else rules.home_zone, business_us).offset_s
+
+
 cdef int32_t zone_offset_s(const Program2* rules, const Slice* store, int64_t business_us) noexcept nogil:
     # From UTC, of the store's zone; of the programme's where the store is not known.
-    cdef const TableRow* row = table_find_slice(&rules.stores, store) if store.size != 0 else NULL
-    cdef uint32_t zone = rules.store_classes[row.value].zone if row != NULL else rules.home_zone
-    return zone_span_at(rules, zone, business_us).offset_s
+    return class_offset_s(rules, store_class(rules, store), business_us)
 
 
 cdef int64_t bound_of(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m, Counted* where) noexcept nogil:
@@ -946,11 +972,17 @@ cdef bint look_up_allowed(Core* core, const Command* command, int64_t now_us, ui
 
 # --- limits that were not in force ------------------------------------------------------------------------------------
 
+cdef struct PastRegion:         # of a store
+    uint64_t store              # its hash, as entries have it
+    uint32_t region             # 0: the place is free
+
 cdef struct Past:               # what it promises stands in _core.pxd
     Loaded* loaded
     Velocity velocity
     Counting counting
     Counted counted             # of the entry at hand
+    PastRegion* regions         # open addressing; NULL: no counter asks
+    uint64_t region_mask
 
 
 cdef Past* core_past_open(const uint8_t* image, uint32_t size, uint32_t members_max) noexcept nogil:
@@ -964,6 +996,9 @@ cdef Past* core_past_open(const uint8_t* image, uint32_t size, uint32_t members_
         core_past_close(past)
         return NULL
     counting_of(&past.loaded.rules, &past.counting)
+    if past.counting.regions and not past_regions_open(past):
+        core_past_close(past)
+        return NULL
     return past
 
 
@@ -971,7 +1006,48 @@ cdef void core_past_close(Past* past) noexcept nogil:
     if past != NULL:
         loaded_free(past.loaded)
         velocity_close(&past.velocity)
+        free(past.regions)
         free(past)
+
+
+cdef bint past_regions_open(Past* past) noexcept nogil:
+    # Many entries name their store by its hash alone.
+    cdef const Program2* rules = &past.loaded.rules
+    cdef const TableRow* row
+    cdef uint64_t store, at, capacity = 2
+    cdef uint32_t region, i
+    cdef Slice code
+    while capacity < 2 * <uint64_t>rules.stores.count:
+        capacity *= 2
+    past.region_mask = capacity - 1
+    past.regions = <PastRegion*>calloc(capacity, sizeof(PastRegion))
+    if past.regions == NULL:
+        return False
+    for i in range(rules.stores.count):
+        row = &rules.stores.rows[i]
+        region = rules.store_classes[row.value].region
+        if region == 0:
+            continue
+        code.data = <const uint8_t*>row.name
+        code.size = row.size
+        store = origin_hash(NULL, ORIGIN_STORE, code)
+        at = store & past.region_mask
+        while past.regions[at].region != 0:
+            at = (at + 1) & past.region_mask
+        past.regions[at].store = store
+        past.regions[at].region = region
+    return True
+
+
+cdef uint32_t past_region(const Past* past, const Measured* m) noexcept nogil:
+    # Of an entry's store, by the limits' own programme; 0: it has none.
+    cdef uint64_t at
+    if not m.known >> PART_STORE & 1:
+        return 0
+    at = m.part[PART_STORE] & past.region_mask
+    while past.regions[at].region != 0 and past.regions[at].store != m.part[PART_STORE]:
+        at = (at + 1) & past.region_mask
+    return past.regions[at].region
 
 
 cdef const Program2* core_past_rules(const Past* past) noexcept nogil:
@@ -1023,6 +1099,9 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
     context_read(&view, &context)
     if not measure_with(core, &view, &context, past.counting.keys, offset_then(core, &view, &context), &m):
         return APPLY_FRAMING
+    if past.regions != NULL and not (core.counting.regions and view.sections[SECTION_ORIGIN].data != NULL):
+        # Its programme did not ask, so that its entry does not say.
+        m.region_print = past_region(past, &m)
     found.was_stopped = view.header.status == STATUS_VELOCITY_EXCEEDED
     if found.was_stopped:
         measure_refused(core, &view, &context, &m)

@@ -72,7 +72,7 @@ cdef enum:
     VELOCITY_COUNTERS_MAX = 64
     VELOCITY_LIMITS_MAX = 256
     VELOCITY_KEYS_MAX = 3           # parts of one key
-    VELOCITY_DIFFERENT_MAX = 100000 # members or stores that a bound may name: beyond it they are not counted well
+    VELOCITY_DIFFERENT_MAX = 100000 # members, stores or regions that a bound may name: beyond it they are not counted well
     VELOCITY_RECENT_MAX = 12        # that a bound may name in a sliding window: one more is told apart
     VELOCITY_MEANS_MAX = 1000000    # thousandths of a mean
     NO_RECORD = 0xFFFFFFFF
@@ -282,6 +282,7 @@ cdef enum:                          # ImageVelocity, ImageLimit
     COUNT_MEMBERS = 4
     COUNT_STORES = 5
     COUNT_QUANTITY = 6
+    COUNT_REGIONS = 7
     LIMIT_SHADOW = 1                # action
     LIMIT_MARK = 2
     LIMIT_REFUSE = 3
@@ -470,7 +471,8 @@ cdef struct ImageBurn:          # 136 bytes
 
 cdef struct StoreClass:         # 8 bytes
     uint16_t zone
-    uint8_t reserved[6]
+    uint8_t reserved[2]
+    uint32_t region             # fingerprint of its name; 0: it has none, or no counter asks
 
 cdef struct ImageFunder:        # 72 bytes
     char name[64]
@@ -1038,7 +1040,7 @@ cdef inline bint image_places_hold(Program2* p) noexcept nogil:
     if memcmp(p.zones[0].name, p.header.zone, 40) != 0:
         return False
     for i in range(p.counts[SECTION2_STORE_CLASSES]):
-        if p.store_classes[i].zone >= p.counts[SECTION2_ZONES] or not zeros(p.store_classes[i].reserved, 6):
+        if p.store_classes[i].zone >= p.counts[SECTION2_ZONES] or not zeros(p.store_classes[i].reserved, 2):
             return False
     return True
 
@@ -1095,6 +1097,11 @@ cdef inline bint image_members_hold(const Program2* p) noexcept nogil:
     return True
 
 
+cdef inline bint counts_different(uint32_t measure) noexcept nogil:
+    # How many different ones there were, where other measures add up.
+    return measure == COUNT_MEMBERS or measure == COUNT_STORES or measure == COUNT_REGIONS
+
+
 cdef inline bint image_counts_hold(const Program2* p, uint32_t of, uint32_t keys, uint32_t measure, uint32_t window,
                                    const uint64_t* segments) noexcept nogil:
     # Whether what a counter or a limit says it counts is something that the core can count (docs/rules.md section 13).
@@ -1103,7 +1110,7 @@ cdef inline bint image_counts_hold(const Program2* p, uint32_t of, uint32_t keys
         return False
     if keys == 0 or keys & ~KEY_ALL or bit_count(keys) > VELOCITY_KEYS_MAX or keys == KEY_HOUR:
         return False
-    if window > SPEED_SLIDING or measure < COUNT_COUNT or measure > COUNT_QUANTITY:
+    if window > SPEED_SLIDING or measure < COUNT_COUNT or measure > COUNT_REGIONS:
         return False
     if known < 64 and (segments[0] & ~(bit_of(known) - 1) or segments[1]):
         return False
@@ -1123,7 +1130,7 @@ cdef inline bint image_counts_hold(const Program2* p, uint32_t of, uint32_t keys
         return False
     if measure == COUNT_QUANTITY and window != SPEED_RECEIPT:
         return False
-    if measure == COUNT_MEMBERS or measure == COUNT_STORES:
+    if counts_different(measure):
         if window == SPEED_RECEIPT:
             return False
         if keys & (KEY_MEMBER | KEY_IDENTIFIER if measure == COUNT_MEMBERS else KEY_STORE | KEY_TILL):
@@ -1174,17 +1181,28 @@ cdef inline bint image_bound_holds(const ImageLimit* limit) noexcept nogil:
         return 1 <= limit.at_most <= VELOCITY_MEANS_MAX
     if limit.measure == COUNT_QUANTITY:
         most = QUANTITY_MILLI_MAX
-    elif limit.measure == COUNT_MEMBERS or limit.measure == COUNT_STORES:
+    elif counts_different(limit.measure):
         most = VELOCITY_DIFFERENT_MAX if limit.window != SPEED_SLIDING else VELOCITY_RECENT_MAX
     elif limit.window == SPEED_SLIDING:
         most = 0xFFFFFFFF           # a sub-bucket saturates there
     return 0 <= limit.at_most <= most
 
 
+cdef inline bint image_regions_hold(const Program2* p) noexcept nogil:
+    # Where a counter asks for regions some store has one; where none asks, none is said. A store that is not known (class 0) has none.
+    cdef bint asked = False, said = False
+    cdef uint32_t i
+    for i in range(p.counts[SECTION2_VELOCITY]):
+        asked = asked or p.velocity[i].measure == COUNT_REGIONS
+    for i in range(p.counts[SECTION2_STORE_CLASSES]):
+        said = said or p.store_classes[i].region != 0
+    return asked == said and p.store_classes[0].region == 0
+
+
 cdef inline bint image_limits_hold(const Program2* p) noexcept nogil:
     cdef const ImageLimit* limit
     cdef uint32_t i, j
-    if not image_counters_hold(p):
+    if not (image_counters_hold(p) and image_regions_hold(p)):
         return False
     for i in range(p.counts[SECTION2_LIMITS]):
         limit = &p.limits[i]

@@ -163,6 +163,7 @@ cdef enum:                      # OriginPart
     ORIGIN_STORE = 5            # 5, 6: where there is no receipt key
     ORIGIN_TILL = 6
     ORIGIN_COUNT = 7
+    ORIGIN_REGION = 7           # of the section alone, behind the others: 4 bytes follow, the fingerprint of the store's region
 
 cdef enum:                      # LineDetail: bits
     LINE_WEIGHED = 1

@@ -117,13 +117,34 @@ def compile_limits(file: Path, source: bytes, told: published.Told) -> tuple[tre
         text = file.read_bytes()
     except OSError as error:
         raise ProgramError(f"{file}: cannot be read: {error.strerror or error}") from None
-    programme = dataclasses.replace(names, limits=read_alone(text, str(file), file.parent, names))
+    # Stores are read where limits ask for their regions, of a chain's thousands: until then there is one somewhere.
+    somewhere = dataclasses.replace(names, stores={"": tree.Store("", names.zone, "somewhere")})
+    programme = dataclasses.replace(names, limits=read_alone(text, str(file), file.parent, somewhere))
     if not programme.limits:
         raise ProgramError(f"{file}:1:1: limits: there are none, so there is nothing to test")
+    if any(limit.counts.measure == "regions" for limit in programme.limits):
+        programme = dataclasses.replace(programme, stores={
+            code: tree.Store(code, names.zone, region) for code, region in _regions(file, text, source).items()})
     try:
         return programme, lower2.lower_programme(programme)
     except ValueError as error:
         raise ProgramError(f"{file}:1:1: {error}") from None
+
+
+def _regions(file: Path, text: bytes, source: bytes) -> dict[str, str]:
+    """Of stores by code: as the file says where it is a whole programme with stores, else as the journal's programme does. ProgramError."""
+    whose = "the programme"
+    try:
+        found = quoted.regions_of(text, file.parent)
+        if found is None:
+            whose = "the programme of the journal"
+            found = quoted.regions_of(source, file.parent)
+    except ProgramError as error:
+        raise ProgramError(f"{file}:1:1: limits: measure regions needs the regions of stores, which {whose} has in a table that must lie "
+                           f"beside this file: {error}") from None
+    if not found:
+        raise ProgramError(f"{file}:1:1: limits: measure regions has nothing to count: no store of {whose} has a region")
+    return found
 
 
 def _published_last(journal: Journal) -> tuple[bytes, published.Told]:

@@ -69,8 +69,8 @@ LINE_AMOUNT = pa.struct([("line", pa.int32()), ("amount_minor", pa.int64())])
 COUNTER = pa.struct([("counter", pa.int64()), ("per", WORD), ("window", pa.int32()), ("increment", pa.int64())])
 CAMPAIGN = pa.struct([("campaign", pa.int64()), ("amount", pa.int64()), ("uses", pa.int64())])
 DAY = pa.struct([("day", pa.date32()), ("receipts", pa.int64()), ("spent_minor", pa.int64())])
-ORIGIN = pa.struct([("utc_offset_s", pa.int32()), ("device", pa.string()), ("cashier", pa.string()), ("payment_card", pa.string()),
-                    ("partner", pa.string()), ("store", pa.string()), ("till", pa.string())])
+ORIGIN_PARTS = ("device", "cashier", "payment_card", "partner", "store", "till", "region")
+ORIGIN = pa.struct([("utc_offset_s", pa.int32()), *((part, pa.string()) for part in ORIGIN_PARTS)])
 LIMIT = pa.struct([("number", pa.int32()), ("name", REASON), ("action", WORD)])
 RUNG = pa.struct([("before", WORD), ("after", WORD), ("end_time", TIME), ("limit_number", pa.int32()), ("limit_name", REASON)])
 BLOCK_LIST = pa.struct([("list", WORD), ("added", pa.int32()), ("removed", pa.int32())])
@@ -110,7 +110,7 @@ REPEATED = ["kind", "refusal", "store", "till", "payment", "requested_wallet", "
             "campaigns.list.element.campaign", "days.list.element.day", "segments_added.list.element", "segments_removed.list.element",
             "favourites.list.element", "birthday", "birthday_from", "variants.list.element", "entitlements.list.element",
             "notices.list.element.kind", "notices.list.element.text", "origin.utc_offset_s",
-            *(f"origin.{part}" for part in ("device", "cashier", "payment_card", "partner", "store", "till")),
+            *(f"origin.{part}" for part in ORIGIN_PARTS),
             "limits.list.element.number", "limits.list.element.name", "limits.list.element.action", "rung.before", "rung.after",
             "rung.limit_number", "rung.limit_name", "block_lists.list.element.list"]
 """Columns that repeat few values: a dictionary pays there."""
@@ -567,7 +567,7 @@ def _table(columns: Columns, names: Names, limit_names: _LimitNames) -> pa.Table
             NOTICE, a.word("notice_kind", NOTICES), a.number("notice_index", pa.int32()), a.text("notice", nulls=False))),
         "origin": struct_of(
             ORIGIN, a.number("origin_offset", pa.int32()),
-            *(a.text(f"origin_{part}") for part in ("device", "cashier", "payment_card", "partner", "store", "till")),
+            *(a.text(f"origin_{part}") for part in ORIGIN_PARTS),
             mask=pa.array(a.raw("origin_offset") == NONE)),
         "limits": a.rows("limits", struct_of(
             LIMIT, a.number("limit_number", pa.int32()), a.limit("limit_number", "limits"), a.word("limit_answer", ANSWERS))),

@@ -43,6 +43,7 @@ KINDS = {1: "earn", 2: "burn", 3: "reserve", 4: "capture", 5: "release", 6: "com
          15: "set_rung", 16: "decide_review", 17: "answer_challenge", 18: "change_blocks", 19: "return",
          20: "program", 21: "digest", 22: "restore", 23: "program_part"}
 ACCOUNTS = {1: "member", 2: "issued", 3: "redeemed", 4: "expired", 5: "adjusted"}
+ORIGIN_REGION = 7  # of ORIGIN: its 4 bytes are the fingerprint of the store's region
 STATES = {1: "active", 2: "captured", 3: "released", 4: "expired"}
 IDENTIFIERS = {2: "card", 3: "phone", 4: "email", 5: "app"}
 CONTEXT = {1: "sent_time_us", 2: "business_time_us", 3: "wallet", 4: "points", 5: "ttl_us", 6: "reservation_id", 7: "business_day",
@@ -614,7 +615,11 @@ def _lots(cursor: _Cursor) -> list[dict[str, Any]]:
 
 def _origin(cursor: _Cursor) -> dict[str, Any]:
     offset_s = cursor.signed()
-    return {"offset_s": offset_s, "parts": {cursor.byte(): cursor.take(8) for _ in iter(cursor.more, False)}}
+    parts: dict[int, bytes] = {}
+    while cursor.more():
+        part = cursor.byte()
+        parts[part] = cursor.take(4 if part == ORIGIN_REGION else 8)
+    return {"offset_s": offset_s, "region": parts.pop(ORIGIN_REGION, None), "parts": parts}
 
 
 def _given_back(cursor: _Cursor) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ledger._entry cimport (
 from ledger._layout cimport (
     CONTEXT_BUSINESS_DAY, CONTEXT_BUSINESS_TIME, CONTEXT_EXPIRY_DAY, CONTEXT_POINTS, CONTEXT_RESERVATION, CONTEXT_SENT_TIME,
     CONTEXT_TOTAL, CONTEXT_TTL, CONTEXT_WALLET, ENTRY_HEADER_BYTES, FLAG_OPENED, GROUP_HEADER_BYTES, GroupHeader, KIND_PROGRAM, KIND_PROGRAM_PART,
-    LINE_WEIGHED, LOT_SLIDES, ORIGIN_COUNT, ORIGIN_DEVICE, RECEIPT_CHANNEL, REVIEW_DAYS, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_BLOCKS, SECTION_DIGEST,
+    LINE_WEIGHED, LOT_SLIDES, ORIGIN_COUNT, ORIGIN_DEVICE, ORIGIN_REGION, RECEIPT_CHANNEL, REVIEW_DAYS, RECEIPT_PROMO_CODE, RECEIPT_TENDER, SECTION_BLOCKS, SECTION_DIGEST,
     SECTION_IDENTIFIERS, SECTION_IMAGE, SECTION_LIMITS, SECTION_LINES, SECTION_LINE_DETAILS, SECTION_LOTS, SECTION_ORIGIN, SECTION_POSTINGS, SECTION_PUBLISHED,
     SECTION_RECEIPT, SECTION_REFUSAL, SECTION_RUNG, Slice,
 )
@@ -58,6 +58,7 @@ cdef void out_hex(Out* out, uint32_t tag, const uint8_t* data, uint32_t size) no
 cdef void out_origin(Out* out, uint32_t tag, const EntryView* view) noexcept nogil:
     cdef const uint8_t* hashes[ORIGIN_COUNT]
     cdef const uint8_t* hash
+    cdef const uint8_t* region = NULL
     cdef uint8_t* body
     cdef uint8_t part
     cdef uint32_t i
@@ -70,12 +71,17 @@ cdef void out_origin(Out* out, uint32_t tag, const EntryView* view) noexcept nog
     out_int(out, 8, get_signed(&cursor))
     while cursor_more(&cursor):
         part = get_byte(&cursor)
+        if part == ORIGIN_REGION:
+            region = get_bytes(&cursor, 4)
+            continue
         hash = get_bytes(&cursor, 8)
         if part >= ORIGIN_DEVICE and part < ORIGIN_COUNT:
             hashes[part] = hash
     for i in range(ORIGIN_DEVICE, ORIGIN_COUNT):
         if hashes[i] != NULL:
             out_hex(out, 10 + 8 * i, hashes[i], 8)
+    if region != NULL:
+        out_hex(out, 66, region, 4)
     out_close(out, body)
 
 

@@ -17,6 +17,7 @@ from ledger.rules import tree, zones
 from tests.velocity_model import VelocityModel, window_of
 
 SECOND = 1_000_000
+DIFFERENT = {"members": "member", "stores": "store", "regions": "region"}  # measures that count how many of a part there were
 BY_LIMITS = ("VELOCITY_EXCEEDED", "MEMBER_LIMITED", "MEMBER_BLOCKED", "MEMBER_EXCLUDED")
 RUNG_REFUSALS = {2: "MEMBER_LIMITED", 3: "MEMBER_BLOCKED", 4: "MEMBER_EXCLUDED"}
 
@@ -40,7 +41,7 @@ class Event:
     quantity: int = 0
 
     def lacks(self, counter: tree.Counter) -> bool:
-        asked = {*counter.per, *({"member"} if counter.measure == "members" else ()), *({"store"} if counter.measure == "stores" else ())}
+        asked = {*counter.per, *({DIFFERENT[counter.measure]} if counter.measure in DIFFERENT else ())}
         return bool(asked - set(self.parts)) or bool(counter.segments and not counter.segments & self.segments)
 
     def amount(self, counter: tree.Counter) -> int:
@@ -61,9 +62,11 @@ class Judged:
     rung_by: int = 0
 
 
-def place(store: str, till: str) -> dict[str, Hashable]:
-    """A till is one of a store."""
-    return {**({"store": store} if store else {}), **({"till": (store, till)} if store and till else {})}
+def place(programme: tree.Programme, store: str, till: str) -> dict[str, Hashable]:
+    """A till is one of a store, and a store may be in a region."""
+    region = programme.stores[store].region if store in programme.stores else None
+    return {**({"store": store} if store else {}), **({"till": (store, till)} if store and till else {}),
+            **({"region": region} if region else {})}
 
 
 def store_offset_s(programme: tree.Programme, store: str, time_us: int) -> int:
@@ -100,12 +103,12 @@ class Counters(VelocityModel):
         return key, self.number(counter) * 8 + kind, window_of(kind, event.day) if counter.window != "sliding" else 0
 
     def one_of(self, counter: tree.Counter, event: Event) -> int:
-        return self.number((counter.measure, event.parts["member" if counter.measure == "members" else "store"]))
+        return self.number((counter.measure, event.parts[DIFFERENT[counter.measure]]))
 
     def with_this(self, counter: tree.Counter, event: Event, amount: int) -> int:
         """What a counter would come to."""
         key, id, window = self.spot(counter, event)
-        if counter.measure in ("members", "stores"):
+        if counter.measure in DIFFERENT:
             if counter.window == "sliding":
                 return self.recent_with(key, id, event.time_s, counter.window_s, self.one_of(counter, event) << 4)
             return self.distinct_with(key, id, window, self.one_of(counter, event))
@@ -117,9 +120,9 @@ class Counters(VelocityModel):
         if not set(counter.of) & event.of or event.lacks(counter):
             return
         key, id, window = self.spot(counter, event)
-        if counter.measure in ("members", "stores") and counter.window == "sliding":
+        if counter.measure in DIFFERENT and counter.window == "sliding":
             self.recent_add(key, id, event.time_s, counter.window_s, self.one_of(counter, event) << 4)
-        elif counter.measure in ("members", "stores"):
+        elif counter.measure in DIFFERENT:
             self.distinct_add(key, id, window, self.one_of(counter, event))
         elif counter.window == "sliding":
             self.sliding_add(key, id, event.time_s, counter.window_s, event.amount(counter))

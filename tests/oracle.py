@@ -674,7 +674,7 @@ class Oracle:
         bought, _ = self.purchase_time(method, request)
         time_s, day, hour = limits_oracle.moment(self.program, store, now_us if bought is None else bought, now_us)
         parts = {**{part: said[part] for part in ("device", "cashier", "payment_card", "partner") if part in said},
-                 **limits_oracle.place(store, till), "hour": hour}
+                 **limits_oracle.place(self.program, store, till), "hour": hour}
         if number:
             parts["member"] = number
         if method not in (7, RETURN) and request.member.WhichOneof("ref") != "member_id":
@@ -693,7 +693,8 @@ class Oracle:
         said = request.origin
         time_s, day, _ = limits_oracle.moment(self.program, said.store, now_us, now_us)
         parts = {part: getattr(said, part) for part in ("device", "cashier", "payment_card", "partner") if getattr(said, part)}
-        event = Event({"balances" if number else "unknown_balances"}, time_s, day, parts | limits_oracle.place(said.store, said.till))
+        where = limits_oracle.place(self.program, said.store, said.till)
+        event = Event({"balances" if number else "unknown_balances"}, time_s, day, parts | where)
         if number:
             parts["member"], event.segments = number, self.members[number - 1].known.segments
         if request.member.WhichOneof("ref") != "member_id":

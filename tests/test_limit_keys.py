@@ -100,6 +100,30 @@ def test_the_largest_keys_of_each_limit(service: RunningServer) -> None:
     assert [row.amount for row in ask(service, "Quick", 1)] == [7]
 
 
+def test_regions_are_listed_as_stores_are(tmp_path: Path, new_server: Callable[..., RunningServer]) -> None:
+    program = tmp_path / "regions.yaml"
+    program.write_text(SOURCE.split("limits:")[0] + """\
+stores: [{store: S1, region: east}, {store: S2, region: east}, {store: S3, region: west}, {store: S4}]
+limits:
+  - {name: Distant, of: earns, measure: regions, per: member, window: 20 minutes, at_most: 5, then: mark}
+  - {name: Regions, of: earns, measure: regions, per: member, window: day, at_most: 5, then: mark}
+  - {name: Shops, of: earns, measure: stores, per: member, window: 20 minutes, at_most: 5, then: mark}
+""")
+    server = new_server(program=program, clock=START).start()
+    for card, stores in {"ann": "123345", "bob": "1122", "cid": "45"}.items():
+        for store in stores:
+            earn(server, card, store=f"S{store}")
+    rows = ask(server)
+    assert amounts(rows, "Distant") == [("20 minutes", 2), ("20 minutes", 1)], "who was in no region has no key"
+    assert amounts(rows, "Regions") == [("2026-11-23", 2), ("2026-11-23", 1)]
+    assert amounts(rows, "Shops") == [("20 minutes", 5), ("20 minutes", 2), ("20 minutes", 2)]
+    assert {row.measure for row in rows if row.limit != "Shops"} == {"regions"}
+    assert {row.limit: row.amount for row in ask(server, member={"card": "ann"})} == {"Distant": 2, "Regions": 2, "Shops": 5}
+    assert {row.limit: row.amount for row in ask(server, member={"card": "cid"})} == {"Distant": 0, "Regions": 0, "Shops": 2}
+    server.restart(kill=True)
+    assert ask(server) == rows
+
+
 def test_windows_that_are_over_go_and_the_one_before_stays(service: RunningServer) -> None:
     earn(service, "ann")
     service.set_clock(START + DAY)

@@ -6,6 +6,7 @@ tests/test_limits_machine.py.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -18,6 +19,7 @@ import pytest
 from google.rpc import status_pb2
 
 from ledger import limits
+from ledger.journal import read_entry
 from server._local import LocalLedger
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
@@ -25,7 +27,21 @@ from tests import till
 from tests.oracle import Refused
 from tests.running import PROGRAM, RunningServer
 from tests.test_limits_machine import HAND, SET_RUNG, LimitedPair
-from tests.test_state_machine import BALANCE, BURN, CAPTURE, COMMIT, DAY, EARN, ENROLL, IDENTITY_KEY, RELEASE, RESERVE, SECOND, error_of
+from tests.test_state_machine import (
+    BALANCE,
+    BURN,
+    CAPTURE,
+    COMMIT,
+    DAY,
+    EARN,
+    ENROLL,
+    IDENTITY_KEY,
+    RELEASE,
+    RESERVE,
+    RETURN,
+    SECOND,
+    error_of,
+)
 
 ADJUST, QUOTE = 11, 16
 HOUR = 3600 * SECOND
@@ -220,6 +236,95 @@ def test_different_members_and_stores_are_counted_once_each() -> None:
     assert times(pair, 2, BURN) == [DONE, DONE], "of no store is no different store"
     assert [ask(pair, EARN, store="nyc"), ask(pair, BURN), ask(pair, EARN, store="tok")] == [DONE, DONE, "VELOCITY_EXCEEDED"]
     assert [ask(pair, RESERVE, store="far"), ask(pair, RESERVE, store="nyc")] == ["VELOCITY_EXCEEDED", DONE]
+
+
+@pytest.mark.parametrize("window", ["day", "ever", "20 minutes", "24 hours"])
+def test_stores_of_one_region_are_one_and_a_store_of_none_takes_no_part(window: str) -> None:
+    """Warsaw and Tokyo are in the east, New York is in the west; nobody knows of the other one."""
+    pair = pair_with(limit(["earns", "burns", "reservations"], window=window, measure="regions", at_most=1), division=1)
+    assert [ask(pair, EARN, store=store) for store in ("waw", "tok", "waw", "tok")] == [DONE] * 4, "of one region"
+    assert [ask(pair, EARN, store="nyc"), ask(pair, RESERVE, store="nyc")] == ["VELOCITY_EXCEEDED"] * 2
+    assert times(pair, 2, EARN, store="far") == times(pair, 2, BURN) == [DONE] * 2, "of no region, of no store"
+    assert [ask(pair, EARN, BOB, store="far"), ask(pair, BURN, BOB, store="nyc"), ask(pair, EARN, BOB, store="waw")] == [
+        DONE, DONE, "VELOCITY_EXCEEDED"], "each member for himself; what was in no region was not counted"
+    pair.replay()
+    assert [ask(pair, EARN, store="nyc"), ask(pair, EARN, BOB, store="nyc")] == ["VELOCITY_EXCEEDED", DONE]
+    pair.now += 2 * DAY
+    assert ask(pair, EARN, store="nyc") == ("VELOCITY_EXCEEDED" if window == "ever" else DONE)
+
+
+def test_a_store_that_moves_to_another_region_is_there_from_then_on() -> None:
+    """What was counted stays what it was: entries carry the region, and a replay asks no programme."""
+    row = limit(window="week", measure="regions", at_most=1)
+    pair = pair_with(row, division=0)
+    assert [ask(pair, EARN, store="waw"), ask(pair, EARN, store="nyc"), ask(pair, EARN, store="tok")] == [DONE, "VELOCITY_EXCEEDED", DONE]
+    pair.publish([row], 2)  # Warsaw and New York are one region now, that which New York was before
+    assert [ask(pair, EARN, store=store) for store in ("waw", "nyc")] == ["VELOCITY_EXCEEDED"] * 2
+    assert [ask(pair, EARN, BOB, store=store) for store in ("waw", "nyc")] == [DONE] * 2
+    pair.save()
+    pair.publish([row], 3)  # and apart again, and Tokyo somewhere else
+    for again in (pair.check_limits, pair.replay, lambda: pair.reload(0), lambda: pair.restart_follower(0)):
+        again()
+        assert [ask(pair, EARN, store=store) for store in ("waw", "nyc", "tok")] == [DONE, "VELOCITY_EXCEEDED", "VELOCITY_EXCEEDED"]
+        assert [ask(pair, EARN, BOB, store=store) for store in ("waw", "nyc")] == ["VELOCITY_EXCEEDED", DONE]
+
+
+def test_a_region_is_known_of_a_counter_that_begins_later_and_goes_on() -> None:
+    """Another limit of the same counter; and one that nobody had asked for before."""
+    pair = pair_with(limit(measure="stores", at_most=9))
+    assert [ask(pair, EARN, store="waw")] == [DONE]
+    row = limit(measure="regions", window="month", at_most=1)
+    pair.publish([row])
+    assert [ask(pair, EARN, store=store) for store in ("nyc", "waw")] == [DONE, "VELOCITY_EXCEEDED"], "what was before is not counted"
+    pair.publish([row | {"name": "Renamed", "at_most": 2}])
+    assert ask(pair, EARN, store="waw") == DONE
+    pair.publish([row | {"name": "Renamed again"}], 1)
+    assert ask(pair, EARN, store="tok") == "VELOCITY_EXCEEDED", "two there were"
+
+
+def test_a_return_is_of_the_region_where_it_is_made() -> None:
+    pair = pair_with(limit("returns", measure="regions", at_most=1))
+    sold = [pair.receipt(1000, store) for store in ("waw", "waw", "nyc", "nyc")]
+    for receipt in sold:
+        assert outcome(pair.call(EARN, pair.stamped(pb.EarnPointsRequest(member=ANN, receipt=receipt)))) == DONE
+
+    def back(number: int, **origin: str) -> str:
+        request = pb.ReturnReceiptRequest(receipt_key=sold[number].key, origin=pb.Origin(**origin))
+        answer = outcome(pair.call(RETURN, pair.stamped(request)))
+        pair.check_limits()
+        return answer
+
+    assert [back(0), back(1, store="nyc"), back(2, store="waw"), back(3), back(3, store="far")] == [
+        DONE, "VELOCITY_EXCEEDED", DONE, "VELOCITY_EXCEEDED", DONE]
+
+
+def test_entries_carry_a_region_only_where_a_limit_counts_regions() -> None:
+    """Of others the bytes are those of before there were regions."""
+    rows = limit(measure="stores", at_most=9), limit(measure="regions", at_most=1, then="mark")
+    said = []
+    for division, row in ((0, rows[0]), (2, rows[0]), (0, rows[1])):
+        pair = pair_with(row, division=division)
+        assert [ask(pair, EARN, store=store) for store in ("waw", "nyc", "tok", "far")] == [DONE] * 4
+        assert ask(pair, RESERVE, store="nyc") == DONE
+        said.append([entry for entry in pair.core.entries() if read_entry(entry)["kind"] in ("earn", "reserve")])
+    assert said[0] == said[1], "how stores lie is not in the entries"
+    east, west = (hashlib.sha256(name).digest()[:4] for name in (b"east", b"west"))
+    assert [read_entry(entry)["origin"]["region"] for entry in said[0]] == [None] * 5
+    assert [read_entry(entry)["origin"]["region"] for entry in said[2]] == [east, west, None, None, west]
+    without = [entry[:4] for entry in said[0]]
+    assert [int.from_bytes(b[:4], "little") - int.from_bytes(a, "little") for a, b in zip(without, said[2], strict=True)] == [
+        5, 5 + 7, 0, 0, 5], "a tag and four bytes; the second is above the limit, and says so in LIMITS"
+
+
+def test_a_repeat_after_its_store_has_moved_is_a_repeat() -> None:
+    row = limit(measure="regions", at_most=1)
+    pair = pair_with(row, division=0)
+    request = made(pair, EARN, store="waw", device="d")
+    first = pair.call(EARN, request)
+    pair.publish([row], 2)
+    again = pair.call(EARN, request)
+    assert again.replayed and again.entry == first.entry
+    pair.check_limits()
 
 
 def test_one_receipt_alone() -> None:
@@ -461,14 +566,16 @@ def test_a_full_table_never_says_yes() -> None:
         assert made_room < 200, "days that are over stay"
 
 
-@pytest.mark.parametrize("more", [{"window": "day"}, {"window": "10 minutes"}, {"window": "ever"}, {"window": "week", "measure": "stores"}],
-                         ids=lambda more: more["window"])
+@pytest.mark.parametrize("more", [{"window": "day"}, {"window": "10 minutes"}, {"window": "ever"}, {"window": "week", "measure": "stores"},
+                                  {"window": "month", "measure": "regions"}, {"window": "20 minutes", "measure": "regions"}],
+                         ids=lambda more: " ".join(more.values()))
 def test_counters_and_rungs_are_in_snapshots(more: dict) -> None:
-    pair = pair_with(limit(**more), limit("burns", at_most=0, then="mark", rung="limited", lasts="36 hours"))
+    pair = pair_with(limit(**more), limit("burns", at_most=0, then="mark", rung="limited", lasts="36 hours"), division=3)
     assert [ask(pair, EARN, store="waw"), ask(pair, EARN, store="nyc"), ask(pair, BURN, BOB)] == [DONE] * 3
     pair.save()
     pair.reload(0)
-    assert [ask(pair, EARN, store="far"), ask(pair, BURN, BOB)] == ["VELOCITY_EXCEEDED", "MEMBER_LIMITED"]
+    third = "tok" if more.get("measure") == "regions" else "far"
+    assert [ask(pair, EARN, store=third), ask(pair, BURN, BOB)] == ["VELOCITY_EXCEEDED", "MEMBER_LIMITED"]
 
 
 def test_nothing_of_who_it_was_stands_in_the_journal_or_a_snapshot(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from ledger.rules import CompiledProgram, compile_source
+from ledger.rules import CompiledProgram, compile_source, tree
 from server._local import LocalLedger
 from server._pb.loyalty.ledger.v1 import admin_pb2 as admin
 from server._pb.loyalty.ledger.v1 import ledger_pb2 as pb
@@ -49,6 +49,10 @@ SET_RUNG, SET_SEGMENTS = 24, 17
 HAND = {"operator": "anna", "reason": "ticket 7"}
 # Midnight is at another moment in each of the stores; the last one the programme does not know.
 STORES = ["waw", "waw", "waw", "nyc", "tok", "far"]
+ZONES = {"waw": "Europe/Warsaw", "nyc": "America/New_York", "tok": "Asia/Tokyo"}
+# By store. A programme may move one to another region, or out of all.
+REGIONS = [{"waw": "east", "nyc": "west"}, {"waw": "east", "nyc": "west", "tok": "east"}, {"waw": "west", "nyc": "west"},
+           {"waw": "east", "nyc": "west", "tok": "far east"}]
 SOURCE = """\
 programme: Limits
 currency: EUR
@@ -57,7 +61,7 @@ anonymous_accounts: true
 unknown_store: accept
 max_age: 400 days
 wallets: [{name: points, scale: 1}, {name: bonus, scale: 1}]
-stores: [{store: waw}, {store: nyc, zone: America/New_York}, {store: tok, zone: Asia/Tokyo}]
+stores: %s
 catalogue: [{sku: milk, category: dairy}]
 segments: %s
 rules:
@@ -80,6 +84,9 @@ def tamed(row: dict) -> dict:
 OF_BACK = [["earns"], ["earns"], ["burns"], ["reservations"], ["reservations"], ["earns", "burns"], ["burns", "reservations"]]
 PER_BACK = [["member"]] * 6 + [["store"], ["till", "hour"], ["cashier"], ["device", "store"], ["payment_card"], ["identifier"]]
 PER_RETURN = [["member"], ["member", "hour"], ["store", "hour"], ["store"], ["till"], ["cashier"]]
+
+OF_DISTANT = [["earns"], ["earns"], ["earns", "burns"], ["reservations", "burns"], ["refusals", "earns"], ["burns"]]
+PER_DISTANT = [["member"], ["member"], ["device"], ["cashier"], ["payment_card"], ["device", "hour"], ["identifier"]]
 
 
 @st.composite
@@ -118,6 +125,10 @@ def limits_of(draw: Any) -> list[dict]:
         rows.append({"name": "Returns", "of": "returns", "per": draw(st.sampled_from(PER_RETURN)), "window": draw(st.sampled_from(
             ["day", "day", "month", "10 minutes"])), "measure": draw(st.sampled_from(["count", "points", "money"])),
                      "at_most": draw(st.sampled_from([1, 2, 20])), "then": draw(st.sampled_from(["mark", "mark", "refuse"]))})
+    if draw(st.booleans()):
+        window, of = draw(st.sampled_from(["day", "week", "10 minutes", "24 hours"])), draw(st.sampled_from(OF_DISTANT))
+        rows.append({"name": "Distant", "of": of, "per": draw(st.sampled_from(PER_DISTANT)), "window": window, "measure": "regions",
+                     "at_most": draw(st.sampled_from([1, 1, 2])), "then": draw(st.sampled_from(["mark", "mark", "refuse"]))})
     return different(rows)
 
 
@@ -131,16 +142,19 @@ def different(rows: list[dict]) -> list[dict]:
 
 
 @functools.lru_cache(maxsize=500)
-def compiled(rows: str) -> CompiledProgram:
-    return compile_source((SOURCE % (json.dumps(generate.SEGMENTS), rows)).encode())
+def compiled(rows: str, division: int) -> CompiledProgram:
+    """division: of the stores into regions, a place in REGIONS."""
+    stores = [{"store": store, "zone": zone} | ({"region": REGIONS[division][store]} if store in REGIONS[division] else {})
+              for store, zone in ZONES.items()]
+    return compile_source((SOURCE % (json.dumps(stores), json.dumps(generate.SEGMENTS), rows)).encode())
 
 
 class LimitedPair(Pair):
     """A core and an oracle under a programme with limits."""
 
-    def begin_with(self, rows: list[dict], **sizes: int) -> None:
+    def begin_with(self, rows: list[dict], division: int = 0, **sizes: int) -> None:
         self.folder, self.ids = None, {}
-        self.compiled = compiled(json.dumps(rows))
+        self.compiled = compiled(json.dumps(rows), division)
         self.sizes = {"members_max": 60, "ids_max": 5000, "reservations_max": 100} | sizes
         self.now = START
         self.core = LocalLedger(self.compiled.image, self.compiled.source, self.now, identity_key=IDENTITY_KEY, **self.sizes)
@@ -154,8 +168,8 @@ class LimitedPair(Pair):
         self.reloaded = False
         self.requests = self.receipts = 0
 
-    def publish(self, rows: list[dict]) -> None:
-        self.compiled = compiled(json.dumps(rows))
+    def publish(self, rows: list[dict], division: int = 0) -> None:
+        self.compiled = compiled(json.dumps(rows), division)
         self.core.publish(self.compiled.image, self.compiled.source, self.now)
         self.oracle.publish(self.compiled.program, self.now)
 
@@ -204,12 +218,15 @@ COMMANDS = st.tuples(
     st.sampled_from(STORES), st.sampled_from(["1", "2"]), st.integers(0, 127))
 
 
+DIVISIONS = st.integers(0, len(REGIONS) - 1)
+
+
 class Limited(LimitedPair, RuleBasedStateMachine):
     """One pair under generated limits."""
 
-    @initialize(rows=limits_of())
-    def open(self, rows: list[dict]) -> None:
-        self.begin_with(rows)
+    @initialize(rows=limits_of(), division=DIVISIONS)
+    def open(self, rows: list[dict], division: int) -> None:
+        self.begin_with(rows, division)
         self.sent: list[tuple[int, Any]] = []
         self.keys: list[Any] = [pb.ReceiptKey(store="waw", till="1", business_day=20260320, number="nobody's")]
         for ref in ({"card": "a"}, {"card": "b"}):  # somebody to begin with, who has points
@@ -393,9 +410,9 @@ class Limited(LimitedPair, RuleBasedStateMachine):
         request = admin.AdjustPointsRequest(member=pb.MemberRef(member_id=number), points=points, **HAND)
         self.call(11, self.stamped(request))
 
-    @rule(rows=limits_of(), keep=st.integers(0, 3))
-    def publish_others(self, rows: list[dict], keep: int) -> None:
-        """Other limits; those that stay have other names, bounds and answers, and their counters go on."""
+    @rule(rows=limits_of(), keep=st.integers(0, 3), division=DIVISIONS)
+    def publish_others(self, rows: list[dict], keep: int, division: int) -> None:
+        """Other limits; those that stay have other names, bounds and answers, and their counters go on. Stores move between regions."""
         stay = []
         for row in self.rows()[:keep]:
             row = {**row, "name": f"Kept {len(stay)} of {self.now}"}
@@ -403,12 +420,12 @@ class Limited(LimitedPair, RuleBasedStateMachine):
                 row["then"] = "shadow" if row["then"] == "mark" else "mark"
                 if row["then"] == "shadow":
                     row.pop("rung", None), row.pop("lasts", None)
-            recent = row["window"] in generate.SPANS and row.get("measure") in ("members", "stores")  # at most 12
+            recent = row["window"] in generate.SPANS and row.get("measure") in tree.DIFFERENT  # at most 12
             if "at_most" in row and row["window"] != "receipt" and not (recent and row["at_most"] == 12):
                 row["at_most"] += 1
             stay.append(row)
         names = {row["name"] for row in stay}
-        self.publish(different(stay + [row for row in rows if row["name"] not in names]))
+        self.publish(different(stay + [row for row in rows if row["name"] not in names]), division)
 
     def rows(self) -> list[dict]:
         text = self.compiled.source.decode()

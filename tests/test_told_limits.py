@@ -6,6 +6,7 @@ Through a real service, a real LMDB journal and the follower's read port. What a
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ zone: America/New_York
 anonymous_accounts: true
 max_age: 400 days
 wallets: [{name: points}]
+stores: [{store: S001, region: east}, {store: S9, region: west}]
 rules: [{name: Base, for_every_full: 1.00, give: 1}]
 burn: [{name: All, one_point_pays: 0.01}]
 limits:
@@ -46,6 +48,7 @@ limits:
   - {name: Fifth, of: earns, per: member, window: day, at_most: 4, then: refuse, rung: limited, lasts: 1 hour}
   - {name: Burns, of: burns, per: device, window: day, at_most: 0, then: challenge}
   - {name: Looked at, of: [balances, unknown_balances], per: device, window: 1 hour, at_most: 5, then: refuse}
+  - {name: Distant, of: earns, measure: regions, per: member, window: 20 minutes, at_most: 1, then: refuse}
 """
 OTHER = SOURCE.replace("name: Second", "name: Renamed").replace("name: Hidden", "name: Still hidden")
 
@@ -161,6 +164,7 @@ def test_lists_the_feed_and_the_export_tell_the_same(shop: Shop, tmp_path: Path)
             if feed and feed[-1].entry.sequence == entries[-1][0]:
                 break
         assert feed == listed[::-1]
+    assert {one.origin.region for one in listed} == {"", *(hashlib.sha256(region).hexdigest()[:8] for region in (b"east", b"west"))}
     for one in listed:
         check_told(one, values[one.entry.sequence], names)
     export(shop.server.data, tmp_path / "out", unfinished=True)

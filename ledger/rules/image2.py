@@ -257,7 +257,7 @@ BURN = np.dtype([
     ("pays", "<i8"), ("pays_per", "<i8"), ("share", "<u4"), ("when_program", "<u4"), ("not_for_program", "<u4"),
     ("wallet", "<u2"), ("reserved", "<u2"),
 ])
-STORE_CLASS = np.dtype([("zone", "<u2"), ("reserved", "u1", 6)])
+STORE_CLASS = np.dtype([("zone", "<u2"), ("reserved", "u1", 2), ("region", "<u4")])
 VELOCITY = np.dtype([
     ("id", "<u4"), ("window_s", "<u4"), ("of", "<u2"), ("keys", "<u2"), ("window", "u1"), ("measure", "u1"), ("flags", "u1"),
     ("reserved", "u1", 17), ("segments", "<u8", 2),

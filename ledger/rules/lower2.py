@@ -285,7 +285,7 @@ class _Lowering:
         places = self.dimensions.places
         self.table(Kind.STORES, [(code, number, 0) for code, number in zip(places.codes, places.class_of[1:].tolist(), strict=True)])
         rows = np.zeros(len(places.zone_of_class), STORE_CLASS)
-        rows["zone"] = places.zone_of_class
+        rows["zone"], rows["region"] = places.zone_of_class, places.region_of_class
         self.sections[Kind.STORE_CLASSES] = rows
         zone_rows, spans = [], []
         for zone in places.zones:

@@ -28,6 +28,7 @@ from ledger.rules.lower_conditions import (
     possible,
     signed,
 )
+from ledger.rules.lower_velocity import region_prints
 
 FOLD = np.uint64(0x9E3779B97F4A7C15)
 SET_DIMENSIONS = {"segment": Dimension.SEGMENT, "tender": Dimension.TENDER, "promo_code": Dimension.PROMO_CODE}
@@ -56,7 +57,8 @@ def own_lines(atom: object) -> bool:
 
 
 class Places:
-    """Store classes: stores of one zone with equal truth of every condition on place. Class 0: unknown stores."""
+    """Store classes: stores of one zone (and of one region, where a limit counts them) with equal truth of every condition on place.
+    Class 0: unknown stores."""
 
     def __init__(self, programme: tree.Programme, atoms: Iterable[object]):
         atoms = list(dict.fromkeys(atom for atom in atoms if isinstance(atom, tree.InSet) and atom.kind in tree.STORE_SETS))
@@ -75,8 +77,10 @@ class Places:
             for name in atom.names:
                 truth[by_name.get((atom.kind, name), [])] = True
         unknown_first = np.array([-1, *(zone_of[store.zone] for store in rows)], np.int64)
-        self.class_of, first = grouped([unknown_first, *packed(truths)])
-        self.zone_of_class = np.maximum(unknown_first[first], 0)
+        prints = region_prints(programme)
+        regions = np.array([0, *(prints.get(store.region, 0) for store in rows)], np.int64)
+        self.class_of, first = grouped([unknown_first, *([regions] if prints else []), *packed(truths)])
+        self.zone_of_class, self.region_of_class = np.maximum(unknown_first[first], 0), regions[first]
         self.truth = {atom: truth[first] for atom, truth in zip(atoms, truths, strict=True)}
 
 

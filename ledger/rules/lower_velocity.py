@@ -53,6 +53,20 @@ def counter_id(counter: tree.Counter) -> int:
     return hashed & ~7 | tree.LIMIT_WINDOWS.index(counter.window)
 
 
+def region_prints(programme: tree.Programme) -> dict[str | None, int]:
+    """The fingerprint of each region; none where no limit counts regions. LimitExceeded: two are alike."""
+    if all(counter.measure != "regions" for counter in programme.counters):
+        return {}
+    found: dict[str | None, int] = {}
+    taken: dict[int, str] = {}
+    for name in sorted({store.region for store in programme.stores.values() if store.region}):
+        found[name] = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") or 1
+        if taken.setdefault(found[name] >> 4, name) != name:  # a sliding window keeps 28 bits of it
+            raise LimitExceeded(f"stores: the short hashes of the regions {taken[found[name] >> 4]!r} and {name!r} cannot be told apart, "
+                                "one must have another name")
+    return found
+
+
 def _no_two_alike(programme: tree.Programme) -> None:
     taken: dict[int, tree.Counter] = {}
     for i, limit in enumerate(programme.limits):

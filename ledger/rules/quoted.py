@@ -1,17 +1,19 @@
 """The rules of a programme as its file has them: name and text, from the source that stands in the journal. For people who ask why.
 
-Not for what a programme means (`check.py`): files beside it are not needed, and nothing is judged. Used by ledger/explain.py,
-ledger/simulate.py and ledger/backtest.py.
+Not for what a programme means (`check.py`): files beside it are not needed (but for a table of stores), and nothing is judged. Used by
+ledger/explain.py, ledger/export.py, ledger/simulate.py and ledger/backtest.py.
 """
 
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import NamedTuple
 
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from ledger.rules.syntax import parse
+from ledger.rules import catalogue
+from ledger.rules.syntax import ProgramError, parse
 
 
 class QuotedRule(NamedTuple):
@@ -46,6 +48,24 @@ def list_of(source: bytes, *keys: str) -> list[str]:
     for key in keys:
         found = _value(found, key) if found is not None else None
     return [row.value for row in found.value if isinstance(row, ScalarNode)] if isinstance(found, SequenceNode) else []
+
+
+def regions_of(source: bytes, folder: Path) -> dict[str, str] | None:
+    """The region of each store that has one. None: there are no stores. folder: where a table of them would lie. Errors: ProgramError."""
+    stores = _value(parse(source, "<journal>"), "stores")
+    if isinstance(stores, MappingNode):
+        try:
+            table = catalogue.read_table(folder / _text(stores, "file"), {"store": ["store"], "region": ["region"]}, "store",
+                                         catalogue.ROWS_MAX)
+        except catalogue.TableError as error:
+            raise ProgramError(str(error)) from None
+        columns = [table.columns[key][0] if key in table.columns else [] for key in ("store", "region")]
+        rows = list(zip(*columns, strict=False))
+    elif isinstance(stores, SequenceNode):
+        rows = [(_text(row, "store"), _text(row, "region")) for row in stores.value]
+    else:
+        return None
+    return {code.strip(): region.strip() for code, region in rows if code.strip() and region.strip()}
 
 
 def rules_of(source: bytes) -> list[QuotedRule]:

@@ -362,7 +362,8 @@ class Tiers:
 OF = ("earns", "burns", "reservations", "enrolments", "refusals", "balances", "unknown_balances", "returns")
 LOOK_UPS = ("balances", "unknown_balances")
 KEYS = ("member", "identifier", "payment_card", "device", "till", "cashier", "store", "partner", "hour", "basket")
-MEASURES = ("count", "points", "money", "members", "stores", "quantity")  # from 1
+MEASURES = ("count", "points", "money", "members", "stores", "quantity", "regions")  # from 1
+DIFFERENT = ("members", "stores", "regions")  # measures that count how many there were
 LIMIT_WINDOWS = ("receipt", "day", "week", "month", "ever", "sliding")  # from 0
 ACTIONS = ("shadow", "mark", "refuse", "challenge", "reduce", "review")  # from 1
 RUNGS = ("warned", "limited", "blocked", "excluded")  # from 1

@@ -22,7 +22,7 @@ COUNTERS_MAX = 64
 KEYS_PER_LIMIT_MAX = 3
 SLIDING_MAX = 2**32 - 1  # a sub-bucket of a sliding window is 32 bits and saturates
 RECENT_MAX = 12  # different ones that a sliding window tells apart, but for the one that is too many
-DIFFERENT_MAX = 100_000  # different members and stores are counted in 32,768 bits, which says nothing beyond
+DIFFERENT_MAX = 100_000  # different members, stores and regions are counted in 32,768 bits, which says nothing beyond
 MEANS_MAX = 1_000_000  # a thousand times the mean
 RECEIPTS_MAX = 1_000_000
 CALENDAR = ("day", "week", "month", "ever")
@@ -120,7 +120,8 @@ def _from_file(r: Reading, node: Node, name: str, wallets: tuple[tree.Wallet, ..
 def read_alone(source: bytes, file: str, folder: Path, programme: tree.Programme) -> tuple[tree.Limit, ...]:
     """The limits of a file of limits, or of a whole programme, with the names of another programme. ProgramError."""
     top = syntax.parse_strict(source, file, "limits:")
-    r = Reading(Problems(file), programme.currency_digits, programme.currency, {"segment": programme.segments})
+    r = Reading(Problems(file), programme.currency_digits, programme.currency, {
+        "segment": programme.segments, "region": {store.region for store in programme.stores.values() if store.region}})
     keys = [key.value for key, _ in top.value]
     if "programme" in keys and "limits" not in keys:
         r.wrong(top, "limits", "the programme has none, so there is nothing to test")
@@ -241,19 +242,23 @@ class _Limit:
     def measures(self, counts: tree.Counter) -> None:
         of, per, measure, window = counts.of, counts.per, counts.measure, counts.window
         allowed = {"count": tree.OF, "points": (*_POSTED, "returns"), "money": of if of == ("returns",) else ("earns",),
-                   "quantity": ("earns",), "members": _ENTRIES, "stores": _ENTRIES}[measure]
+                   "quantity": ("earns",), "members": _ENTRIES, "stores": _ENTRIES, "regions": _ENTRIES}[measure]
         if other := [word for word in of if word not in allowed]:
-            only = "" if measure in ("members", "stores") else f", must be of {' or '.join(allowed)}"
+            only = "" if measure in tree.DIFFERENT else f", must be of {' or '.join(allowed)}"
             self.wrong("measure", f"{measure} has no meaning of {other[0]}{only}")
         if measure == "quantity" and window != "receipt":
             self.wrong("measure", "quantity is that of one line, has a meaning only with window receipt")
         if counts.volatile and window == "receipt":
             self.wrong("window", "must not be receipt of look-ups: must be a time")
-        if measure in ("members", "stores"):
+        if measure == "regions" and not self.r.known.get("region"):
+            self.wrong("measure", "regions has no meaning: no store of the programme has a region; list its stores with the region of each "
+                                  "(`stores: [{store: CODE, region: NAME}, ...]`)")
+        if measure in tree.DIFFERENT:
             if window == "receipt":
                 self.wrong("window", f"must be a time with measure {measure}: a receipt has only one")
             for key, why in {"members": {"member": "a member is one", "identifier": "an identifier names one member"},
-                             "stores": {"store": "a store is one", "till": "a till is in one store"}}[measure].items():
+                             "stores": {"store": "a store is one", "till": "a till is in one store"},
+                             "regions": {"store": "a store is in one region", "till": "a till is in one region"}}[measure].items():
                 if key in per:
                     self.wrong("per", f"{key} has no meaning with measure {measure}: {why}")
             if measure == "members" and of == ("enrolments",):
@@ -336,7 +341,7 @@ class _Limit:
                                                                        " (smallest units: the wallets have different scales)")
             case "quantity":
                 return 3, limits.QUANTITY_MILLI_MAX, "a quantity", ""
-            case "members" | "stores":
+            case "members" | "stores" | "regions":
                 if sliding:
                     return 0, RECENT_MAX, "a whole number", " (a sliding window tells no more apart)"
                 return 0, DIFFERENT_MAX, "a whole number", ""

@@ -29,6 +29,7 @@ limits:
   - {name: Too busy, of: earns, per: member, window: day, at_most: 4, then: refuse}
   - {name: One till, of: earns, per: [till, member], window: 40 minutes, at_most: 1, then: review}
   - {name: Shops, of: earns, measure: stores, per: member, window: day, at_most: 1, then: mark}
+  - {name: Distant, of: [earns, reservations], measure: regions, per: member, window: 50 minutes, at_most: 1, then: mark}
   - {name: Large, of: earns, measure: money, per: member, window: receipt, at_most: 90.00, then: mark}
   - {name: Jump, of: earns, measure: money, per: member, window: receipt, at_most_means: 2, after: 3, then: mark}
   - {name: Enough, of: earns, measure: points, per: member, window: week, at_most: 60, then: reduce}
@@ -211,6 +212,70 @@ def test_what_limits_refused_then_is_let_through_by_wider_ones(tmp_path: Path) -
         shop.now += MINUTE_US
     made, _ = run(shop, tmp_path, one_limit(at_most="5", then="refuse"))
     assert (made.stopped_then.entries, made.refused.entries, made.limits[0].counted) == (3, 1, 6)
+
+
+DISTANT = """\
+limits:
+  - {name: Distant, of: [earns, reservations, returns], measure: regions, per: member, window: 3 hours, at_most: 1, then: mark}
+  - {name: Distant shops, of: enrolments, measure: regions, per: device, window: ever, at_most: 1, then: shadow}
+"""
+LISTED = 'stores: [{store: "1", groups: [city], region: north}, {store: "2", region: south}]'
+CSV = SOURCE.replace(LISTED, "stores: {file: stores.csv}")
+
+
+@pytest.mark.parametrize(("source", "asked", "table"), [
+    (SOURCE, DISTANT, None),
+    (SOURCE, SOURCE.replace(LISTED, 'stores: [{store: "2", region: x}, {store: "1", region: y}]') + DISTANT, None),
+    (SOURCE.replace(", region: north", ""), SOURCE + DISTANT, None),
+    (SOURCE.replace(", region: north", ""), CSV + DISTANT, "region,store\n north ,1\nsouth, 2 \n,3\n"),
+    (CSV, DISTANT, "store,region\n1,north\n2,south\n"),
+    (SOURCE + "limits:\n  - {name: Other, of: earns, measure: stores, per: member, window: day, at_most: 9, then: mark}\n", DISTANT, None),
+], ids=["the journal's stores", "the file's stores", "the journal's have too few", "a table of the file", "a table of the journal",
+        "other limits then"])
+def test_regions_of_entries_that_do_not_say_them(tmp_path: Path, source: str, asked: str, table: str | None) -> None:
+    """Of receipts, and of reservations and returns whose store the journal knows by its hash alone."""
+    counting, other = Lived(SOURCE + DISTANT), Lived.__new__(Lived)
+    if table is not None:
+        (tmp_path / "stores.csv").write_text(table)
+    other.source, other.now, other.requests = source.encode(), counting.now, 0
+    other.programme = backtest.check.check_source(other.source, "p.yaml", tmp_path)
+    other.core = type(counting.core)(backtest.lower2.lower_programme(other.programme), other.source, other.now, members_max=100,
+                                     ids_max=10_000)
+    for shop in (counting, other):
+        busy(shop, SEED)
+    theirs = fired(counting)
+    made, ours = run(other, tmp_path, asked)
+    assert ours == theirs and len(theirs) > 20 and made.limits[0].counted > len(theirs)
+    kinds = {read_entry(counting.core.entries()[sequence - 1])["kind"] for sequence in theirs}
+    assert {"earn", "reserve"} <= kinds
+
+
+def test_regions_of_entries_that_say_them_are_those(tmp_path: Path) -> None:
+    """Also after stores have moved: what was one region then is told as one."""
+    shop = Lived((SOURCE + DISTANT).replace("region: south", "region: north"))
+    busy(shop, SEED, 3)
+    assert not fired(shop), "all stores are in the north"
+    apart = (SOURCE + DISTANT).encode()
+    shop.core.publish(backtest.lower2.lower_programme(backtest.check.check_source(apart)), apart, shop.now)
+    sold(shop, 1, 2, store="1")
+    sold(shop, 1, 2, store="2")
+    theirs = fired(shop)
+    made, ours = run(shop, tmp_path, DISTANT)
+    assert ours == theirs and len(theirs) == made.limits[0].above.entries == 2
+
+
+@pytest.mark.parametrize(("source", "asked", "message"), [
+    (SOURCE.replace(LISTED, ""), DISTANT, "measure regions has nothing to count: no store of the programme of the journal has a region"),
+    (SOURCE, SOURCE.replace(", region: north", "").replace(", region: south", "") + DISTANT,
+     "measure regions has nothing to count: no store of the programme has a region"),
+    (SOURCE, CSV + DISTANT, "measure regions needs the regions of stores, which the programme has in a table that must lie beside this "
+                            "file: stores.csv cannot be read: No such file or directory"),
+])
+def test_regions_that_nobody_knows_are_one_clear_error(tmp_path: Path, source: str, asked: str, message: str) -> None:
+    shop = Lived(source)
+    shop.enroll(1)
+    with pytest.raises(ProgramError, match=f"limits.yaml:1:1: limits: {message}"):
+        run(shop, tmp_path, asked)
 
 
 def test_from_and_to_bound_what_is_looked_at_and_counted(tmp_path: Path) -> None:

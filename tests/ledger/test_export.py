@@ -119,7 +119,8 @@ def expected_of_limits(value: dict[str, Any], names: dict[int, list[str]]) -> di
     rows = sorted({kind & 7 for _, kind, _, _ in blocks["rows"]})
     return {
         "origin": origin and {"utc_offset_s": origin["offset_s"], **{
-            part: origin["parts"][tag].hex() if tag in origin["parts"] else None for tag, part in PARTS.items()}},
+            part: origin["parts"][tag].hex() if tag in origin["parts"] else None for tag, part in PARTS.items()},
+            "region": origin["region"].hex() if origin["region"] else None},
         "limits": [{"number": row["limit"], "name": name(row["limit"]), "action": ANSWERS[row["answer"]]}
                    for row in value.get("limits", {}).get("above", ())],
         "cut_points": value.get("limits", {}).get("cut"),

@@ -398,12 +398,12 @@ def limit_of(draw: Any, name: str) -> dict:
     means = measure == "money" and draw(st.booleans())
     if measure == "quantity" or means:
         window = "receipt"
-    elif measure in ("members", "stores"):
+    elif measure in tree.DIFFERENT:
         window = draw(st.sampled_from(["day", "week", "month", "ever", *SPANS]))
     else:
         window = draw(st.sampled_from(["day", "week", "month", "ever", *SPANS, *["receipt"] * (not look_ups)]))
     keys = list(tree.KEYS)
-    without = {"members": ["member", "identifier"], "stores": ["store", "till"]}.get(measure, [])
+    without = {"members": ["member", "identifier"], "stores": ["store", "till"], "regions": ["store", "till"]}.get(measure, [])
     without = without + ["member", "identifier"] * ("enrolments" in of) + ["member"] * ("unknown_balances" in of)
     without += ["identifier"] * ("returns" in of)
     if look_ups or window == "receipt" and not means:
@@ -424,9 +424,9 @@ def limit_of(draw: Any, name: str) -> dict:
     elif measure == "count" and window == "receipt":
         made["at_most"] = 0
     else:
-        most = {"members": [100_000], "stores": [100_000], "quantity": ["0.5", "1000000"], "money": ["0.01", "42949672.95"],
+        most = {**dict.fromkeys(tree.DIFFERENT, [100_000]), "quantity": ["0.5", "1000000"], "money": ["0.01", "42949672.95"],
                 "points": ["0.1", "429496729.5"]}
-        if window in SPANS and measure in ("members", "stores"):
+        if window in SPANS and measure in tree.DIFFERENT:
             most[measure] = [12]
         made["at_most"] = draw(st.sampled_from([0, 1, 2, 5, *most.get(measure, [4_294_967_295])]))
     answers = ["shadow", "mark"] + ["refuse"] * (of != ["refusals"]) + ["challenge"] * (set(of) <= {"burns", "reservations"})

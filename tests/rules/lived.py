@@ -34,7 +34,7 @@ wallets:
   - {name: points, worth: 0.10, points_live: 12 months to end of month}
   - {name: miles, scale: 2}
 funders: {alpina: 7}
-stores: [{store: "1", groups: [city]}, {store: "2"}]
+stores: [{store: "1", groups: [city], region: north}, {store: "2", region: south}]
 catalogue:
   - {sku: milk, category: Food/Dairy, brand: Alpina}
   - {sku: bread, category: Food/Bakery}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ currency: EUR
 zone: Europe/Warsaw
 wallets: [{name: points, scale: 1}]
 segments: [students, staff]
+stores: [{store: "1", region: north}, {store: "2", region: south}, {store: "3"}]
 rules: []
 limits:
 """
@@ -85,8 +87,9 @@ WRONG = [
     (one(of="[burns, balances]"),
      "1:17: limits[0].of: balances and unknown_balances are look-ups, which no entry knows, must not stand beside burns"),
     (one(measure="point"),
-     "1:83: limits[0].measure: must be one of count, points, money, members, stores, quantity, was 'point'; did you mean 'points'?"),
-    (one(measure=""), "1:74: limits[0].measure: must be one of count, points, money, members, stores, quantity, was nothing"),
+     "1:83: limits[0].measure: must be one of count, points, money, members, stores, quantity, regions, was 'point'; "
+     "did you mean 'points'?"),
+    (one(measure=""), "1:74: limits[0].measure: must be one of count, points, money, members, stores, quantity, regions, was nothing"),
     (one(per=None), "1:3: limits[0].per: is missing, must be set"),
     (one(per="card"),
      "1:29: limits[0].per: must be one of member, identifier, payment_card, device, till, cashier, store, partner, hour, "
@@ -151,6 +154,15 @@ WRONG = [
      "per: identifier has no meaning with measure members: an identifier names one member"),
     (one(measure="stores", per="store"), "1:29: limits[0].per: store has no meaning with measure stores: a store is one"),
     (one(measure="stores", per="[till, member]"), "per: till has no meaning with measure stores: a till is in one store"),
+    (one(measure="regions", per="store"), "1:29: limits[0].per: store has no meaning with measure regions: a store is in one region"),
+    (one(measure="regions", per="[till, member]"), "per: till has no meaning with measure regions: a till is in one region"),
+    (one(measure="regions", window="receipt"), "1:45: limits[0].window: must be a time with measure regions: a receipt has only one"),
+    (one(measure="regions", window="20 minutes", at_most="13"),
+     "limits[0].at_most: must be a whole number from 0 to 12 (a sliding window tells no more apart), was '13'"),
+    (one(measure="regions", at_most="100001"), "must be a whole number from 0 to 100000, was '100001'"),
+    (one(measure="regions", of="balances"), "limits[0].measure: regions has no meaning of balances"),
+    (one(gives_back="true", measure="regions"),
+     "limits[0].gives_back: has no meaning with measure regions: who was there has been there"),
     (one(measure="members", of="enrolments", per="device"),
      "measure: members has no meaning of enrolments: each opens another member, must be count"),
     (one(per="[member, basket]", of="[earns, burns]"), "limits[0].per: basket has a meaning only of earns: burns have no lines"),
@@ -228,10 +240,32 @@ def test_more_limits_or_counters_than_there_is_room_for():
     assert limits_of("\n".join([*rows[:62], means, lifetime])), "the money of all time is one of the two that a mean needs"
 
 
+NOWHERE = ("regions has no meaning: no store of the programme has a region; list its stores with the region of each "
+           "(`stores: [{store: CODE, region: NAME}, ...]`)")
+WITHOUT = [TOP.replace(', region: north', '').replace(', region: south', ''), TOP.replace(TOP.splitlines()[5] + "\n", "")]
+
+
+@pytest.mark.parametrize("top", WITHOUT, ids=["stores without regions", "no stores"])
+def test_regions_are_counted_where_some_store_has_one(top, tmp_path):
+    assert mistakes(one(measure="regions"), top) == [f"1:83: limits[0].measure: {NOWHERE}"]
+    (tmp_path / "mine.yaml").write_text(f"limits:\n  {one(measure='regions')}\n")
+    filed = top.replace("limits:\n", "limits: mine.yaml\n")
+    assert mistakes("", filed, tmp_path) == [f"0:9: limits: mine.yaml:2:85: limits[0].measure: {NOWHERE}"]
+    assert len(limits_of(one(measure="regions"))) == len(limits_of(one(measure="stores"), top)) == 1
+
+
+def test_the_stores_of_a_file_have_regions_too(tmp_path):
+    (tmp_path / "stores.csv").write_text("store,region\n1,north\n2,\n")
+    top = TOP.replace(TOP.splitlines()[5], "stores: {file: stores.csv}")
+    assert len(check.check_source((top + one(measure="regions")).encode(), "p.yaml", tmp_path).limits) == 1
+    (tmp_path / "stores.csv").write_text("store,region\n1,\n2,\n")
+    assert mistakes(one(measure="regions"), top, tmp_path) == [f"1:83: limits[0].measure: {NOWHERE}"]
+
+
 # --- a file beside the programme ------------------------------------------------------------------------------------------
 
 FILED = TOP.replace("limits:\n", "limits: mine.yaml\n")
-FILED_AT = "p.yaml:7:9: limits: "
+FILED_AT = "p.yaml:8:9: limits: "
 
 
 def test_limits_in_a_file_are_those_in_the_programme(tmp_path):
@@ -282,7 +316,7 @@ def test_a_file_of_limits_travels_with_the_programme(tmp_path):
     done = apart.run(apart.Job(FILED.encode(), sent))
     assert not done.mistakes and Image(done.image)[Kind.LIMITS]["name"].tolist() == [b"A"]
     assert apart.run(apart.Job(FILED.encode())).mistakes == (
-        "source:7:9: limits: must be one of the files that were sent with it (none), was 'mine.yaml'",)
+        "source:8:9: limits: must be one of the files that were sent with it (none), was 'mine.yaml'",)
     outside = FILED.replace("mine.yaml", "/etc/passwd").encode()
     assert "must be one of the files that were sent with it (mine.yaml), was '/etc/passwd'" in apart.run(apart.Job(outside,
                                                                                                                    sent)).mistakes[0]
@@ -302,11 +336,12 @@ MANY = "\n".join([
     one(name="Points", of="reservations", measure="points", window="month", at_most="1.5", then="challenge"),
     one(name="Cut", measure="count", window="week", at_most="1", then="reduce", per="[member, basket, hour]"),
     one(name="x" * 64, of="enrolments", per="partner", measure="stores", at_most="9"),
+    one(name="Distant", measure="regions", window="20 minutes", at_most="1"),
 ])
 
 
 def test_the_tree_says_what_the_limits_say():
-    first, jump, same, line, look, softer, points, cut, last = limits_of(MANY)
+    first, jump, same, line, look, softer, points, cut, last, distant = limits_of(MANY)
     staff = frozenset({"staff"})
     assert first == tree.Limit("First", tree.Counter(("earns", "burns"), "count", ("member", "till"), "sliding", 7200, staff), 7, 0,
                                "refuse",
@@ -317,6 +352,7 @@ def test_the_tree_says_what_the_limits_say():
     assert same.counts == jump.counters[0] and same.at_most == 1234 and line.counters == () and line.at_most == 1500
     assert softer.counts == first.counts and look.counts.volatile and not first.counts.volatile
     assert (points.at_most, last.counts.measure, cut.counts.per) == (15, "stores", ("member", "hour", "basket"))
+    assert (distant.counts.measure, tree.MEASURES.index("regions")) == ("regions", 6), "the numbers of the others stay"
     assert tree.counter_text(first.counts) == "of earns burns\nmeasure count\nper member till\nwindow sliding 7200\nsegment staff\n"
     assert tree.counter_text(same.counts) == "of earns\nmeasure money\nper member identifier\nwindow ever\n"
 
@@ -333,6 +369,10 @@ def limit(name: bytes, at_most: int, counter: int, keys: int, of: int, measure: 
                        window)
 
 
+def print_of(region: str) -> int:
+    return int.from_bytes(hashlib.sha256(region.encode()).digest()[:4], "little")
+
+
 def test_records_are_those_computed_by_hand():
     data = lower_programme(check.check_source((TOP + MANY).encode()))
     image = Image(data)
@@ -344,6 +384,7 @@ def test_records_are_those_computed_by_hand():
         velocity("of reservations\nmeasure points\nper member\nwindow month\n", 3, 4, 1, 2),
         velocity("of earns\nmeasure count\nper member hour basket\nwindow week\n", 2, 1, 1 + 256 + 512, 1),
         velocity("of enrolments\nmeasure stores\nper partner\nwindow day\n", 1, 8, 128, 5),
+        velocity("of earns\nmeasure regions\nper member\nwindow sliding 1200\n", 5, 1, 1, 7, 1200),
     ])
     assert image[Kind.LIMITS].tobytes() == b"".join([
         limit(b"First", 7, 1, 17, 3, 1, 3, 5, 2, rung=2, rung_s=604_800),
@@ -355,7 +396,9 @@ def test_records_are_those_computed_by_hand():
         limit(b"Points", 15, 5, 1, 4, 2, 4, 3),
         limit(b"Cut", 1, 6, 1 + 256 + 512, 1, 1, 5, 2),
         limit(b"x" * 64, 9, 7, 128, 8, 5, 2, 1),
+        limit(b"Distant", 1, 8, 1, 1, 7, 2, 5),
     ])
+    assert image[C].tobytes() == b"".join(struct.pack("<HxxI", 0, number) for number in (0, print_of("north"), print_of("south"), 0))
     read = LoadedImage(data)
     assert [row[:2] for row in read.velocity] == [(int(row["id"]), int(row["of"])) for row in image[Kind.VELOCITY]]
     assert read.bounds[0] == (b"First", 7, 1, 0, 0, 0, 3, 2, 604_800) and read.bounds[8][0] == b"x" * 64
@@ -384,6 +427,27 @@ def test_counters_that_cannot_be_told_apart_need_something_else(monkeypatch):
     monkeypatch.setattr(lower_velocity, "counter_id", lambda counter: 9)
     with pytest.raises(LimitExceeded, match=r"limits\[1\]: the short hashes of what 'B' and 'A' count cannot be told apart"):
         lower_programme(programme)
+
+
+def test_regions_that_cannot_be_told_apart_need_another_name():
+    one_name, other = "region 10142", "region 2124"
+    assert print_of(one_name) >> 4 == print_of(other) >> 4, "a sliding window keeps 28 bits"
+    top = TOP.replace("north", one_name).replace("south", other)
+    with pytest.raises(LimitExceeded, match=f"stores: the short hashes of the regions '{one_name}' and '{other}' cannot be told apart, "
+                                            "one must have another name"):
+        lower_programme(check.check_source((top + one(measure="regions")).encode()))
+    lower_programme(check.check_source((top + one(measure="stores")).encode()))
+
+
+def test_regions_stand_in_an_image_only_where_a_limit_counts_them():
+    with_regions, without = (lower_programme(check.check_source((TOP + one(measure=measure)).encode()))
+                             for measure in ("regions", "stores"))
+    assert Image(without)[C].tobytes() == bytes(16), "one class of all stores that are known"
+    assert LoadedImage(with_regions) and not taken(with_field(C, 1, "region", 1, without))
+    for row in (1, 2):
+        assert taken(with_regions)
+        with_regions = with_field(C, row, "region", 0, with_regions)
+    assert not taken(with_regions), "it would count nothing"
 
 
 # Of before there were limits. A programme that changes gets a new one here; a compiler that changes must not.
@@ -432,11 +496,13 @@ def taken(data: bytes) -> bool:
     return True
 
 
-V, L = Kind.VELOCITY, Kind.LIMITS
+V, L, C = Kind.VELOCITY, Kind.LIMITS, Kind.STORE_CLASSES
 DAMAGED = [
     (V, 0, "of", 0), (V, 0, "of", 128), (V, 0, "of", 1), (V, 0, "keys", 0), (V, 0, "keys", 1024), (V, 0, "keys", 1), (V, 0, "window_s", 0),
     (V, 0, "window_s", 48), (V, 0, "window_s", 7201), (V, 0, "window_s", 86_412), (V, 1, "window_s", 60), (V, 0, "window", 1),
-    (V, 0, "window", 0), (V, 0, "window", 6), (V, 0, "id", 5 | 3), (V, 0, "measure", 0), (V, 0, "measure", 7), (V, 0, "flags", 1),
+    (V, 0, "window", 0), (V, 0, "window", 6), (V, 0, "id", 5 | 3), (V, 0, "measure", 0), (V, 0, "measure", 7), (V, 0, "measure", 8),
+    (V, 7, "measure", 5), (V, 7, "keys", 64), (V, 7, "flags", 2), (L, 9, "measure", 5), (L, 9, "at_most", 13), (C, 0, "region", 1),
+    (C, 1, "reserved", (1, 0)), (V, 0, "flags", 1),
     (V, 3, "flags", 0), (V, 3, "flags", 2), (V, 0, "segments", (4, 0)), (V, 0, "segments", (0, 1)), (V, 0, "segments", (0, 0)),
     (V, 3, "segments", (1, 0)), (V, 2, "id", None), (V, 0, "reserved", (0,) * 16 + (1,)),
     (L, 0, "name", b""), (L, 0, "name", b"Jump"), (L, 0, "name", b"a\0b"), (L, 0, "at_most", -1), (L, 0, "at_most", 2**32),
@@ -611,6 +677,15 @@ def test_the_limits_to_begin_with_fit_a_grocery_chain(tmp_path):
     rest = (ROOT / "programs" / "grocery.yaml").read_text() + "\nsegments: [staff]\n"
     without = compile_source(rest.encode())
     assert replace(compiled.program, limits=()) == without.program and without.hash != compiled.hash
+
+
+def test_the_limits_that_the_page_shows_are_right(tmp_path):
+    """docs/fraud.md, on shops far apart: with a table of stores beside it."""
+    shown = re.findall(r"^```yaml\n((?:.*\n)*?)^```$", (ROOT / "docs" / "fraud.md").read_text(), re.MULTILINE)
+    assert len(shown) == 1
+    (tmp_path / "stores.csv").write_text("store,region\n1,Krakow\n2,Gdansk\n")
+    programme = check.check_source((TOP[:TOP.index("segments")] + "rules: []\n" + shown[0]).encode(), "p.yaml", tmp_path)
+    assert {limit.counts.measure for limit in programme.limits} == {"regions"} and len(LoadedImage(lower_programme(programme)).bounds) == 2
 
 
 def test_a_file_that_asks_for_a_segment_needs_it(tmp_path):
