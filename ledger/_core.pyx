@@ -30,7 +30,7 @@ from ledger._evaluate cimport (
 from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, key_of_return, short_words, siphash
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
-    CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_REGIONS, COUNT_STORES, ENTITLEMENTS_MAX, StoreClass, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow,
+    CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_REGIONS, COUNT_STORES, ENTITLEMENTS_MAX, StoreClass, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow, ZoneSpan,
     LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_RETURN, OF_UNKNOWN_BALANCE, SPEED_EVER, SPEED_SLIDING,
     VELOCITY_COUNTERS_MAX, VELOCITY_GIVES_BACK, VELOCITY_VOLATILE,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
@@ -81,7 +81,7 @@ cdef enum:
     ENTITLEMENT_BYTES = 32
     TIER_COUNTERS_MAX = 8       # counters of tiers: two for each of the four windows that are not rolling
     WINDOWS_KNOWN = 16          # days; a power of two
-    PLACES_KNOWN = 1024         # stores and tills; a power of two: 32 KiB
+    PLACES_KNOWN = 1024         # stores and tills; a power of two: 40 KiB
     LIMITS_FIRED_MAX = 256      # as many as a programme has
     BIRTHDAY_REST_DAYS = 365    # a birthday that was changed counts again so many days later
 
@@ -197,6 +197,7 @@ cdef enum:                      # KeyPart: bits of ImageVelocity.keys, by their 
     PART_HOUR = 8
     PART_BASKET = 9
     PART_COUNT = 10
+    FAR_KEYS = 1 << PART_MEMBER | 1 << PART_IDENTIFIER | 1 << PART_PAYMENT_CARD | 1 << PART_DEVICE  # whose counters are in no cache
 
 cdef struct Measured:           # of one entry, or of a look-up
     VelocityNow now             # the ledger's time
@@ -227,6 +228,15 @@ cdef struct KnownPlace:         # a store or till, and its hash
     uint64_t hash
     uint32_t part               # ORIGIN_STORE or ORIGIN_TILL; 0: empty
     uint32_t size
+    uint32_t version            # of the programme by which the next one is said; 0: of none yet
+    uint32_t store_class        # of a store, + 1; 0: the programme does not know it
+
+cdef struct KnownSpan:          # of a zone, the one that was asked for last
+    uint32_t version            # of the programme; 0: of none yet
+    uint32_t zone
+    int64_t begin_us
+    int64_t end_us              # INT64_MAX: the last one
+    int32_t offset_s
 
 cdef struct KeySet:             # parts of a key that counters are kept by
     uint32_t keys               # bit: KeyPart
@@ -315,6 +325,7 @@ cdef struct Core:
     int32_t looked_since_day
     DayWindows[WINDOWS_KNOWN] windows
     KnownPlace[PLACES_KNOWN] places
+    KnownSpan span
     Counting counting           # of the programme in force
     Ahead ahead
     Measured measured           # of the entry at hand

@@ -67,7 +67,7 @@ cdef bint origin_read(const Slice* section, Origin* origin) noexcept nogil:
     return not cursor.broken
 
 
-cdef void write_origin(EntryWriter* writer, const Core* core, const Command* command, const Decision* d) noexcept nogil:
+cdef void write_origin(EntryWriter* writer, Core* core, const Command* command, const Decision* d) noexcept nogil:
     # Where there are limits, or the command says where it comes from.
     # A receipt may come back in another store than it was sold in.
     cdef bint elsewhere = command.method == METHOD_RETURN and command.origins >> ORIGIN_STORE & 1
@@ -80,9 +80,9 @@ cdef void write_origin(EntryWriter* writer, const Core* core, const Command* com
         return
     origin_of(core, command, &origin)
     if rules != NULL:
-        place = store_class(rules, store)
+        place = known_class(core, store)
     section_begin(writer, SECTION_ORIGIN)
-    put_signed(writer, class_offset_s(rules, place, d.business_us) if rules != NULL else 0)
+    put_signed(writer, known_offset_s(core, place, d.business_us) if rules != NULL else 0)
     for part in range(<uint32_t>ORIGIN_DEVICE, <uint32_t>ORIGIN_COUNT):
         if origin.given >> part & 1:
             put_byte(writer, <uint8_t>part)
@@ -234,8 +234,8 @@ cdef uint64_t basket_of(const Slice* lines) noexcept nogil:
     return hashed.lo
 
 
-cdef uint64_t place_hash(Core* core, uint32_t part, const Slice* text) noexcept nogil:
-    # origin_hash of a receipt key's store or till, at most 16 bytes. Calls come from the same ones again and again.
+cdef KnownPlace* known_place(Core* core, uint32_t part, const Slice* text) noexcept nogil:
+    # A receipt key's store or till, at most 16 bytes. Calls come from the same ones again and again.
     cdef KnownPlace* known
     cdef uint64_t[2] words
     short_words(text.data, text.size, words)
@@ -246,7 +246,12 @@ cdef uint64_t place_hash(Core* core, uint32_t part, const Slice* text) noexcept 
         known.text[0] = words[0]
         known.text[1] = words[1]
         known.hash = origin_hash(core, part, text[0])
-    return known.hash
+        known.version = 0
+    return known
+
+
+cdef inline uint64_t place_hash(Core* core, uint32_t part, const Slice* text) noexcept nogil:
+    return known_place(core, part, text).hash
 
 
 cdef void know_place(Core* core, Measured* m, const Slice* store, const Slice* till, const Origin* origin) noexcept nogil:
@@ -610,7 +615,7 @@ cdef void counts_where(const Velocity* tables, const Program2* rules, const Coun
 
 
 cdef uint32_t counter_lines(Core* core, const Command* command, uint32_t member, uintptr_t* lines) noexcept nogil:
-    # Where the counters are that a command will be counted in. Hours and baskets are not worth it.
+    # Where the counters are that a command will be counted in. Those of tills and stores are used all the time; hours and baskets are not worth it.
     cdef const KeySet* set
     cdef Origin origin
     cdef Measured m
@@ -634,7 +639,7 @@ cdef uint32_t counter_lines(Core* core, const Command* command, uint32_t member,
             know(&m, PART_IDENTIFIER, <uint64_t>member << 32 | <uint32_t>command.member_hash.lo)
     for i in range(core.counting.set_count):
         set = &core.counting.sets[i]
-        if set.keys & ~m.known == 0:
+        if set.keys & ~m.known == 0 and set.keys & FAR_KEYS:
             count = velocity_lines(&core.velocity, counter_key(&m, set.keys), set.slots, lines, count, AHEAD_LINES)
     return count
 
@@ -716,6 +721,39 @@ cdef const StoreClass* store_class(const Program2* rules, const Slice* store) no
 
 cdef int32_t class_offset_s(const Program2* rules, const StoreClass* place, int64_t business_us) noexcept nogil:
     return zone_span_at(rules, place.zone if place != NULL else rules.home_zone, business_us).offset_s
+
+
+cdef const StoreClass* known_class(Core* core, const Slice* store) noexcept nogil:
+    # store_class by the programme in force.
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef const TableRow* row
+    cdef KnownPlace* known
+    if store.size == 0 or store.size > STORE_BYTES_MAX:
+        return store_class(rules, store)
+    known = known_place(core, ORIGIN_STORE, store)
+    if known.version != core.program.version:
+        known.version = core.program.version
+        row = table_find_slice(&rules.stores, store)
+        known.store_class = <uint32_t>row.value + 1 if row != NULL else 0
+    return &rules.store_classes[known.store_class - 1] if known.store_class != 0 else NULL
+
+
+cdef int32_t known_offset_s(Core* core, const StoreClass* place, int64_t business_us) noexcept nogil:
+    # class_offset_s by the programme in force. Most purchases are of now, and most stores of one zone.
+    cdef const Program2* rules = <const Program2*>core.program.rules
+    cdef uint32_t zone = place.zone if place != NULL else rules.home_zone
+    cdef KnownSpan* known = &core.span
+    cdef const ZoneSpan* span
+    if known.version != core.program.version or known.zone != zone or not known.begin_us <= business_us < known.end_us:
+        span = zone_span_at(rules, zone, business_us)
+        known.version = core.program.version
+        known.zone = zone
+        known.offset_s = span.offset_s
+        known.begin_us = span.start_us
+        known.end_us = INT64_MAX
+        if span + 1 < rules.zone_spans + rules.zones[zone].first + rules.zones[zone].count:
+            known.end_us = (span + 1).start_us
+    return known.offset_s
 
 
 cdef int32_t zone_offset_s(const Program2* rules, const Slice* store, int64_t business_us) noexcept nogil:
