@@ -110,7 +110,8 @@ def compile_limits(file: Path, source: bytes, told: published.Told) -> tuple[tre
     ProgramError."""
     segments = quoted.list_of(source, "segments") or [name for name in [quoted.text_of(source, "segments")] if name]
     bare = {"programme": told.name or "journal", "currency": quoted.text_of(source, "currency"), "zone": quoted.text_of(source, "zone"),
-            "wallets": [{"name": name, "scale": scale} for name, scale in told.wallets], "segments": segments, "rules": []}
+            "wallets": [{"name": name, "scale": scale} for name, scale in told.wallets], "rules": [],
+            **({"segments": segments} if segments else {})}
     names = check.check_source(json.dumps({key: value for key, value in bare.items() if value != ""}, ensure_ascii=False).encode(),
                                "<journal>")
     try:

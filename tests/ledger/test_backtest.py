@@ -327,6 +327,14 @@ def test_a_whole_programme_is_taken_with_the_names_of_the_journal(tmp_path: Path
     assert (made.programme, made.limits[0].above.entries) == ("Lived", 2)
 
 
+def test_a_programme_without_segments_can_be_tested(tmp_path: Path) -> None:
+    shop = Lived("".join(line for line in SOURCE.splitlines(keepends=True) if "students" not in line))
+    shop.enroll(1)
+    sold(shop, 1, 5)
+    made, _ = run(shop, tmp_path, one_limit())
+    assert made.limits[0].above.entries == 2
+
+
 def test_names_are_those_of_the_version_published_last(tmp_path: Path) -> None:
     shop = Lived()
     shop.enroll(1)
