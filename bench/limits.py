@@ -1,12 +1,13 @@
 """What limits cost an earn in the core: the same earns of the same members without limits and with twenty over six keys, in turns.
 
-    python -m bench.limits                  200,000 members, 5 rounds of each
+    python -m bench.limits                  200,000 members, 30 rounds of each
     python -m bench.limits --quick          sizes that only show that it runs
     python -m bench.limits --json           the same for programs
 
 Not for calls (bench/run.py) nor for the tables alone (bench/velocity.py). One thread decides and applies earns of six lines by base.yaml
 (as row 5 of bench/run.py), every window kind and measure among the limits, all bounds so high that nothing is above. The members' keys are
-spread over all of them; store and till are one, as in a shop at its busiest.
+spread over all of them; store and till are one, as in a shop at its busiest. What limits cost is the median over the rounds of what the
+earns of one round took more with them; beside it the difference of the sides' quickest quarters, as while the host disturbs neither.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ BAR_NS = 1000
 KEYS = ("member", "identifier", "till", "store", "[till, member]", "[store, hour]")
 COUNTS = (("count", "day"), ("points", "day"), ("count", "1 hour"))
 MORE = (("money", "member", "month"), ("count", "member", "10 minutes"))
-CHUNK = 50_000
+CHUNK = 25_000       # earns of a round: some milliseconds, or the two sides of one meet another machine
 
 
 def limits_text() -> str:
@@ -51,16 +52,21 @@ class Side:
         # All members buy within the hour: room for eight times as many, or their sliding counters would be more than there is room for.
         self.ledger = LocalLedger(program.image, program.source, self.now_us, members_max=members * 8 + 10, ids_max=4_000_000)
         self.first = 0
-        self.ns: list[float] = []
+        self.ns: list[int] = []
 
-    def run(self, members: Any) -> float:
+    def run(self, members: Any) -> int:
         """Nanoseconds of an earn."""
         began = time.perf_counter_ns()
         done, _ = self.ledger.run_earns(members, 6, self.first, self.now_us, 1, "USD")
         spent = time.perf_counter_ns() - began
         assert done == len(members), f"every earn must succeed: {done} of {len(members)} did"
         self.first, self.now_us = self.first + done, self.now_us + len(members)
-        return spent / done
+        return round(spent / done)
+
+
+def quarter(figures: list[int]) -> int:
+    """That which a quarter of them are below."""
+    return sorted(figures)[len(figures) // 4]
 
 
 def measure(members: int, rounds: int) -> dict[str, Any]:
@@ -75,15 +81,18 @@ def measure(members: int, rounds: int) -> dict[str, Any]:
         drawn = random.integers(0, members, CHUNK, dtype=np.uint32)
         for side in sides.values():
             side.ns.append(side.run(drawn))
-    plain, limited = (statistics.median(side.ns) for side in sides.values())
-    return {"members": members, "rounds": rounds, "without_ns": round(plain), "with_ns": round(limited), "more_ns": round(limited - plain),
-            "bar_ns": BAR_NS, "each_round": {name: [round(ns) for ns in side.ns] for name, side in sides.items()}}
+    plain, limited = (side.ns for side in sides.values())
+    more = [b - a for a, b in zip(plain, limited, strict=True)]
+    medians = [round(statistics.median(ns)) for ns in (plain, limited, more)]
+    return {"members": members, "rounds": rounds, "without_ns": medians[0], "with_ns": medians[1], "more_ns": medians[2],
+            "quick_more_ns": quarter(limited) - quarter(plain), "bar_ns": BAR_NS,
+            "each_round": {name: side.ns for name, side in sides.items()}}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=200_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="2,000 members and one round")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -97,7 +106,8 @@ def main() -> int:
     table.add_row("without limits", f"{found['without_ns']:,}", "the control")
     table.add_row("20 limits over 6 keys", f"{found['with_ns']:,}", f"{found['with_ns'] / found['without_ns']:.2f} x")
     verdict = "met" if found["more_ns"] <= BAR_NS else "[bold]MISSED[/]"
-    table.add_row("more", f"{found['more_ns']:,}", f"bar {BAR_NS:,}: {verdict}")
+    table.add_row("more, median of the rounds", f"{found['more_ns']:,}", f"bar {BAR_NS:,}: {verdict}")
+    table.add_row("more, quickest quarters", f"{found['quick_more_ns']:,}", "of each side")
     Console().print(table)
     return 0
 

@@ -31,8 +31,8 @@ from ledger._hash cimport Hash128, digest_add, digest_sub, fact_hash, fold, key_
 from ledger._identity cimport identity_hash
 from ledger._image cimport (
     CAP_USES, COUNT_MEMBERS, COUNT_MONEY, COUNT_POINTS, COUNT_QUANTITY, COUNT_REGIONS, COUNT_STORES, ENTITLEMENTS_MAX, StoreClass, ImageCampaign, ImageLimit, ImageName, ImageText, ImageVelocity, LIFE2_INACTIVITY, MEASURE_RECEIPTS, MEASURE_SPENT, Program2, SECTION2_CAMPAIGNS, SECTION2_FAVOURITES, SECTION2_LIMITS, SECTION2_VELOCITY, TableRow, ZoneSpan,
-    LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_REFUSAL, OF_RESERVE, OF_RETURN, OF_UNKNOWN_BALANCE, SPEED_EVER, SPEED_SLIDING,
-    VELOCITY_COUNTERS_MAX, VELOCITY_GIVES_BACK, VELOCITY_VOLATILE,
+    LIMIT_CHALLENGE, LIMIT_REDUCE, LIMIT_REFUSE, LIMIT_REVIEW, LIMIT_SHADOW, RUNG_BLOCKED, RUNG_EXCLUDED, RUNG_LIMITED, OF_BALANCE, OF_BURN, OF_EARN, OF_ENROLL, OF_EVENTS, OF_REFUSAL, OF_RESERVE, OF_RETURN, OF_UNKNOWN_BALANCE, SPEED_EVER, SPEED_SLIDING,
+    VELOCITY_COUNTERS_MAX, VELOCITY_GIVES_BACK, VELOCITY_LIMITS_MAX, VELOCITY_VOLATILE,
     SECTION2_ROLLING, SECTION2_SEGMENTS, SECTION2_TEXTS, SECTION2_THRESHOLDS, SECTION2_TIERS, SectionPlace, WINDOW_ANNIVERSARY, WINDOW_LIFETIME, WINDOW_MONTH,
     WINDOW_ROLLING, WINDOW_YEAR, counts_different, first_bit, name_find, table_find_slice, zone_span_at,
 )
@@ -59,8 +59,8 @@ from ledger._table cimport (
 )
 from ledger._velocity cimport (
     DISTINCTS_LIMIT, velocity_may_grow, velocity_sweep_all, VELOCITY_CALENDARS, VELOCITY_DAY, VELOCITY_DISTINCTS, VELOCITY_LOADED, VELOCITY_SLIDINGS, VELOCITY_SUMS_BYTES_MAX, VELOCITY_TABLES, Velocity,
-    VelocityHead, VelocityNow, VelocityPlace, VelocityTop, velocity_amount, velocity_dead, velocity_top, distinct_add_at, distinct_with_at, recent_add_at, recent_with_at, sliding_add_at, sliding_used_at, velocity_add, velocity_add_at, velocity_close, velocity_digest,
-    velocity_find, velocity_home, velocity_key, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_place, velocity_put, velocity_put_sums,
+    CalendarSlot, SlidingSlot, VelocityHead, VelocityNow, VelocityPlace, VelocityTop, calendar_set, velocity_amount, velocity_dead, velocity_top, distinct_add_at, distinct_with_at, recent_add_at, recent_with_at, sliding_add_at, sliding_bucket, sliding_is_newest, sliding_live, sliding_set, sliding_sum, sliding_used_at, velocity_add, velocity_add_at, velocity_close, velocity_digest,
+    velocity_find, velocity_home, velocity_key, velocity_live, velocity_load, velocity_load_sums, velocity_next, velocity_now, velocity_open, velocity_place, velocity_put, velocity_put_sums,
     velocity_record_bytes, velocity_room, velocity_sweep, velocity_lines, velocity_touch_from, velocity_used_at, velocity_window,
 )
 
@@ -241,11 +241,22 @@ cdef struct KnownSpan:          # of a zone, the one that was asked for last
 cdef struct KeySet:             # parts of a key that counters are kept by
     uint32_t keys               # bit: KeyPart
     uint8_t[VELOCITY_TABLES] slots      # that such a key may have in each table
+    uint64_t counters           # bit: a counter of entries that is kept by it
 
 cdef struct Counting:           # what counting asks of a programme for each command, so that its image need not be read through
     uint32_t keys               # bit: KeyPart that any counter is kept by
     uint32_t gives_back         # OF_* of counters that give back
-    bint regions                # whether any counter asks for them
+    bint quantities             # whether any limit asks for them
+    uint64_t[OF_EVENTS] of      # by event; bit here and below: a counter of entries
+    uint64_t calendars          # sums of calendar windows and lifetime
+    uint64_t slidings           # sums of sliding ones
+    uint64_t members            # different ones
+    uint64_t stores
+    uint64_t regions
+    uint64_t segmented          # not of all members
+    int64_t[VELOCITY_COUNTERS_MAX] least    # bound on a counter; INT64_MAX: none
+    uint32_t lone_count
+    uint8_t[VELOCITY_LIMITS_MAX] lone       # limits that are no mere bound on a counter, in order
     uint32_t set_count
     KeySet[VELOCITY_COUNTERS_MAX] sets  # every different one
     uint8_t[VELOCITY_COUNTERS_MAX] set_of       # of each counter: index
@@ -263,7 +274,12 @@ cdef struct Ahead:              # what the calls that were prepared will read of
 
 cdef struct Counted:            # where one entry counts
     uint64_t takes              # bit: a counter that takes it
-    VelocityPlace[VELOCITY_COUNTERS_MAX] places     # of those
+    uint64_t above              # bit: one of those that the entry brings above the least bound on it
+    uint64_t moves              # of the tables, when `live` was found
+    int64_t[VELOCITY_COUNTERS_MAX] amounts  # that it adds to each
+    int64_t[VELOCITY_COUNTERS_MAX] used     # what each has before it; different ones with it
+    VelocityPlace[VELOCITY_COUNTERS_MAX] places     # where they are looked for
+    (VelocityHead*)[VELOCITY_COUNTERS_MAX] live     # where adding is all that is left to do; NULL: not there
 
 include "_core_members.pxi"
 include "_core_rules.pxi"
@@ -330,7 +346,8 @@ cdef struct Core:
     Ahead ahead
     Measured measured           # of the entry at hand
     Counted counted             # of the same entry; with slots that were found when it was judged
-    const uint8_t* measured_entry   # whose both are; NULL: nobody's
+    Context measured_context    # of the same entry
+    const uint8_t* measured_entry   # whose all three are; NULL: nobody's
     Case* cases                 # CASES_MAX: what is open, by sequence
     uint32_t case_count
     uint32_t case_changes       # odd: they are being changed
@@ -2926,14 +2943,17 @@ cdef void remember_keys(Core* core, const EntryView* view) noexcept nogil:
     cdef const EntryHeader* header = view.header
     cdef KeyTable* requests = &core.keys[KEYS_REQUEST]
     cdef KeyTable* receipts = &core.keys[KEYS_RECEIPT]
-    cdef Context context
+    cdef const Context* context = &core.measured_context
+    cdef Context unread
     cdef Hash128 key
     cdef KeySlot* slot
     cdef uint64_t sequence = core.stats.sequence + 1
     cdef bint earns, pays
     if sequence < requests.keys_from and sequence < receipts.keys_from:
         return
-    context_read(view, &context)
+    if core.measured_entry != <const uint8_t*>header:
+        context_read(view, &unread)
+        context = &unread
     memcpy(&key, header.request, 16)
     if (key.lo != 0 or key.hi != 0) and sequence >= requests.keys_from:
         slot = keys_put(requests, key, header.time_us + context.values[CONTEXT_SENT_TIME], sequence)

@@ -370,13 +370,15 @@ cdef bint measure_points(const EntryView* view, Measured* m) noexcept nogil:
     return not cursor.broken
 
 
-cdef bint measure_lines(const EntryView* view, uint32_t keys, Measured* m) noexcept nogil:
+cdef bint measure_lines(const EntryView* view, const Counting* counting, Measured* m) noexcept nogil:
     cdef Cursor cursor
     cdef int64_t quantity
     if view.sections[SECTION_LINES].data == NULL:
         return True
-    if keys >> PART_BASKET & 1:
+    if counting.keys >> PART_BASKET & 1:
         know(m, PART_BASKET, basket_of(&view.sections[SECTION_LINES]))
+    if not counting.quantities:
+        return True
     cursor_open(&cursor, &view.sections[SECTION_LINES])
     while cursor_more(&cursor):
         get_text(&cursor)
@@ -411,18 +413,23 @@ cdef uint64_t identifier_part(const EntryView* view, const Context* context) noe
     return 0
 
 
-cdef bint measure_entry(Core* core, const EntryView* view, uint32_t keys, Measured* m) noexcept nogil:
-    # keys: parts that anybody asks for. False: the entry is broken. Without an ORIGIN it counts nowhere: events is 0.
+cdef bint measure_entry(Core* core, const EntryView* view, Measured* m) noexcept nogil:
+    # False: the entry is broken. Without an ORIGIN it counts nowhere: events is 0.
     cdef Context context
+    context_read(view, &context)
+    return measure_by(core, view, &context, m)
+
+
+cdef inline bint measure_by(Core* core, const EntryView* view, const Context* context, Measured* m) noexcept nogil:
     if view.sections[SECTION_ORIGIN].data == NULL:
         memset(m, 0, sizeof(Measured))
         return True
-    context_read(view, &context)
-    return measure_with(core, view, &context, keys, 0, m)
+    return measure_with(core, view, context, &core.counting, 0, m)
 
 
-cdef bint measure_with(Core* core, const EntryView* view, const Context* context, uint32_t keys, int32_t offset_s, Measured* m) noexcept nogil:
-    # offset_s: of the store's zone, where the entry has no ORIGIN.
+cdef bint measure_with(Core* core, const EntryView* view, const Context* context, const Counting* counting, int32_t offset_s,
+                       Measured* m) noexcept nogil:
+    # What counting asks for. offset_s: of the store's zone, where the entry has no ORIGIN.
     cdef const EntryHeader* header = view.header
     cdef Origin origin
     cdef Slice nothing
@@ -449,7 +456,7 @@ cdef bint measure_with(Core* core, const EntryView* view, const Context* context
         know(m, PART_IDENTIFIER, identifier)
     m.money = context.values[CONTEXT_TOTAL]
     m.reserved = context.values[CONTEXT_POINTS] if header.kind == KIND_RESERVE else 0
-    if not (measure_points(view, m) and measure_lines(view, keys, m)):
+    if not (measure_points(view, m) and measure_lines(view, counting, m)):
         return False
     if header.kind == KIND_RETURN:
         # Its postings have the other sign.
@@ -558,15 +565,16 @@ cdef uint32_t table_of(const ImageVelocity* counter) noexcept nogil:
 cdef void counting_of(const Program2* rules, Counting* counting) noexcept nogil:
     # rules: NULL: counts nothing.
     cdef const ImageVelocity* counter
+    cdef const ImageLimit* limit
     cdef KeySet* set
     cdef uint32_t i, j, table
+    cdef uint64_t bit
     memset(counting, 0, sizeof(Counting))
     if rules == NULL:
         return
     for i in range(rules.counts[SECTION2_VELOCITY]):
         counter = &rules.velocity[i]
         counting.keys |= counter.keys
-        counting.regions = counting.regions or counter.measure == COUNT_REGIONS
         if counter.flags & VELOCITY_GIVES_BACK:
             counting.gives_back |= counter.of
         j = 0
@@ -583,35 +591,91 @@ cdef void counting_of(const Program2* rules, Counting* counting) noexcept nogil:
         counting.table_of[i] = <uint8_t>table
         # Two of calendar windows: the window at hand and the one before.
         set.slots[table] += 1 if table == VELOCITY_SLIDINGS or counter.window == SPEED_EVER else 2
+        bit = <uint64_t>1 << i
+        set.counters |= bit
+        for j in range(<uint32_t>OF_EVENTS):
+            if counter.of >> j & 1:
+                counting.of[j] |= bit
+        if counter.measure == COUNT_MEMBERS:
+            counting.members |= bit
+        elif counter.measure == COUNT_STORES:
+            counting.stores |= bit
+        elif counter.measure == COUNT_REGIONS:
+            counting.regions |= bit
+        elif table == VELOCITY_SLIDINGS:
+            counting.slidings |= bit
+        else:
+            counting.calendars |= bit
+        if counter.segments[0] | counter.segments[1]:
+            counting.segmented |= bit
+    for i in range(<uint32_t>VELOCITY_COUNTERS_MAX):
+        counting.least[i] = INT64_MAX
+    for i in range(rules.counts[SECTION2_LIMITS]):
+        limit = &rules.limits[i]
+        counting.quantities = counting.quantities or limit.measure == COUNT_QUANTITY
+        if limit.counter == 0 or limit.mean_count != 0:
+            counting.lone[counting.lone_count] = <uint8_t>i
+            counting.lone_count += 1
+        else:
+            counting.least[limit.counter - 1] = min_i64(counting.least[limit.counter - 1], limit.at_most)
 
 
 cdef VelocityPlace place_of(const Velocity* tables, const ImageVelocity* counter, const Measured* m) noexcept nogil:
     return velocity_place(tables, table_of(counter), counter_key(m, counter.keys))
 
 
+cdef inline uint64_t counters_for(const Program2* rules, const Counting* counting, const Measured* m) noexcept nogil:
+    # Those that take an entry, whether or not it has all parts of their keys.
+    cdef uint32_t events = m.events
+    cdef uint64_t left, takes = 0
+    while events != 0:
+        takes |= counting.of[first_bit(events)]
+        events &= events - 1
+    if not m.known >> PART_MEMBER & 1:
+        takes &= ~counting.members
+    if not m.known >> PART_STORE & 1:
+        takes &= ~counting.stores
+    if m.region_print == 0:
+        takes &= ~counting.regions
+    left = takes & counting.segmented
+    while left != 0:
+        if not in_segments(m, rules.velocity[first_bit(left)].segments):
+            takes &= ~(<uint64_t>1 << first_bit(left))
+        left &= left - 1
+    return takes
+
+
 cdef void counts_where(const Velocity* tables, const Program2* rules, const Counting* counting, const Measured* m, Counted* where) noexcept nogil:
     # In which counters an entry counts, and where they are looked for. One key for all counters of a set. What was touched when the command
     # came is no longer in the fastest cache, so all reads are started once more before the first is waited for.
-    cdef uint64_t[VELOCITY_COUNTERS_MAX] keys
-    cdef uint64_t[VELOCITY_COUNTERS_MAX][VELOCITY_TABLES] homes
-    cdef uint32_t i, table
+    cdef uint64_t[VELOCITY_TABLES] homes
+    cdef const KeySet* set
+    cdef uint64_t left, takes, key
+    cdef uint32_t i, j, table
     where.takes = 0
     if m.events == 0:
         return
+    takes = counters_for(rules, counting, m)
     for i in range(counting.set_count):
-        if counting.sets[i].keys & ~m.known != 0:
+        set = &counting.sets[i]
+        left = set.counters & takes
+        if left == 0 or set.keys & ~m.known != 0:
             continue
-        keys[i] = velocity_key(counter_key(m, counting.sets[i].keys))
+        where.takes |= left
+        key = velocity_key(counter_key(m, set.keys))
         for table in range(<uint32_t>VELOCITY_TABLES):
-            if counting.sets[i].slots[table] != 0:
-                homes[i][table] = velocity_home(&tables.tables[table], keys[i])
-                velocity_touch_from(&tables.tables[table], homes[i][table], counting.sets[i].slots[table], True)
-    for i in range(rules.counts[SECTION2_VELOCITY]):
-        if takes(&rules.velocity[i], m):
-            where.takes |= <uint64_t>1 << i
-            where.places[i].key = keys[counting.set_of[i]]
-            where.places[i].home = homes[counting.set_of[i]][counting.table_of[i]]
-            where.places[i].slot = NULL
+            if set.slots[table] != 0:
+                homes[table] = velocity_home(&tables.tables[table], key)
+                if set.keys & FAR_KEYS:
+                    velocity_touch_from(&tables.tables[table], homes[table], set.slots[table], True)
+        while left != 0:
+            j = first_bit(left)
+            left &= left - 1
+            where.places[j].key = key
+            where.places[j].home = homes[counting.table_of[j]]
+            where.places[j].slot = NULL
+            where.live[j] = NULL
+            where.amounts[j] = amount_of(m, rules.velocity[j].measure, rules.velocity[j].of)
 
 
 cdef uint32_t counter_lines(Core* core, const Command* command, uint32_t member, uintptr_t* lines) noexcept nogil:
@@ -623,7 +687,7 @@ cdef uint32_t counter_lines(Core* core, const Command* command, uint32_t member,
     cdef uint32_t i, count = 0
     if command.method > METHOD_ENROLL or command.method == METHOD_RELEASE:
         return 0
-    memset(&m, 0, sizeof(Measured))
+    m.known = 0                 # the rest is not asked for
     memset(&nothing, 0, sizeof(Slice))
     origin.given = 0
     if command.origins != 0:
@@ -667,18 +731,82 @@ cdef void foresee_counters(Core* core, Command** commands, uint32_t count) noexc
     touch_next(core)
 
 
-cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m, Counted* where) noexcept nogil:
+cdef void used_in_all(const Velocity* tables, const Program2* rules, const Counting* counting, const Measured* m, Counted* where) noexcept nogil:
+    # What each counter that takes an entry has before it. A loop for each kind of counter, so that the usual kinds need no call each.
+    # `above` may say too much (less than nothing, unsigned, is more than any bound): what it says is looked at once more.
+    cdef const ImageVelocity* counter
+    cdef CalendarSlot* calendar
+    cdef SlidingSlot* sliding
+    cdef uint64_t left = where.takes & counting.calendars
+    cdef uint32_t i
+    where.above = 0
+    where.moves = tables.moves
+    while left != 0:
+        i = first_bit(left)
+        left &= left - 1
+        counter = &rules.velocity[i]
+        calendar = velocity_live(tables, &where.places[i], counter.id, window_of(counter, m), &m.now)
+        where.live[i] = <VelocityHead*>calendar
+        where.used[i] = calendar.value if calendar != NULL else 0
+        if <uint64_t>where.used[i] + <uint64_t>where.amounts[i] > <uint64_t>counting.least[i]:
+            where.above |= <uint64_t>1 << i
+    left = where.takes & counting.slidings
+    while left != 0:
+        i = first_bit(left)
+        left &= left - 1
+        counter = &rules.velocity[i]
+        sliding = sliding_live(tables, &where.places[i], counter.id, counter.window_s, &m.now)
+        where.live[i] = <VelocityHead*>sliding if sliding != NULL and sliding_is_newest(sliding, m.time_s) else NULL
+        where.used[i] = sliding_sum(sliding, sliding_bucket(sliding, m.time_s, sliding.bucket_s)) if sliding != NULL else 0
+        if <uint64_t>where.used[i] + <uint64_t>where.amounts[i] > <uint64_t>counting.least[i]:
+            where.above |= <uint64_t>1 << i
+    left = where.takes & ~(counting.calendars | counting.slidings)
+    while left != 0:
+        i = first_bit(left)
+        left &= left - 1
+        where.used[i] = counted(tables, &rules.velocity[i], m, &where.places[i], 0)
+        if where.used[i] > counting.least[i]:
+            where.above |= <uint64_t>1 << i
+
+
+cdef bint count_after_all(Velocity* tables, const ImageVelocity* counter, const Measured* m, VelocityPlace* place) noexcept nogil:
+    # Where a counter found no room. The service had room, perhaps because it took out the dead that are still here.
+    velocity_sweep_all(tables, &m.now)
+    return count_in(tables, counter, m, place) >= 0
+
+
+cdef int count_in_all(Velocity* tables, const Program2* rules, const Counting* counting, const Measured* m, Counted* where) noexcept nogil:
     # In each counter that takes the entry, which none does that counts look-ups. ApplyResult.
-    cdef uint64_t left = where.takes
+    cdef const ImageVelocity* counter
+    cdef uint64_t left = where.takes & counting.calendars
     cdef uint32_t i
     while left != 0:
         i = first_bit(left)
         left &= left - 1
-        if count_in(tables, &rules.velocity[i], m, &where.places[i]) >= 0:
+        if where.live[i] != NULL and tables.moves == where.moves:
+            calendar_set(tables, <CalendarSlot*>where.live[i], where.amounts[i])
             continue
-        # The service had room, perhaps because it took out the dead that are still here.
-        velocity_sweep_all(tables, &m.now)
-        if count_in(tables, &rules.velocity[i], m, &where.places[i]) < 0:
+        counter = &rules.velocity[i]
+        if (velocity_add_at(tables, &where.places[i], counter.id, window_of(counter, m), &m.now, where.amounts[i]) < 0
+                and not count_after_all(tables, counter, m, &where.places[i])):
+            return APPLY_FULL
+    left = where.takes & counting.slidings
+    while left != 0:
+        i = first_bit(left)
+        left &= left - 1
+        if where.live[i] != NULL and tables.moves == where.moves:
+            sliding_set(tables, <SlidingSlot*>where.live[i], where.live[i].window, where.amounts[i])
+            continue
+        counter = &rules.velocity[i]
+        if (sliding_add_at(tables, &where.places[i], counter.id, m.time_s, counter.window_s, &m.now, where.amounts[i]) < 0
+                and not count_after_all(tables, counter, m, &where.places[i])):
+            return APPLY_FULL
+    left = where.takes & ~(counting.calendars | counting.slidings)
+    while left != 0:
+        i = first_bit(left)
+        left &= left - 1
+        counter = &rules.velocity[i]
+        if count_in(tables, counter, m, &where.places[i]) < 0 and not count_after_all(tables, counter, m, &where.places[i]):
             return APPLY_FULL
     return APPLY_OK
 
@@ -686,7 +814,8 @@ cdef int count_in_all(Velocity* tables, const Program2* rules, const Measured* m
 cdef bint measure(Core* core, const EntryView* view) noexcept nogil:
     # What limits take of an entry, and where it counts, into core.measured and core.counted. False: the entry is broken.
     core.measured_entry = NULL
-    if not measure_entry(core, view, core.counting.keys, &core.measured):
+    context_read(view, &core.measured_context)
+    if not measure_by(core, view, &core.measured_context, &core.measured):
         return False
     counts_where(&core.velocity, <const Program2*>core.program.rules, &core.counting, &core.measured, &core.counted)
     return True
@@ -700,7 +829,7 @@ cdef int apply_velocity(Core* core, const EntryView* view) noexcept nogil:
     # What was judged just now is measured already: the same bytes, before the same state.
     if core.measured_entry != <const uint8_t*>view.header and not measure(core, view):
         return APPLY_FRAMING
-    result = count_in_all(&core.velocity, <const Program2*>core.program.rules, &core.measured, &core.counted)
+    result = count_in_all(&core.velocity, <const Program2*>core.program.rules, &core.counting, &core.measured, &core.counted)
     if result == APPLY_OK:
         result = count_back(core, &core.velocity, <const Program2*>core.program.rules, view)
     return result
@@ -761,17 +890,10 @@ cdef int32_t zone_offset_s(const Program2* rules, const Slice* store, int64_t bu
     return class_offset_s(rules, store_class(rules, store), business_us)
 
 
-cdef int64_t bound_of(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m, Counted* where) noexcept nogil:
-    # What a limit allows.
-    cdef int64_t sum, count, bound = INT64_MAX
-    cdef const ImageVelocity* counter
-    if limit.mean_count == 0:
-        return limit.at_most
-    counter = &rules.velocity[limit.mean_count - 1]
-    count = counted(tables, counter, m, &where.places[limit.mean_count - 1], 0)
-    counter = &rules.velocity[limit.mean_sum - 1]
-    sum = counted(tables, counter, m, &where.places[limit.mean_sum - 1], 0)
-    if count < limit.mean_after or count == 0 or mul_div_floor(sum, limit.at_most, 1000 * count, &bound):
+cdef int64_t bound_by_mean(const ImageLimit* limit, const Counted* where) noexcept nogil:
+    # What a limit allows whose bound is the member's own mean. Its counters take what it is for (the image's loader sees to it).
+    cdef int64_t bound = INT64_MAX, count = where.used[limit.mean_count - 1]
+    if count < limit.mean_after or count == 0 or mul_div_floor(where.used[limit.mean_sum - 1], limit.at_most, 1000 * count, &bound):
         return INT64_MAX
     return bound
 
@@ -783,20 +905,22 @@ cdef inline bint concerns(const ImageLimit* limit, const Measured* m, const Coun
     return limit.of & m.events != 0 and not lacks(m, limit.keys, limit.measure) and in_segments(m, limit.segments)
 
 
-cdef bint is_above(const Velocity* tables, const Program2* rules, const ImageLimit* limit, const Measured* m, Counted* where,
-                   int64_t* left) noexcept nogil:
-    # Whether an entry would be above a limit. left: what it may still be.
+cdef inline bint is_above(const Counting* counting, const ImageLimit* limit, const Measured* m, const Counted* where, int64_t* left) noexcept nogil:
+    # Whether an entry would be above a limit, by what its counters have (used_in_all). left: what it may still be.
     cdef int64_t amount, used, bound
-    left[0] = INT64_MAX
     if not concerns(limit, m, where):
         return False
-    amount = amount_of(m, limit.measure, limit.of)
-    bound = bound_of(tables, rules, limit, m, where)
-    used = amount
+    amount = used = amount_of(m, limit.measure, limit.of)
+    bound = limit.at_most if limit.mean_count == 0 else bound_by_mean(limit, where)
     if limit.counter != 0:
-        used = counted(tables, &rules.velocity[limit.counter - 1], m, &where.places[limit.counter - 1], amount)
+        used = where.used[limit.counter - 1]
+        # Different ones are counted with this one already.
+        if (counting.calendars | counting.slidings) >> (limit.counter - 1) & 1 and add_overflow(used, amount, &used):
+            used = INT64_MAX
+    if used <= bound:
+        return False
     left[0] = max_i64(0, bound - (used - amount))
-    return used > bound
+    return True
 
 
 cdef bint room_for(const Velocity* tables, const Program2* rules, uint8_t flags, const Measured* m) noexcept nogil:
@@ -839,16 +963,16 @@ cdef void judge(Core* core, const uint8_t* entry, uint32_t size, bint posts) noe
     cdef EntryView view
     VERIFY(entry_view(entry, size, &view) and measure(core, &view))
     core.measured_entry = entry
-    judge_by(&core.velocity, rules, &core.measured, &core.counted, core.decision.challenge_passed,
+    judge_by(&core.velocity, rules, &core.counting, &core.measured, &core.counted, core.decision.challenge_passed,
              (<const Loaded*>core.program).limit_tallies if posts else NULL, &core.judged)
 
 
-cdef void judge_by(Velocity* tables, const Program2* rules, const Measured* m, Counted* where, bint challenge_passed, uint64_t* tallies,
-                   Judged* judged) noexcept nogil:
-    # where: keeps the slots that it finds. tallies: one for each limit, raised where the entry is above it, also in shadow; NULL: none.
+cdef void judge_by(Velocity* tables, const Program2* rules, const Counting* counting, const Measured* m, Counted* where, bint challenge_passed,
+                   uint64_t* tallies, Judged* judged) noexcept nogil:
+    # where: keeps the slots that it finds, and what they have. tallies: one for each limit, raised where the entry is above it, also in shadow; NULL: none.
     cdef const ImageLimit* limit
     cdef int64_t left
-    cdef uint32_t i
+    cdef uint32_t i, j
     judged.fired_count = 0
     judged.refused_by = -1
     judged.points_max = INT64_MAX
@@ -856,9 +980,12 @@ cdef void judge_by(Velocity* tables, const Program2* rules, const Measured* m, C
     judged.rung = RUNG_OK
     judged.reviewed = False
     judged.full = not velocity_fits(tables, rules, m)
-    for i in range(rules.counts[SECTION2_LIMITS]):
+    used_in_all(tables, rules, counting, m, where)
+    # Nearly always nothing is above, and what needs no more than its counter is not even looked at.
+    for j in range(rules.counts[SECTION2_LIMITS] if where.above else counting.lone_count):
+        i = j if where.above else counting.lone[j]
         limit = &rules.limits[i]
-        if not is_above(tables, rules, limit, m, where, &left):
+        if not is_above(counting, limit, m, where, &left):
             continue
         if tallies != NULL:
             tallies[i] += 1
@@ -1135,7 +1262,7 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
     if not KIND_EARN <= view.header.kind <= KIND_ENROLL and view.header.kind != KIND_RETURN:
         return count_back(core, &past.velocity, rules, &view)
     context_read(&view, &context)
-    if not measure_with(core, &view, &context, past.counting.keys, offset_then(core, &view, &context), &m):
+    if not measure_with(core, &view, &context, &past.counting, offset_then(core, &view, &context), &m):
         return APPLY_FRAMING
     if past.regions != NULL and not (core.counting.regions and view.sections[SECTION_ORIGIN].data != NULL):
         # Its programme did not ask, so that its entry does not say.
@@ -1150,7 +1277,7 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
     if rules.counts[SECTION2_LIMITS] != 0:
         memset(tallies, 0, rules.counts[SECTION2_LIMITS] * sizeof(uint64_t))
     counts_where(&past.velocity, rules, &past.counting, &m, &past.counted)
-    judge_by(&past.velocity, rules, &m, &past.counted, True, tallies, &judged)
+    judge_by(&past.velocity, rules, &past.counting, &m, &past.counted, True, tallies, &judged)
     if judged.full:
         return APPLY_FULL
     found.looked_at = True
@@ -1170,5 +1297,7 @@ cdef int core_judge_past(Core* core, Past* past, const uint8_t* entry, uint32_t 
         return APPLY_OK
     m.earned = min_i64(m.earned, judged.points_max)
     found.cut = found.earned - m.earned
-    result = count_in_all(&past.velocity, rules, &m, &past.counted)
+    if found.cut != 0:
+        counts_where(&past.velocity, rules, &past.counting, &m, &past.counted)      # with less to add
+    result = count_in_all(&past.velocity, rules, &past.counting, &m, &past.counted)
     return result if result != APPLY_OK else count_back(core, &past.velocity, rules, &view)

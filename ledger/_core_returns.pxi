@@ -329,7 +329,7 @@ cdef bint read_given_back(Core* core, const EntryView* view, Cursor* cursor, Mea
 
 cdef bint measure_back(Core* core, const EntryView* view, uint32_t events, Measured* m) noexcept nogil:
     # What an entry that is undone was counted as, of these events. False: it counted nowhere.
-    if not measure_entry(core, view, core.counting.keys, m):
+    if not measure_entry(core, view, m):
         return False
     m.events &= events
     return m.events != 0

@@ -258,6 +258,7 @@ cdef enum:                          # ImageVelocity, ImageLimit
     OF_UNKNOWN_BALANCE = 64
     OF_LOOK_UPS = 96                # the two above: in memory only
     OF_RETURN = 128
+    OF_EVENTS = 8                   # how many bits there are
     OF_ALL = 255
     KEY_MEMBER = 1                  # keys: per which key, bits
     KEY_IDENTIFIER = 2

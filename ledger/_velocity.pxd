@@ -14,7 +14,8 @@
 # looked at, so nothing pauses when windows roll. Where velocity_room says no, nothing new comes in and nothing is looked at: whoever is refused
 # calls velocity_sweep, or a table full of the dead would stay so.
 # Whoever asks a counter and then adds to it makes its VelocityPlace once (functions that end in _at), and the slot is looked for once. Taking
-# out moves slots, so what stands at a place remembered is looked at before it is believed.
+# out moves slots, so what stands at a place remembered is looked at before it is believed. Whoever keeps a live slot itself (functions that end
+# in _live) may add to it with the same VelocityNow as long as `moves` is what it was.
 #
 # The digest's sums hold a fact for each window (bucket, fingerprint) times what was added, by the day on which it dies. The calendar's sums
 # follow from its slots; those of the other two do not (what has left a ring is still in its sum), so a snapshot carries them.
@@ -147,6 +148,7 @@ cdef struct Velocity:
     VelocitySum calendar_sums[VELOCITY_DAYS + 1]    # day d at d % VELOCITY_DAYS, lifetime ones last
     VelocitySum carried_sums[VELOCITY_DAYS + 1]     # sliding and distinct: not to be had from the slots
     VelocityStats stats
+    uint64_t moves              # how often a slot was taken out, so that others may stand elsewhere
 
 cdef struct VelocityPlace:      # where a counter of a key is looked for
     uint64_t key                # as velocity_key has it
@@ -411,6 +413,7 @@ cdef inline void velocity_remove(Velocity* v, uint32_t number, uint64_t hole) no
             hole = probe
     memset(velocity_slot(table, hole), 0, table.size)
     table.used -= 1
+    v.moves += 1
 
 
 cdef inline void velocity_count(Velocity* v) noexcept nogil:
@@ -535,11 +538,17 @@ cdef inline Hash128 velocity_digest(Velocity* v, int32_t today) noexcept nogil:
 
 # --- calendar windows and lifetime --------------------------------------------------------------------------------
 
-cdef inline int64_t velocity_used_at(const Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now) noexcept nogil:
-    cdef const VelocityHead* slot = velocity_find_at(&v.tables[VELOCITY_CALENDARS], place, id, window, 1)
+cdef inline CalendarSlot* velocity_live(const Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now) noexcept nogil:
+    # The counter's slot of this window; NULL: there is none, or it is dead.
+    cdef VelocityHead* slot = velocity_find_at(&v.tables[VELOCITY_CALENDARS], place, id, window, 1)
     if slot == NULL or slot.window != window or velocity_dead(slot, now):
-        return 0
-    return (<const CalendarSlot*>slot).value
+        return NULL
+    return <CalendarSlot*>slot
+
+
+cdef inline int64_t velocity_used_at(const Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now) noexcept nogil:
+    cdef const CalendarSlot* slot = velocity_live(v, place, id, window, now)
+    return slot.value if slot != NULL else 0
 
 
 cdef inline int64_t velocity_used(const Velocity* v, uint64_t key, uint32_t id, int32_t window, const VelocityNow* now) noexcept nogil:
@@ -557,36 +566,46 @@ cdef inline bint velocity_takes(const Velocity* v, uint32_t number, VelocityPlac
     return not (live[0] and place.slot.window > window)
 
 
-cdef inline int velocity_add_at(Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now,
-                                int64_t amount) noexcept nogil:
-    # 0; -1: no memory left at all; 1: the window is dead, too far ahead, or older than the one held: counted nowhere.
-    # More than fits is INT64_MAX, less than none is 0; and what would only be 0 needs no slot.
-    cdef VelocityHead* slot
-    cdef CalendarSlot* row
+cdef inline void calendar_set(Velocity* v, CalendarSlot* row, int64_t amount) noexcept nogil:
+    # Adds to what a live slot has. More than fits is INT64_MAX, less than none is 0.
     cdef int64_t value
-    cdef bint live = False
-    if not velocity_takes(v, VELOCITY_CALENDARS, place, id, window, now, &live):
-        return 1
-    slot = place.slot
-    if amount <= 0 and not (live and slot.window == window):
-        return 0
-    if slot == NULL:
-        slot = velocity_insert(v, VELOCITY_CALENDARS, place.key, id, window, now)
-        if slot == NULL:
-            return -1
-    row = <CalendarSlot*>slot
-    if slot.window != window:
-        if live:        # for a window that has not begun: the sum of the dead one is no longer counted, this one's is
-            velocity_sum(v.calendar_sums, velocity_dead_day(id & VELOCITY_KIND_MASK, slot.window), calendar_fact(slot), -row.value)
-        slot.window = window
-        row.value = 0
     if add_overflow(row.value, amount, &value):
         value = INT64_MAX
     elif value < 0:
         value = 0
     if value != row.value:
-        velocity_sum(v.calendar_sums, velocity_dead_day(id & VELOCITY_KIND_MASK, window), calendar_fact(slot), value - row.value)
+        velocity_sum(v.calendar_sums, velocity_dead_day(row.head.id & VELOCITY_KIND_MASK, row.head.window), calendar_fact(&row.head), value - row.value)
         row.value = value
+
+
+cdef inline int calendar_begin(Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now, int64_t amount) noexcept nogil:
+    # velocity_add_at where no live slot of this window is there; what would only be 0 needs none.
+    cdef VelocityHead* slot
+    cdef bint live = False
+    if not velocity_takes(v, VELOCITY_CALENDARS, place, id, window, now, &live):
+        return 1
+    if amount <= 0:
+        return 0
+    slot = place.slot
+    if slot == NULL:
+        slot = velocity_insert(v, VELOCITY_CALENDARS, place.key, id, window, now)
+        if slot == NULL:
+            return -1
+    if slot.window != window and live:      # for a window that has not begun: the sum of the dead one is no longer counted, this one's is
+        velocity_sum(v.calendar_sums, velocity_dead_day(id & VELOCITY_KIND_MASK, slot.window), calendar_fact(slot), -(<CalendarSlot*>slot).value)
+    slot.window = window
+    (<CalendarSlot*>slot).value = 0
+    calendar_set(v, <CalendarSlot*>slot, amount)
+    return 0
+
+
+cdef inline int velocity_add_at(Velocity* v, VelocityPlace* place, uint32_t id, int32_t window, const VelocityNow* now,
+                                int64_t amount) noexcept nogil:
+    # 0; -1: no memory left at all; 1: the window is dead, too far ahead, or older than the one held: counted nowhere.
+    cdef CalendarSlot* slot = velocity_live(v, place, id, window, now)
+    if slot == NULL:
+        return calendar_begin(v, place, id, window, now, amount)
+    calendar_set(v, slot, amount)
     return 0
 
 
@@ -624,14 +643,24 @@ cdef inline int64_t sliding_sum(const SlidingSlot* slot, int64_t newest) noexcep
     return sum
 
 
+cdef inline SlidingSlot* sliding_live(const Velocity* v, VelocityPlace* place, uint32_t id, uint32_t window_s, const VelocityNow* now) noexcept nogil:
+    # The counter's slot; NULL: there is none, it is dead, or of another length.
+    cdef SlidingSlot* slot = <SlidingSlot*>velocity_find_at(&v.tables[VELOCITY_SLIDINGS], place, id, 0, 0)
+    if slot == NULL or slot.bucket_s != sliding_bucket_s(window_s) or velocity_dead(&slot.head, now):
+        return NULL
+    return slot
+
+
+cdef inline bint sliding_is_newest(const SlidingSlot* slot, int64_t time_s) noexcept nogil:
+    # Whether a time lies in the newest bucket.
+    return 0 <= time_s - slot.head.window * <int64_t>slot.bucket_s < <int64_t>slot.bucket_s
+
+
 cdef inline int64_t sliding_used_at(const Velocity* v, VelocityPlace* place, uint32_t id, int64_t time_s, uint32_t window_s,
                                     const VelocityNow* now) noexcept nogil:
     # The whole ring as it would be with something of that time in it.
-    cdef const SlidingSlot* slot = <const SlidingSlot*>velocity_find_at(&v.tables[VELOCITY_SLIDINGS], place, id, 0, 0)
-    cdef uint32_t bucket_s = sliding_bucket_s(window_s)
-    if slot == NULL or slot.bucket_s != bucket_s or velocity_dead(&slot.head, now):
-        return 0
-    return sliding_sum(slot, sliding_bucket(slot, time_s, bucket_s))
+    cdef const SlidingSlot* slot = sliding_live(v, place, id, window_s, now)
+    return sliding_sum(slot, sliding_bucket(slot, time_s, slot.bucket_s)) if slot != NULL else 0
 
 
 cdef inline int64_t sliding_used(const Velocity* v, uint64_t key, uint32_t id, int64_t time_s, uint32_t window_s,
@@ -640,16 +669,23 @@ cdef inline int64_t sliding_used(const Velocity* v, uint64_t key, uint32_t id, i
     return sliding_used_at(v, &place, id, time_s, window_s, now)
 
 
-cdef inline int sliding_add_at(Velocity* v, VelocityPlace* place, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
-                               int64_t amount) noexcept nogil:
-    # As velocity_add; 1: older than the ring. A time that is later than now is for the caller to bring back; an amount below 0 is as 0.
-    cdef uint32_t bucket_s = sliding_bucket_s(window_s)
-    cdef VelocityHead* head = velocity_find_at(&v.tables[VELOCITY_SLIDINGS], place, id, 0, 0)
+cdef inline void sliding_set(Velocity* v, SlidingSlot* slot, int32_t bucket, int64_t amount) noexcept nogil:
+    # Adds to a bucket of a live ring that holds it. More than fits is UINT32_MAX; below 0 is as 0.
+    cdef uint32_t* value = &slot.values[<uint32_t>bucket % SLIDING_BUCKETS]
+    cdef int64_t before = value[0], after
+    after = <int64_t>UINT32_MAX if amount > <int64_t>UINT32_MAX - before else before + amount
+    if after > before:
+        value[0] = <uint32_t>after
+        velocity_sum(v.carried_sums, sliding_dead_day(bucket, slot.bucket_s), sliding_fact(&slot.head, bucket), after - before)
+
+
+cdef inline int sliding_turn(Velocity* v, VelocityPlace* place, uint32_t id, int64_t time_s, uint32_t bucket_s, const VelocityNow* now,
+                             int64_t amount) noexcept nogil:
+    # sliding_add_at in any other bucket than the newest of a live slot.
+    cdef VelocityHead* head = place.slot
     cdef SlidingSlot* slot = <SlidingSlot*>head
-    cdef int64_t bucket = sliding_bucket(slot, time_s, bucket_s), before, after
-    cdef uint32_t* value
+    cdef int64_t bucket = div_floor(time_s, bucket_s)
     cdef bint live
-    VERIFY((id & VELOCITY_KIND_MASK) == VELOCITY_SLIDING)
     if time_s < 0 or bucket > INT32_MAX - 2 * SLIDING_BUCKETS:
         return 1
     live = slot != NULL and slot.bucket_s == bucket_s and not velocity_dead(head, now)
@@ -672,12 +708,18 @@ cdef inline int sliding_add_at(Velocity* v, VelocityPlace* place, uint32_t id, i
     while head.window < bucket:
         head.window += 1
         slot.values[<uint32_t>head.window % SLIDING_BUCKETS] = 0
-    value = &slot.values[<uint32_t>bucket % SLIDING_BUCKETS]
-    before = value[0]
-    after = <int64_t>UINT32_MAX if amount > <int64_t>UINT32_MAX - before else before + amount
-    value[0] = <uint32_t>after
-    if after != before:
-        velocity_sum(v.carried_sums, sliding_dead_day(bucket, bucket_s), sliding_fact(head, <int32_t>bucket), after - before)
+    sliding_set(v, slot, <int32_t>bucket, amount)
+    return 0
+
+
+cdef inline int sliding_add_at(Velocity* v, VelocityPlace* place, uint32_t id, int64_t time_s, uint32_t window_s, const VelocityNow* now,
+                               int64_t amount) noexcept nogil:
+    # As velocity_add; 1: older than the ring. A time that is later than now is for the caller to bring back; an amount below 0 is as 0.
+    cdef SlidingSlot* slot = sliding_live(v, place, id, window_s, now)
+    VERIFY((id & VELOCITY_KIND_MASK) == VELOCITY_SLIDING)
+    if slot == NULL or not sliding_is_newest(slot, time_s):
+        return sliding_turn(v, place, id, time_s, sliding_bucket_s(window_s), now, amount)
+    sliding_set(v, slot, slot.head.window, amount)
     return 0
 
 

@@ -204,6 +204,22 @@ def test_what_would_have_been_refused_counts_no_further(tmp_path: Path, then: st
     assert made.marked.entries == (0 if then == "refuse" else above)
 
 
+def test_what_would_have_been_cut_counts_as_it_was_cut(tmp_path: Path) -> None:
+    """Of the day's second receipt half is cut, so that the third comes to just as many as the other limit allows."""
+    shop = Lived()
+    shop.enroll(1)
+    sold(shop, 1, 1)            # the first receipt brings more
+    shop.now += DAY_US
+    sold(shop, 1, 3)
+    welcome, *points = [sum(row["points"] for row in read_entry(entry)["postings"] if row["account"] == "member")
+                        for entry in shop.core.entries()[-4:]]
+    cut = points[0] + points[1] // 2
+    assert welcome > cut + points[2] and points[1] > 1
+    other = one_limit(name="B", measure="points", at_most=str(cut + points[2])).removeprefix("limits:\n")
+    _, ours = run(shop, tmp_path, one_limit(measure="points", at_most=str(cut), then="reduce") + other)
+    assert list(ours.values()) == [[0, 1], [0], [0]]
+
+
 def test_what_limits_refused_then_is_let_through_by_wider_ones(tmp_path: Path) -> None:
     shop = Lived(SOURCE + one_limit(then="refuse"))
     shop.enroll(1)
